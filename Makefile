@@ -1,0 +1,30 @@
+# Every target works as the first command after clone, on Debian 12 and 13, as root.
+.PHONY: setup demo test check bench lock clean
+V := .venv/bin
+
+setup:
+	@packaging/setup/system-packages
+	@packaging/setup/python-environment
+
+demo: setup      ## two sites on one machine, the whole promise; KEEP=1 leaves it running
+	@$(V)/python -m tests.flow.demo $(if $(KEEP),--keep)
+
+test: setup      ## all tests
+	@$(V)/python -m pytest $(ARGS)
+
+check: setup     ## style, strict types, import arrows
+	@$(V)/ruff check .
+	@$(V)/ruff format --check .
+	@$(V)/mypy
+	@$(V)/lint-imports
+
+bench: setup     ## figures beside their references, to bench/results.json
+	@$(V)/python -m bench $(ARGS)
+
+lock:            ## pin versions and hashes anew (needs uv)
+	@for list in build requirements develop; do \
+	    uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
+	        --no-emit-index-url -o packaging/setup/$$list.txt packaging/setup/$$list.in; done
+
+clean:
+	rm -rf .venv build bench/results.json

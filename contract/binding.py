@@ -1,0 +1,31 @@
+"""What signatures and proofs are made over, so that nothing can be carried from one place to another."""
+
+from __future__ import annotations
+
+import hashlib
+
+_REPORT_LABEL = b"ringfence report 1\0"
+_ENROL_LABEL = b"ringfence enrolment 1\0"
+
+
+def _field(value: bytes) -> bytes:
+    return len(value).to_bytes(4, "big") + value
+
+
+def qualifying_data(
+    *, nonce: bytes, node: str, certificate_sha256: bytes, body: bytes, event_log_sha256: bytes
+) -> bytes:
+    """Return the 32 bytes that the TPM quotes over (TPMS_ATTEST.extraData; TPM 2.0 Part 2, 10.12.8).
+
+    Every field is length-prefixed. `certificate_sha256` is the SHA-256 of the DER client certificate of
+    the session, so a quote is of no use on another connection.
+    """
+    digest = hashlib.sha256(_REPORT_LABEL)
+    for value in (nonce, node.encode(), certificate_sha256, hashlib.sha256(body).digest(), event_log_sha256):
+        digest.update(_field(value))
+    return digest.digest()
+
+
+def enrolment_proof_message(*, enrolment: str, node: str, ek_public: bytes, ak_public: bytes, csr: bytes) -> bytes:
+    """Return the bytes under the HMAC of EnrolFinish.proof: ties TLS key, EK, AK and id into one."""
+    return _ENROL_LABEL + b"".join(_field(v) for v in (enrolment.encode(), node.encode(), ek_public, ak_public, csr))

@@ -1,0 +1,50 @@
+"""A directive: the controller's short-lived, numbered, signed order to one node. It can only choose.
+
+Payload is JSON in a DSSE envelope (https://github.com/secure-systems-lab/dsse, protocol 1.0.2); signing and
+opening are in `contract.envelope`. A directive is level-triggered: it says the whole of what is wanted,
+and the newest number replaces all before it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+from contract.messages import Count, Line, Message, Name, Posture, Seconds, Text
+
+PAYLOAD_TYPE = "application/vnd.ringfence.directive+json"
+MAX_FENCED_ADDRESSES = 4096
+
+
+class WantedBaseline(Message):
+    """Which signed target to hold to. The file comes from the TUF repository and nowhere else."""
+
+    name: Name
+    version: Count
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
+class Response(Message):
+    """A response by name, with addresses where it takes some. Unknown names refuse the whole directive."""
+
+    name: Name
+    addresses: Annotated[list[Line], Meta(max_length=MAX_FENCED_ADDRESSES)] = []
+    reason: Text = ""
+
+
+class Directive(Message):
+    """The whole of what the controller wants of one node."""
+
+    node: Name
+    number: Count
+    issued: Seconds
+    expires: Seconds
+    """A directive that arrives later than this is refused; one that is in force stays in force."""
+    posture: Posture
+    reason: Text = ""
+    baseline: WantedBaseline | None = None
+    responses: Annotated[list[Response], Meta(max_length=64)] = []
+
+
+

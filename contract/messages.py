@@ -1,0 +1,251 @@
+"""Everything that travels between agent and controller, besides signed files.
+
+The session is a WebSocket (binary frames, MessagePack, one message a frame) that the agent opens over
+mutual TLS at SESSION_PATH. Controller: Hello. Agent: Report. Controller: Answer, whose nonce the next
+Report uses. At any time the controller may send Order (a directive that cannot wait) or Challenge
+(report now). Enrolment is plain HTTPS POST of the same encoding, without a client certificate.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+PROTOCOL = "ringfence.1"
+SESSION_PATH = "/v1/session"
+ENROL_BEGIN_PATH = "/v1/enrol/begin"
+ENROL_FINISH_PATH = "/v1/enrol/finish"
+METADATA_PATH = "/v1/metadata"
+TARGETS_PATH = "/v1/targets"
+
+MAX_FRAME_BYTES = 2 * 1024 * 1024
+MAX_BODY_BYTES = 512 * 1024
+MAX_EVENT_LOG_BYTES = 1024 * 1024
+MAX_QUOTE_BYTES = 1024
+MAX_SIGNATURE_BYTES = 1024
+MAX_ENROL_BYTES = 64 * 1024
+MAX_EVENTS_PER_REPORT = 256
+MAX_DRIFTS_PER_REPORT = 512
+NONCE_BYTES = 32
+
+Name = Annotated[str, Meta(min_length=1, max_length=63, pattern=r"\A[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z")]
+Digest = Annotated[bytes, Meta(min_length=32, max_length=32)]
+Line = Annotated[str, Meta(max_length=256)]
+Text = Annotated[str, Meta(max_length=2048)]
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Seconds = Annotated[float, Meta(ge=0, le=2**40)]
+Posture = Literal["normal", "isolated", "maintenance"]
+Mode = Literal["observe", "enforce"]
+Severity = Literal["info", "warning", "critical"]
+Tier = Literal["affirming", "warning", "contraindicated", "none"]
+
+
+class Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of what is on the wire: immutable, by keyword, unknown fields refused."""
+
+
+class Drift(Message):
+    """One way in which the node differs from its baseline; `found` of "?" means it could not be looked at."""
+
+    section: Line
+    key: Line
+    wanted: Text
+    found: Text
+    since: Seconds
+    """Node's wall clock, seconds since 1970."""
+    repaired: bool = False
+    culprit: Text = ""
+    """The process that did it, where the kernel tells: "nft (pid 4242, uid 0): nft flush ruleset"."""
+
+
+class Event(Message):
+    """Something that happened on the node, in the order of `seq`, kept until the controller has acknowledged it."""
+
+    seq: Count
+    at: Seconds
+    kind: Line
+    """Dotted and stable: `firewall.healed`, `usb.refused`, `baseline.reverted`, `directive.refused`."""
+    severity: Severity
+    summary: Text
+    detail: dict[Line, Text] = {}
+
+
+class BaselineRef(Message):
+    """A signed baseline, by content."""
+
+    name: Name
+    version: Count
+    sha256: Digest
+
+
+class ReportBody(Message):
+    """The agent's report. Its bytes travel opaque inside Report and the quote covers them."""
+
+    node: Name
+    number: Count
+    boot_id: Line
+    at: Seconds
+    uptime_s: Seconds
+    agent_version: Line
+    posture: Posture
+    baseline: BaselineRef | None = None
+    """In force and confirmed; None while the packaged lock-down rules hold the node."""
+    pending: BaselineRef | None = None
+    """In force but not confirmed yet: this very report is its confirmation."""
+    directive_number: Count = 0
+    """The highest number ever accepted."""
+    fenced: Annotated[list[Line], Meta(max_length=4096)] = []
+    addresses: Annotated[list[Line], Meta(max_length=256)] = []
+    drifts: Annotated[list[Drift], Meta(max_length=MAX_DRIFTS_PER_REPORT)] = []
+    events: Annotated[list[Event], Meta(max_length=MAX_EVENTS_PER_REPORT)] = []
+    events_dropped: Count = 0
+    event_log_sha256: Annotated[bytes, Meta(max_length=32)] = b""
+    """SHA-256 of the firmware log as the agent holds it; empty when the machine has none."""
+
+
+class Report(Message, tag="report"):
+    """Evidence (RFC 9334, clause 8.1): what the TPM signed, and what it was signed over."""
+
+    body: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)]
+    quote: Annotated[bytes, Meta(max_length=MAX_QUOTE_BYTES)]
+    """TPMS_ATTEST."""
+    signature: Annotated[bytes, Meta(max_length=MAX_SIGNATURE_BYTES)]
+    """TPMT_SIGNATURE."""
+    pcrs: Annotated[dict[int, Digest], Meta(max_length=24)]
+    """SHA-256 bank; unsigned side data, worth only what the quote's digest makes of it."""
+    event_log: Annotated[bytes, Meta(max_length=MAX_EVENT_LOG_BYTES)] | None = None
+    """Only when the controller asked for it: once a boot."""
+
+
+class Renew(Message, tag="renew"):
+    """Ask for a new client certificate over a session that is already trusted. `csr` is DER (PKCS #10)."""
+
+    csr: Annotated[bytes, Meta(max_length=8192)]
+
+
+class Hello(Message, tag="hello"):
+    """First message of a session."""
+
+    node: Name
+    nonce: Digest
+    interval_s: Annotated[float, Meta(gt=0, le=86400)]
+    event_log_wanted: bool = True
+    directive: bytes | None = None
+
+
+class Finding(Message):
+    """Why a tier is what it is. `code` as in Rejected."""
+
+    code: Line
+    detail: Text
+    pcr: int | None = None
+    event: int | None = None
+    """Index in the firmware log, from 0."""
+
+
+class Answer(Message, tag="answer"):
+    """What the controller made of one report."""
+
+    number: Count
+    nonce: Digest
+    tier: Tier
+    findings: list[Finding] = []
+    events_acked: Count = 0
+    """Every event with seq <= this is stored."""
+    event_log_wanted: bool = False
+    directive: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)] | None = None
+    """A DSSE envelope; None when nothing changed since the number the report named."""
+
+
+class Order(Message, tag="order"):
+    """A directive that does not wait for the next report."""
+
+    directive: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)]
+
+
+class Challenge(Message, tag="challenge"):
+    """Report now. The nonce replaces the one outstanding."""
+
+    nonce: Digest
+
+
+class Certificate(Message, tag="certificate"):
+    """Answer to Renew: leaf first, PEM."""
+
+    chain: Annotated[bytes, Meta(max_length=16384)]
+
+
+class Refused(Message, tag="refused"):
+    """The message before was refused; the session closes after it. The cure is for the log of the other side."""
+
+    code: Line
+    detail: Text = ""
+
+
+FromAgent = Report | Renew
+FromController = Hello | Answer | Order | Challenge | Certificate | Refused
+
+
+class EnrolBegin(Message, tag="enrol-begin"):
+    """First step of enrolment. Public areas are TPM2B_PUBLIC as the TPM gave them."""
+
+    node: Name
+    site: Name | None = None
+    ek_public: Annotated[bytes, Meta(max_length=1024)]
+    ak_public: Annotated[bytes, Meta(max_length=1024)]
+    ek_certificate: Annotated[bytes, Meta(max_length=8192)] = b""
+    """DER, with whatever NV padding the vendor left."""
+    csr: Annotated[bytes, Meta(max_length=8192)]
+    """DER (PKCS #10) of the TLS client key."""
+    token: Annotated[str, Meta(max_length=128)] = ""
+    """One-use enrolment token, if the technician was given one."""
+
+
+class EnrolChallenge(Message, tag="enrol-challenge"):
+    """Answer to EnrolBegin: TPM2_ActivateCredential opens it only where EK and AK live together."""
+
+    enrolment: Line
+    credential_blob: Annotated[bytes, Meta(max_length=1024)]
+    """TPM2B_ID_OBJECT."""
+    encrypted_secret: Annotated[bytes, Meta(max_length=1024)]
+    """TPM2B_ENCRYPTED_SECRET."""
+
+
+class EnrolFinish(Message, tag="enrol-finish"):
+    """Second step, repeated while the answer is EnrolPending.
+
+    `proof` is HMAC-SHA-256(key = activated secret, `binding.enrolment_proof_message`): the secret never travels back.
+    """
+
+    enrolment: Line
+    proof: Digest
+
+
+class EnrolPending(Message, tag="enrol-pending"):
+    """The TPM is proved; a person must approve. Ask again after `retry_s`."""
+
+    retry_s: Annotated[float, Meta(gt=0, le=3600)]
+
+
+class EnrolApproved(Message, tag="enrol-approved"):
+    """The node is in. Everything it needs to open sessions and to trust baselines and directives."""
+
+    node: Name
+    site: Name
+    chain: Annotated[bytes, Meta(max_length=16384)]
+    """Client certificate, leaf first, PEM."""
+    directive_key: Annotated[bytes, Meta(max_length=256)]
+    """Ed25519 public key of directives, SubjectPublicKeyInfo DER."""
+    root_metadata: Annotated[bytes, Meta(max_length=65536)] = b""
+    """The first trusted TUF root.json; ignored where the node's configuration pins one."""
+
+
+EnrolReply = EnrolChallenge | EnrolPending | EnrolApproved | Refused
+
+
+def never_more(text: str, limit: int) -> str:
+    """Cut own text to a field's limit, visibly; for fields that quote the machine."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
