@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from contract.messages import Count, Line, Message, Name, Posture, Seconds, Text
 
@@ -17,7 +17,7 @@ PAYLOAD_TYPE = "application/vnd.ringfence.directive+json"
 MAX_FENCED_ADDRESSES = 4096
 
 
-class WantedBaseline(Message):
+class WantedBaseline(Message, frozen=True, kw_only=True):
     """Which signed target to hold to. The file comes from the TUF repository and nowhere else."""
 
     name: Name
@@ -25,15 +25,15 @@ class WantedBaseline(Message):
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
-class Response(Message):
+class Response(Message, frozen=True, kw_only=True):
     """A response by name, with addresses where it takes some. Unknown names refuse the whole directive."""
 
     name: Name
-    addresses: Annotated[list[Line], Meta(max_length=MAX_FENCED_ADDRESSES)] = []
+    addresses: Annotated[list[Line], Meta(max_length=MAX_FENCED_ADDRESSES)] = field(default_factory=list)
     reason: Text = ""
 
 
-class Directive(Message):
+class Directive(Message, frozen=True, kw_only=True):
     """The whole of what the controller wants of one node."""
 
     node: Name
@@ -44,7 +44,4 @@ class Directive(Message):
     posture: Posture
     reason: Text = ""
     baseline: WantedBaseline | None = None
-    responses: Annotated[list[Response], Meta(max_length=64)] = []
-
-
-
+    responses: Annotated[list[Response], Meta(max_length=64)] = field(default_factory=list)

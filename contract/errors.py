@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Rejected(Exception):  # noqa: N818  (a verdict, not a fault of ours)
+class Rejected(Exception):
     """Input from outside was refused.
 
     `code` is stable, dotted and lower-case (`quote.magic`, `directive.expired`): events, metrics,

@@ -45,7 +45,7 @@ class Message(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omi
     """Base of what is on the wire: immutable, by keyword, unknown fields refused."""
 
 
-class Drift(Message):
+class Drift(Message, frozen=True, kw_only=True):
     """One way in which the node differs from its baseline; `found` of "?" means it could not be looked at."""
 
     section: Line
@@ -59,7 +59,7 @@ class Drift(Message):
     """The process that did it, where the kernel tells: "nft (pid 4242, uid 0): nft flush ruleset"."""
 
 
-class Event(Message):
+class Event(Message, frozen=True, kw_only=True):
     """Something that happened on the node, in the order of `seq`, kept until the controller has acknowledged it."""
 
     seq: Count
@@ -71,7 +71,7 @@ class Event(Message):
     detail: dict[Line, Text] = {}
 
 
-class BaselineRef(Message):
+class BaselineRef(Message, frozen=True, kw_only=True):
     """A signed baseline, by content."""
 
     name: Name
@@ -79,7 +79,7 @@ class BaselineRef(Message):
     sha256: Digest
 
 
-class ReportBody(Message):
+class ReportBody(Message, frozen=True, kw_only=True):
     """The agent's report. Its bytes travel opaque inside Report and the quote covers them."""
 
     node: Name
@@ -104,7 +104,7 @@ class ReportBody(Message):
     """SHA-256 of the firmware log as the agent holds it; empty when the machine has none."""
 
 
-class Report(Message, tag="report"):
+class Report(Message, frozen=True, kw_only=True, tag="report"):
     """Evidence (RFC 9334, clause 8.1): what the TPM signed, and what it was signed over."""
 
     body: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)]
@@ -118,13 +118,13 @@ class Report(Message, tag="report"):
     """Only when the controller asked for it: once a boot."""
 
 
-class Renew(Message, tag="renew"):
+class Renew(Message, frozen=True, kw_only=True, tag="renew"):
     """Ask for a new client certificate over a session that is already trusted. `csr` is DER (PKCS #10)."""
 
     csr: Annotated[bytes, Meta(max_length=8192)]
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     """First message of a session."""
 
     node: Name
@@ -134,7 +134,7 @@ class Hello(Message, tag="hello"):
     directive: bytes | None = None
 
 
-class Finding(Message):
+class Finding(Message, frozen=True, kw_only=True):
     """Why a tier is what it is. `code` as in Rejected."""
 
     code: Line
@@ -144,7 +144,7 @@ class Finding(Message):
     """Index in the firmware log, from 0."""
 
 
-class Answer(Message, tag="answer"):
+class Answer(Message, frozen=True, kw_only=True, tag="answer"):
     """What the controller made of one report."""
 
     number: Count
@@ -158,25 +158,25 @@ class Answer(Message, tag="answer"):
     """A DSSE envelope; None when nothing changed since the number the report named."""
 
 
-class Order(Message, tag="order"):
+class Order(Message, frozen=True, kw_only=True, tag="order"):
     """A directive that does not wait for the next report."""
 
     directive: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)]
 
 
-class Challenge(Message, tag="challenge"):
+class Challenge(Message, frozen=True, kw_only=True, tag="challenge"):
     """Report now. The nonce replaces the one outstanding."""
 
     nonce: Digest
 
 
-class Certificate(Message, tag="certificate"):
+class Certificate(Message, frozen=True, kw_only=True, tag="certificate"):
     """Answer to Renew: leaf first, PEM."""
 
     chain: Annotated[bytes, Meta(max_length=16384)]
 
 
-class Refused(Message, tag="refused"):
+class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     """The message before was refused; the session closes after it. The cure is for the log of the other side."""
 
     code: Line
@@ -187,7 +187,7 @@ FromAgent = Report | Renew
 FromController = Hello | Answer | Order | Challenge | Certificate | Refused
 
 
-class EnrolBegin(Message, tag="enrol-begin"):
+class EnrolBegin(Message, frozen=True, kw_only=True, tag="enrol-begin"):
     """First step of enrolment. Public areas are TPM2B_PUBLIC as the TPM gave them."""
 
     node: Name
@@ -202,7 +202,7 @@ class EnrolBegin(Message, tag="enrol-begin"):
     """One-use enrolment token, if the technician was given one."""
 
 
-class EnrolChallenge(Message, tag="enrol-challenge"):
+class EnrolChallenge(Message, frozen=True, kw_only=True, tag="enrol-challenge"):
     """Answer to EnrolBegin: TPM2_ActivateCredential opens it only where EK and AK live together."""
 
     enrolment: Line
@@ -212,7 +212,7 @@ class EnrolChallenge(Message, tag="enrol-challenge"):
     """TPM2B_ENCRYPTED_SECRET."""
 
 
-class EnrolFinish(Message, tag="enrol-finish"):
+class EnrolFinish(Message, frozen=True, kw_only=True, tag="enrol-finish"):
     """Second step, repeated while the answer is EnrolPending.
 
     `proof` is HMAC-SHA-256(key = activated secret, `binding.enrolment_proof_message`): the secret never travels back.
@@ -222,13 +222,13 @@ class EnrolFinish(Message, tag="enrol-finish"):
     proof: Digest
 
 
-class EnrolPending(Message, tag="enrol-pending"):
+class EnrolPending(Message, frozen=True, kw_only=True, tag="enrol-pending"):
     """The TPM is proved; a person must approve. Ask again after `retry_s`."""
 
     retry_s: Annotated[float, Meta(gt=0, le=3600)]
 
 
-class EnrolApproved(Message, tag="enrol-approved"):
+class EnrolApproved(Message, frozen=True, kw_only=True, tag="enrol-approved"):
     """The node is in. Everything it needs to open sessions and to trust baselines and directives."""
 
     node: Name
@@ -247,5 +247,3 @@ EnrolReply = EnrolChallenge | EnrolPending | EnrolApproved | Refused
 def never_more(text: str, limit: int) -> str:
     """Cut own text to a field's limit, visibly; for fields that quote the machine."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-

@@ -1,0 +1,186 @@
+"""The probes: one file for each section of a baseline; the module's name is the section's name.
+
+A probe module exposes `Section` (a subclass of `SectionBase`: what may be written in the TOML) and `Probe` (a
+subclass of `Probe[Section]`: observes, explains, repairs). Modules are found by listing this folder; no list
+of them stands anywhere. Probes are synchronous and run on the one thread that owns the machine. A probe never
+decides its own mode: the loop calls `repair` only where the section is in mode `enforce`. "Could not look" is a drift,
+never silence and never an exception.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+
+from msgspec import Struct
+
+from contract import baseline as baselines
+from contract.messages import Drift, Mode, Posture, Severity, never_more
+
+if TYPE_CHECKING:
+    from agent.host import Host
+    from agent.netfilter import Netfilter
+    from agent.tpm import Tpm
+
+UNSEEN = "?"
+"""`Drift.found` where it could not be looked."""
+
+
+class SectionBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section's type. Cross-field faults are raised as ValueError in `__post_init__`."""
+
+    mode: Mode | None = None
+    """`observe` reports only, `enforce` repairs too; absent: the mode of the head."""
+
+
+class ControllerEndpoint(NamedTuple):
+    """Where the controller listens for nodes: an address (no name) and a TCP port."""
+
+    address: str
+    port: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What a probe is given besides its section. `remembered` is kept over restarts by the store."""
+
+    host: Host
+    netfilter: Netfilter | None = None
+    tpm: Tpm | None = None
+    controller: tuple[ControllerEndpoint, ...] = ()
+    posture: Posture = "normal"
+    fenced: tuple[str, ...] = ()
+    remembered: MutableMapping[str, str] = field(default_factory=dict)
+
+
+class Difference(NamedTuple):
+    """A drift before its age is known."""
+
+    key: str
+    wanted: str
+    found: str
+    culprit: str = ""
+
+
+class Notice(NamedTuple):
+    """Something to put on record that is no drift: the loop makes an event of it."""
+
+    kind: str
+    severity: Severity
+    summary: str
+    detail: dict[str, str]
+
+
+S = TypeVar("S", bound=SectionBase)
+
+
+class Probe(ABC, Generic[S]):
+    """Observes one section. Lives as long as its baseline is in force.
+
+    `around` is replaced by the loop when posture or fences change; nothing may be derived from it in `__init__`.
+    """
+
+    def __init__(self, section: S, around: Surroundings) -> None:
+        self.section = section
+        self.around = around
+        self._since: dict[tuple[str, str, str], float] = {}
+        name = type(self).__module__.rpartition(".")[2]
+        self.name = name
+        """The section's name."""
+        self._before = f"{name}:"
+
+    @abstractmethod
+    def observe(self, now: float) -> list[Drift]:
+        """Return how the machine differs from the section. Writes nothing and raises nothing for a failed look."""
+
+    @abstractmethod
+    def repair(self, drifts: Sequence[Drift], now: float) -> None:
+        """Mend what can be mended of `drifts` (from the last `observe`). What stays is seen by the next `observe`."""
+
+    def undo(self) -> None:
+        """Put back what `repair` changed, where it was remembered: the baseline is being reverted."""
+
+    def notices(self, now: float) -> list[Notice]:
+        """Return what is to be recorded since the last call, each thing once. Called after `observe`."""
+        return []
+
+    def drifts(self, differences: Iterable[Difference], now: float) -> list[Drift]:
+        """Give each difference its age: `since` is when this very difference was first seen by this probe."""
+        seen: dict[tuple[str, str, str], float] = {}
+        out = []
+        for each in differences:
+            identity = (each.key, each.wanted, each.found)
+            seen[identity] = self._since.get(identity, now)
+            out.append(
+                Drift(
+                    section=self.name,
+                    key=never_more(each.key, 256),
+                    wanted=never_more(each.wanted, 2048),
+                    found=never_more(each.found, 2048),
+                    since=seen[identity],
+                    culprit=never_more(each.culprit, 2048),
+                )
+            )
+        self._since = seen
+        return out
+
+    def remember_first(self, key: str, value: str) -> None:
+        """Keep the value that was there before the first repair of `key`; later ones do not overwrite it."""
+        self.around.remembered.setdefault(self._before + key, value)
+
+    def remembered(self) -> Iterator[tuple[str, str]]:
+        """Yield every (key, first value) that this section has remembered."""
+        for key in list(self.around.remembered):
+            if key.startswith(self._before):
+                yield key.removeprefix(self._before), self.around.remembered[key]
+
+    def forget(self, key: str) -> None:
+        """Drop a remembered value after it was put back."""
+        self.around.remembered.pop(self._before + key, None)
+
+
+def could_not_look(key: str, wanted: str, error: Exception) -> Difference:
+    """Return the difference that stands for a failed look: found is "?", and `wanted` also tells why."""
+    reason = (
+        getattr(error, "strerror", None)
+        or getattr(error, "detail", None)
+        or str(error)
+        or type(error).__name__
+    )
+    return Difference(key, f"{wanted} (could not look: {reason})", UNSEEN)
+
+
+class ProbeModule(Protocol):
+    """What a file in this folder exposes."""
+
+    Section: type[SectionBase]
+    Probe: type[Probe[Any]]
+
+
+def sections() -> dict[str, ProbeModule]:
+    """Return every probe module by section name, found by listing this folder. Names with a leading '_' are not probes."""
+    names = sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
+    return {name: cast(ProbeModule, importlib.import_module(f"{__name__}.{name}")) for name in names}
+
+
+def parse_sections(baseline: baselines.Baseline) -> dict[str, SectionBase]:
+    """Return every section of a baseline, typed by its probe, in the order of the text.
+
+    Raises Rejected `baseline.key`, with file, line, key and what was expected, also for a section that no probe has.
+    """
+    known = sections()
+    parsed: dict[str, SectionBase] = {}
+    for name in baseline.sections:
+        if name not in known:
+            raise baselines.refuse(baseline, (name,), f"unknown section; expected one of: {', '.join(known)}")
+        parsed[name] = baselines.section(baseline, name, known[name].Section)
+    return parsed
+
+
+def mode_of(section: SectionBase, head: baselines.Head) -> Mode:
+    """Return the mode in force for a section: its own, else the head's."""
+    return section.mode or head.mode
