@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from contract.messages import Mode, Name, Text
 from contract.toml import Path, convert_toml, line_of, parse_toml, refuse_key
 
-__all__ = ["Baseline", "Head", "Offline", "line_of", "parse_baseline", "refuse", "section"]
+__all__ = ["Baseline", "Head", "Offline", "SectionBase", "line_of", "parse_baseline", "refuse", "section"]
 
 T = TypeVar("T")
 
@@ -42,6 +42,13 @@ class Head(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Mode = "enforce"
     """The mode of every section that does not name its own."""
     offline: Offline = Offline()
+
+
+class SectionBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section's type. Cross-field faults are raised as ValueError in `__post_init__`."""
+
+    mode: Mode | None = None
+    """`observe` reports only, `enforce` repairs too; absent: the mode of the head."""
 
 
 class Baseline(Struct, frozen=True, kw_only=True):

@@ -30,10 +30,8 @@ _AT = re.compile(r"\A(?P<what>.*?)(?: - at `(?P<path>.*)`)?\Z", re.DOTALL)
 _UNKNOWN = re.compile(r"\AObject contains unknown field `(?P<field>.*)`\Z", re.DOTALL)
 _MISSING = re.compile(r"\AObject missing required field `(?P<field>.*)`\Z", re.DOTALL)
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
-_LONG_KEY = re.compile(
-    r"""(?<![A-Za-z0-9_-])(?:(?:[A-Za-z0-9_-]++|"(?:[^"\\]|\\.)*+"|'[^']*+')[ \t]*+\.[ \t]*+){%d}"""
-    % MAX_KEY_PARTS
-)
+_KEY_PART = r"""(?:[A-Za-z0-9_-]++|"(?:[^"\\]|\\.)*+"|'[^']*+')[ \t]*+\.[ \t]*+"""
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-])(?:{_KEY_PART}){{{MAX_KEY_PARTS}}}")
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 
 

@@ -16,9 +16,8 @@ from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
-from msgspec import Struct
-
 from contract import baseline as baselines
+from contract.baseline import SectionBase
 from contract.messages import Drift, Mode, Posture, Severity, never_more
 
 if TYPE_CHECKING:
@@ -26,15 +25,23 @@ if TYPE_CHECKING:
     from agent.netfilter import Netfilter
     from agent.tpm import Tpm
 
+__all__ = [
+    "UNSEEN",
+    "ControllerEndpoint",
+    "Difference",
+    "Notice",
+    "Probe",
+    "ProbeModule",
+    "SectionBase",
+    "Surroundings",
+    "could_not_look",
+    "mode_of",
+    "parse_sections",
+    "sections",
+]
+
 UNSEEN = "?"
 """`Drift.found` where it could not be looked."""
-
-
-class SectionBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every section's type. Cross-field faults are raised as ValueError in `__post_init__`."""
-
-    mode: Mode | None = None
-    """`observe` reports only, `enforce` repairs too; absent: the mode of the head."""
 
 
 class ControllerEndpoint(NamedTuple):
@@ -55,6 +62,8 @@ class Surroundings:
     posture: Posture = "normal"
     fenced: tuple[str, ...] = ()
     remembered: MutableMapping[str, str] = field(default_factory=dict)
+    event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
+    """Where the firmware's log is read."""
 
 
 class Difference(NamedTuple):
