@@ -1,0 +1,349 @@
+"""The use cases: everything that reads or changes what the controller knows, one transaction each.
+
+Refuses to do: SQL (controller.store), judging (controller.judge), signing, clocks, sockets. Directives come out
+unsigned; `now` comes in. Every method raises `contract.errors.Rejected` for what the caller asked wrongly, with
+the refusal already recorded as an event where it matters, and `controller.store.StoreUnavailable` when the
+database cannot answer: then nothing was done and nothing is trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from contract.directive import Directive
+from contract.errors import Rejected
+from contract.messages import EnrolFinish
+from controller.fleet import access, baselines, enrolments, incidents, isolation, nodes, reports, sites
+from controller.records import (
+    Admitted,
+    ApiTokenView,
+    AuditView,
+    BaselineView,
+    Change,
+    ChangeTrust,
+    EnrolmentRequest,
+    EnrolmentView,
+    EnrolTokenView,
+    EventView,
+    Evidence,
+    FleetCounts,
+    FleetSettings,
+    HoldView,
+    IncidentView,
+    Issue,
+    IssuedCertificate,
+    NodeDetail,
+    NodeView,
+    Outcome,
+    Page,
+    PreregistrationView,
+    Role,
+    SessionRecord,
+    SitePolicy,
+    SiteView,
+    Standing,
+    StandingChange,
+)
+from controller.store import Store
+
+
+class Fleet:
+    """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
+
+    def __init__(self, store: Store, settings: FleetSettings) -> None:
+        self._store = store
+        self._settings = settings
+
+    # -- sites ---------------------------------------------------------------------------------------------
+
+    async def create_site(self, site: str, policy: SitePolicy, *, actor: str, now: float) -> SiteView:
+        """Raises Rejected `name.invalid`, `site.exists`."""
+        return await self._store.run(lambda tx: sites.create(tx, site, policy, actor=actor, now=now))
+
+    async def set_policy(
+        self, site: str, policy: SitePolicy, *, actor: str, reason: str, now: float
+    ) -> SiteView:
+        """Raises Rejected `site.unknown`, `reason.missing`."""
+        return await self._store.run(
+            lambda tx: sites.set_policy(tx, site, policy, actor=actor, reason=reason, now=now)
+        )
+
+    async def list_sites(self, *, after: str | None = None, limit: int = 100) -> Page[SiteView]:
+        """By name."""
+        return await self._store.run(lambda tx: sites.list_(tx, after=after, limit=limit))
+
+    async def site(self, site: str) -> SiteView:
+        """Raises Rejected `site.unknown`."""
+        return await self._store.run(lambda tx: sites.get(tx, site))
+
+    # -- enrolment -----------------------------------------------------------------------------------------
+
+    async def begin_enrolment(self, request: EnrolmentRequest, *, now: float) -> str:
+        """Open an enrolment and return its id.
+
+        Raises Rejected `enrolment.reserved` (b06), `enrolment.identity-conflict` (b04), `enrolment.ek-in-use`
+        (b12), `enrolment.ek-untrusted`, `enrolment.too-many`, `enrolment.token`, `site.unknown`; all recorded.
+        """
+        return await self._store.run(lambda tx: enrolments.begin(tx, self._settings, request, now=now))
+
+    async def finish_enrolment(self, finish: EnrolFinish, issue: Issue, *, now: float) -> Admitted | None:
+        """Check the proof; admit where EK list, token or person has approved; None while a person must.
+
+        `issue` runs in the transaction that binds id, EK, AK and certificate. Raises Rejected
+        `enrolment.unknown`, `enrolment.proof` (b03), `enrolment.rejected`, `enrolment.expired`,
+        `enrolment.identity-conflict` (b05).
+        """
+        return await self._store.run(lambda tx: enrolments.finish(tx, self._settings, finish, issue, now=now))
+
+    async def approve(
+        self, enrolment: str, *, actor: str, now: float, site: str | None = None, replace: bool = False
+    ) -> EnrolmentView:
+        """Approve. `site` where the node named none (or another). `replace` says that the node of this id now has
+        this AK (same TPM, new key) — without it a changed AK is refused with `enrolment.identity-conflict`."""
+        return await self._store.run(
+            lambda tx: enrolments.approve(tx, enrolment, actor=actor, now=now, site=site, replace=replace)
+        )
+
+    async def reject(self, enrolment: str, *, actor: str, reason: str, now: float) -> EnrolmentView:
+        """Raises Rejected `enrolment.unknown`, `enrolment.decided`, `reason.missing`."""
+        return await self._store.run(
+            lambda tx: enrolments.reject(tx, enrolment, actor=actor, reason=reason, now=now)
+        )
+
+    async def preregister(
+        self, ek_id: str, *, site: str, node: str | None, actor: str, now: float
+    ) -> PreregistrationView:
+        """Expect this EK; with `node`, that id is reserved for it. Raises Rejected `ek.invalid`, `site.unknown`,
+        `preregistration.exists`, `enrolment.ek-in-use`."""
+        return await self._store.run(
+            lambda tx: enrolments.preregister(tx, ek_id, site=site, node=node, actor=actor, now=now)
+        )
+
+    async def preregistered_eks(self) -> frozenset[str]:
+        """EK ids that are expected: the allow-list of `check_identity`."""
+        return await self._store.run(enrolments.expected_eks)
+
+    async def new_enrol_token(
+        self, token_sha256: bytes, *, site: str, node: str | None, expires_at: float, actor: str, now: float
+    ) -> EnrolTokenView:
+        """Store a one-use token by its SHA-256 (the caller made it and shows it once)."""
+        return await self._store.run(
+            lambda tx: enrolments.new_token(
+                tx, token_sha256, site=site, node=node, expires_at=expires_at, actor=actor, now=now
+            )
+        )
+
+    async def list_enrolments(
+        self, *, state: str | None = None, after: str | None = None, limit: int = 100
+    ) -> Page[EnrolmentView]:
+        """Newest first."""
+        return await self._store.run(lambda tx: enrolments.list_(tx, state=state, after=after, limit=limit))
+
+    async def list_preregistrations(
+        self, *, after: str | None = None, limit: int = 100
+    ) -> Page[PreregistrationView]:
+        """By EK id."""
+        return await self._store.run(lambda tx: enrolments.list_expected(tx, after=after, limit=limit))
+
+    # -- sessions and evidence -----------------------------------------------------------------------------
+
+    async def open_session(self, node: str, certificate_sha256: bytes, *, now: float) -> SessionRecord:
+        """Raises Rejected `session.unknown-node`, `session.certificate` (b04, b09): recorded."""
+        return await self._store.run(lambda tx: reports.open_session(tx, node, certificate_sha256, now=now))
+
+    async def check_certificate(self, node: str, certificate_sha256: bytes) -> None:
+        """For the file routes: raises Rejected as open_session does, records nothing."""
+        await self._store.run(lambda tx: reports.check_certificate(tx, node, certificate_sha256))
+
+    async def close_session(self, node: str, *, now: float) -> None:
+        """The socket is gone; silence is judged by `sweep`."""
+        await self._store.run(lambda tx: reports.close_session(tx, node, now=now))
+
+    async def session(self, node: str) -> SessionRecord:
+        """Read again what a session holds, after a Change named the node. Raises Rejected `session.unknown-node`."""
+        return await self._store.run(lambda tx: reports.session(tx, node))
+
+    async def take_report(self, node: str, evidence: Evidence, *, now: float) -> Outcome:
+        """Judge verified evidence, store it, and say what follows: one transaction."""
+        return await self._store.run(lambda tx: reports.take(tx, self._settings, node, evidence, now=now))
+
+    async def reject_evidence(self, node: str, rejected: Rejected, *, now: float) -> Outcome:
+        """Record evidence that did not verify (c07). For a failure of our own use code `verification.failed`."""
+        return await self._store.run(
+            lambda tx: reports.reject_evidence(tx, self._settings, node, rejected, now=now)
+        )
+
+    async def renew_certificate(
+        self, node: str, csr: bytes, issue: Issue, *, now: float
+    ) -> IssuedCertificate:
+        """Issue and bind a new certificate; the old one stays good until a session opens with the new one."""
+        return await self._store.run(lambda tx: reports.renew_certificate(tx, node, csr, issue, now=now))
+
+    async def directive_for(self, node: str, *, now: float) -> Directive:
+        """A new directive with the next number. Raises Rejected `session.unknown-node`."""
+        made = await self.directives_for([node], now=now)
+        if node not in made:
+            raise Rejected("session.unknown-node", node)
+        return made[node]
+
+    async def directives_for(self, nodes_: Sequence[str], *, now: float) -> dict[str, Directive]:
+        """New directives for these nodes, in one transaction; unknown nodes are left out."""
+        return await self._store.run(lambda tx: isolation.directives(tx, self._settings, nodes_, now=now))
+
+    async def accept_boot(self, node: str, *, actor: str, reason: str, now: float) -> Change:
+        """Take the boot seen last as the node's reference. Raises Rejected `node.unknown`, `boot.no-candidate`,
+        `reason.missing`. The caller reloads the session record and sends a Challenge."""
+        return await self._store.run(
+            lambda tx: reports.accept_boot(tx, node, actor=actor, reason=reason, now=now)
+        )
+
+    async def sweep(self, *, now: float) -> list[StandingChange]:
+        """Judge silence (a05). Call a few times an interval, and once at start."""
+        return await self._store.run(lambda tx: nodes.sweep(tx, self._settings, now=now))
+
+    # -- isolation -----------------------------------------------------------------------------------------
+
+    async def isolate_node(self, node: str, *, actor: str, reason: str, now: float) -> Change:
+        """Raises Rejected `node.unknown`, `reason.missing`, `hold.exists`."""
+        return await self._store.run(
+            lambda tx: isolation.isolate(tx, node=node, site=None, actor=actor, reason=reason, now=now)
+        )
+
+    async def isolate_site(self, site: str, *, actor: str, reason: str, now: float) -> Change:
+        """Raises Rejected `site.unknown`, `reason.missing`, `hold.exists`."""
+        return await self._store.run(
+            lambda tx: isolation.isolate(tx, node=None, site=site, actor=actor, reason=reason, now=now)
+        )
+
+    async def release_node(self, node: str, *, actor: str, reason: str, now: float) -> Change:
+        """Raises Rejected `node.unknown`, `reason.missing`, `hold.none`. Leaves a hold on its site in force."""
+        return await self._store.run(
+            lambda tx: isolation.release(tx, node=node, site=None, actor=actor, reason=reason, now=now)
+        )
+
+    async def release_site(self, site: str, *, actor: str, reason: str, now: float) -> Change:
+        """Raises Rejected `site.unknown`, `reason.missing`, `hold.none`. Leaves holds on single nodes in force."""
+        return await self._store.run(
+            lambda tx: isolation.release(tx, node=None, site=site, actor=actor, reason=reason, now=now)
+        )
+
+    async def list_holds(
+        self, *, active: bool = True, site: str | None = None, after: str | None = None, limit: int = 100
+    ) -> Page[HoldView]:
+        """Newest first; `active=False` lists released ones too."""
+        return await self._store.run(
+            lambda tx: isolation.list_(tx, active=active, site=site, after=after, limit=limit)
+        )
+
+    # -- baselines and trust files -------------------------------------------------------------------------
+
+    async def change_trust(self, change: ChangeTrust, *, actor: str, now: float) -> list[BaselineView]:
+        """Run `change` over all trust files and store what it returns, whole or not at all: pushing a baseline,
+        refreshing the timestamp. Raises what `change` raises, and Rejected `baseline.changed` when a stored
+        name and version would get other content."""
+        return await self._store.run(lambda tx: baselines.change_trust(tx, change, actor=actor, now=now))
+
+    async def trust_file(self, path: str) -> bytes | None:
+        """One file of the repository, or None."""
+        return await self._store.run(lambda tx: baselines.trust_file(tx, path))
+
+    async def assign_baseline(
+        self, site: str, name: str, version: int | None, *, actor: str, reason: str, now: float
+    ) -> Change:
+        """Choose a baseline for a site; version None is the newest. Raises Rejected `site.unknown`,
+        `baseline.unknown`, `baseline.older` (than the one of that name assigned now), `reason.missing`."""
+        return await self._store.run(
+            lambda tx: baselines.assign(tx, site, name, version, actor=actor, reason=reason, now=now)
+        )
+
+    async def list_baselines(self, *, after: str | None = None, limit: int = 100) -> Page[BaselineView]:
+        """By name, then version."""
+        return await self._store.run(lambda tx: baselines.list_(tx, after=after, limit=limit))
+
+    # -- reading -------------------------------------------------------------------------------------------
+
+    async def list_nodes(
+        self,
+        *,
+        site: str | None = None,
+        standing: Standing | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page[NodeView]:
+        """By name."""
+        return await self._store.run(
+            lambda tx: nodes.list_(tx, site=site, standing=standing, after=after, limit=limit)
+        )
+
+    async def node(self, node: str) -> NodeDetail:
+        """Raises Rejected `node.unknown`."""
+        return await self._store.run(lambda tx: nodes.detail(tx, node))
+
+    async def list_incidents(
+        self,
+        *,
+        state: str | None = None,
+        site: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+    ) -> Page[IncidentView]:
+        """Newest first."""
+        return await self._store.run(
+            lambda tx: incidents.list_(tx, state=state, site=site, after=after, limit=limit)
+        )
+
+    async def incident(self, incident: int) -> IncidentView:
+        """Raises Rejected `incident.unknown`."""
+        return await self._store.run(lambda tx: incidents.get(tx, incident))
+
+    async def close_incident(self, incident: int, *, actor: str, reason: str, now: float) -> IncidentView:
+        """Raises Rejected `incident.unknown`, `incident.closed`, `reason.missing`."""
+        return await self._store.run(
+            lambda tx: incidents.close(tx, incident, actor=actor, reason=reason, now=now)
+        )
+
+    async def list_events(
+        self,
+        *,
+        after: int = 0,
+        limit: int = 100,
+        node: str | None = None,
+        site: str | None = None,
+        newest_first: bool = False,
+    ) -> list[EventView]:
+        """Oldest first from the cursor `after` (exclusive); with `newest_first`, downwards from `after` (0: the end)."""
+        return await self._store.run(
+            lambda tx: incidents.events(
+                tx, after=after, limit=limit, node=node, site=site, newest_first=newest_first
+            )
+        )
+
+    async def counts(self) -> FleetCounts:
+        """For metrics and status; walks the index, not the rows."""
+        return await self._store.run(nodes.counts)
+
+    # -- who may ask ---------------------------------------------------------------------------------------
+
+    async def add_api_token(
+        self, name: str, role: Role, token_sha256: bytes, *, expires_at: float | None, actor: str, now: float
+    ) -> ApiTokenView:
+        """Raises Rejected `token.exists`, `name.invalid`."""
+        return await self._store.run(
+            lambda tx: access.add(tx, name, role, token_sha256, expires_at=expires_at, actor=actor, now=now)
+        )
+
+    async def api_token(self, token_sha256: bytes, *, now: float) -> ApiTokenView | None:
+        """Whose token this is; None when unknown or expired."""
+        return await self._store.run(lambda tx: access.find(tx, token_sha256, now=now))
+
+    async def list_api_tokens(self) -> list[ApiTokenView]:
+        """By name."""
+        return await self._store.run(access.list_)
+
+    async def revoke_api_token(self, name: str, *, actor: str, now: float) -> None:
+        """Raises Rejected `token.unknown`."""
+        await self._store.run(lambda tx: access.revoke(tx, name, actor=actor, now=now))
+
+    async def list_audit(self, *, after: int = 0, limit: int = 100) -> list[AuditView]:
+        """Oldest first from the cursor."""
+        return await self._store.run(lambda tx: access.audit(tx, after=after, limit=limit))

@@ -1,0 +1,453 @@
+"""What the controller knows, as types: records that use cases take and give, and views that the API shows.
+
+Immutable structs without behaviour. Every time is in seconds since 1970 (float), every duration in seconds.
+Names ending in `View` are shown to people as they stand, so nothing secret is in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Generic, Literal, TypeVar
+
+from msgspec import Meta, Struct
+
+from contract.directive import Directive, WantedBaseline
+from contract.messages import BaselineRef, Drift, Finding, Posture, ReportBody, Severity, Tier
+
+Standing = Literal["healthy", "overdue", "unreachable", "untrusted", "isolated"]
+Trigger = Literal["untrusted"]
+EkTrust = Literal["certificate", "allow-list", "unverified"]
+EnrolmentState = Literal["begun", "proved", "approved", "rejected", "expired"]
+IncidentState = Literal["open", "needs-person", "resolved", "closed"]
+IncidentKind = Literal["untrusted", "drift", "identity", "drifting-site"]
+Role = Literal["viewer", "admin"]
+
+T = TypeVar("T")
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """Base of everything here: immutable, by keyword."""
+
+
+class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what comes from outside: unknown fields refused."""
+
+
+# -- policy ----------------------------------------------------------------------------------------------
+
+
+class DriftingNodes(Strict, frozen=True, kw_only=True):
+    """Isolate the site when so many of its nodes drift, each in its own way, within so many seconds."""
+
+    count: Annotated[int, Meta(ge=2, le=1000)]
+    window_s: Annotated[float, Meta(gt=0, le=86400)]
+
+
+class SitePolicy(Strict, frozen=True, kw_only=True):
+    """What a site demands and when it is isolated. The defaults are the strict ones."""
+
+    require_tpm: bool = True
+    """Only EKs proved by certificate or by allow-list may enrol."""
+    isolate_node_on: tuple[Trigger, ...] = ("untrusted",)
+    isolate_site_on: tuple[Trigger, ...] = ("untrusted",)
+    drifting_nodes: DriftingNodes | None = None
+    interval_s: Annotated[float, Meta(gt=0, le=86400)] = 60.0
+    """How often a node reports when nothing happens."""
+
+
+class BreakerLimits(Strict, frozen=True, kw_only=True):
+    """The most that may be isolated without a person, within any window (DESIGN.md, 6)."""
+
+    nodes: Annotated[int, Meta(ge=0)] = 3
+    fleet_fraction: Annotated[float, Meta(ge=0, le=1)] = 0.02
+    sites: Annotated[int, Meta(ge=0)] = 1
+    window_s: Annotated[float, Meta(gt=0)] = 600.0
+    same_value_nodes: Annotated[int, Meta(ge=1)] = 2
+    """So many nodes with one and the same new value may be isolated; from the next on it is an unannounced update."""
+
+
+class FleetSettings(Record, frozen=True, kw_only=True):
+    """What the use cases need to know besides the store."""
+
+    breaker: BreakerLimits = BreakerLimits()
+    directive_lifetime_s: float = 300.0
+    enrolment_lifetime_s: float = 7 * 86400.0
+    enrolment_retry_s: float = 5.0
+    max_open_enrolments: int = 1000
+    protected_addresses: tuple[str, ...] = ()
+    """Never fenced, whoever claims them: the controller's own."""
+    started: float = 0.0
+    """When this controller came up: silence before that is our own."""
+
+
+# -- enrolment -------------------------------------------------------------------------------------------
+
+
+class EnrolmentRequest(Record, frozen=True, kw_only=True):
+    """An EnrolBegin whose parts were checked: EK path, AK attributes, CSR."""
+
+    node: str
+    site: str | None
+    ek_id: str
+    """SHA-256 hex of the EK's SubjectPublicKeyInfo."""
+    ek_public: bytes
+    ak_public: bytes
+    ak_name: bytes
+    csr: bytes
+    ek_trust: EkTrust
+    token: str = ""
+    secret: bytes
+    """What TPM2_ActivateCredential must bring to light; forgotten once it is proved."""
+
+
+class IssuedCertificate(Record, frozen=True, kw_only=True):
+    """A client certificate that the authority made."""
+
+    chain: bytes
+    """PEM, leaf first."""
+    sha256: bytes
+    """Of the leaf's DER."""
+    not_after: float
+
+
+class NodeIdentity(Record, frozen=True, kw_only=True):
+    """What a certificate is issued for."""
+
+    node: str
+    site: str
+
+
+Issue = Callable[[NodeIdentity, bytes], IssuedCertificate]
+"""Given identity and CSR (DER), sign. Runs inside the transaction that binds the result."""
+
+
+class Admitted(Record, frozen=True, kw_only=True):
+    """The node is in."""
+
+    identity: NodeIdentity
+    certificate: IssuedCertificate
+    newly: bool
+    """False when the same finish was asked again."""
+
+
+class EnrolmentView(Record, frozen=True, kw_only=True):
+    """One attempt to enrol."""
+
+    enrolment: str
+    node: str
+    site: str | None
+    ek_id: str
+    ek_trust: EkTrust
+    state: EnrolmentState
+    note: str
+    """Why it waits, or why it was refused."""
+    created_at: float
+    decided_at: float | None
+    decided_by: str | None
+
+
+class PreregistrationView(Record, frozen=True, kw_only=True):
+    """An EK that is expected."""
+
+    ek_id: str
+    node: str | None
+    site: str
+    created_at: float
+    created_by: str
+    used_at: float | None
+
+
+class EnrolTokenView(Record, frozen=True, kw_only=True):
+    """A one-use token; the token itself is shown once, when it is made."""
+
+    id: int
+    node: str | None
+    site: str
+    created_at: float
+    created_by: str
+    expires_at: float
+    used_at: float | None
+    used_by: str | None
+
+
+# -- evidence --------------------------------------------------------------------------------------------
+
+
+class CountersRecord(Record, frozen=True, kw_only=True):
+    """TPMS_CLOCK_INFO and firmware version of the last accepted quote (TPM 2.0 Part 2, 10.11.1)."""
+
+    reset: int
+    restart: int
+    clock: int
+    safe: bool
+    firmware_version: int
+
+
+class BootRecord(Record, frozen=True, kw_only=True):
+    """The boot that was appraised last. Good for reports with the same three values; anything else is appraised anew."""
+
+    reset: int
+    pcrs_sha256: bytes
+    """The quote's PCR digest."""
+    event_log_sha256: bytes
+    """Empty when the machine has no log."""
+    findings: list[Finding] = []
+
+
+class Evidence(Record, frozen=True, kw_only=True):
+    """A report after every check that needs no record but the session's. Made by the session code only after
+    `verify_quote` has returned."""
+
+    body: ReportBody
+    counters: CountersRecord
+    findings: tuple[Finding, ...]
+    """Of the quote and of the boot."""
+    boot: BootRecord
+    """What the next reports of this boot may be compared with."""
+    reference: bytes | None = None
+    """Encoded boot reference made from this report's log; stored as the node's when it has none, else kept as the
+    one that `accept_boot` would accept."""
+
+
+class SessionRecord(Record, frozen=True, kw_only=True):
+    """All that verifying a node's reports needs."""
+
+    node: str
+    site: str
+    ek_public: bytes
+    ak_public: bytes
+    certificate_sha256: bytes
+    interval_s: float
+    counters: CountersRecord | None
+    boot: BootRecord | None
+    reference: bytes | None
+    """As stored from Evidence.reference; None until the first accepted boot."""
+    boot_section: bytes
+    """JSON of the assigned baseline's [boot] section; empty when there is none: the defaults hold."""
+    directive_number: int
+
+
+class Outcome(Record, frozen=True, kw_only=True):
+    """What one piece of evidence led to."""
+
+    tier: Tier
+    findings: list[Finding]
+    events_acked: int
+    directive: Directive | None
+    """To be signed and sent with the answer."""
+    affected: list[str]
+    """Other nodes whose directive changed: push `directives_for` to those that are connected."""
+    session: SessionRecord
+    """Replaces the one held."""
+
+
+# -- directives and holds --------------------------------------------------------------------------------
+
+
+class HoldView(Record, frozen=True, kw_only=True):
+    """An isolation in force, or one that was. Exactly one of node and site is the target."""
+
+    id: int
+    node: str | None
+    site: str
+    """The site isolated, or the site of the node."""
+    reason: str
+    actor: str
+    automatic: bool
+    incident: int | None
+    placed_at: float
+    released_at: float | None
+    released_by: str | None
+    release_reason: str | None
+
+
+class Change(Record, frozen=True, kw_only=True):
+    """What an act of a person did."""
+
+    affected: list[str]
+    """Nodes whose directive or session record changed."""
+    holds: list[HoldView] = []
+
+
+# -- views -----------------------------------------------------------------------------------------------
+
+
+class Page(Record, Generic[T], frozen=True, kw_only=True):
+    """A slice of a list; `next` is the cursor of the following one."""
+
+    items: list[T]
+    next: str | None
+
+
+class NodeView(Record, frozen=True, kw_only=True):
+    """A node in a list."""
+
+    node: str
+    site: str
+    standing: Standing
+    standing_since: float
+    tier: Tier
+    last_report_at: float | None
+    connected: bool
+    posture: Posture | None
+    """As reported; None before the first report."""
+    wanted_posture: Posture
+    baseline: BaselineRef | None
+    drifts: int
+    agent_version: str
+    ek_trust: EkTrust
+
+
+class NodeDetail(Record, frozen=True, kw_only=True):
+    """All there is to know about one node."""
+
+    summary: NodeView
+    ek_id: str
+    ak_name: str
+    approved_at: float
+    approved_by: str
+    certificate_sha256: str
+    certificate_not_after: float
+    boot_id: str
+    uptime_s: float
+    addresses: list[str]
+    fenced: list[str]
+    findings: list[Finding]
+    drifts: list[Drift]
+    pending: BaselineRef | None
+    directive_number: int
+    directive_accepted: int
+    events_dropped: int
+    boot_reference_at: float | None
+    boot_candidate: bool
+    """A changed boot was seen that `accept_boot` would accept."""
+    holds: list[HoldView]
+
+
+class SiteView(Record, frozen=True, kw_only=True):
+    """A site with its nodes counted by standing."""
+
+    site: str
+    policy: SitePolicy
+    baseline: WantedBaseline | None
+    nodes: dict[Standing, int]
+    hold: HoldView | None
+    created_at: float
+
+
+class IncidentView(Record, frozen=True, kw_only=True):
+    """Findings that belong together, and what was done about them."""
+
+    id: int
+    kind: IncidentKind
+    severity: Severity
+    state: IncidentState
+    site: str
+    """Where it began."""
+    title: str
+    nodes: list[str]
+    nodes_total: int
+    findings: list[Finding]
+    done: list[str]
+    """What was done or recommended, oldest first."""
+    opened_at: float
+    updated_at: float
+    closed_at: float | None
+    closed_by: str | None
+
+
+class EventView(Record, frozen=True, kw_only=True):
+    """Something that happened, on a node or here. `id` is the cursor."""
+
+    id: int
+    at: float
+    """By the clock of whoever saw it."""
+    stored_at: float
+    source: Literal["agent", "controller"]
+    node: str | None
+    site: str | None
+    seq: int | None
+    kind: str
+    severity: Severity
+    summary: str
+    detail: dict[str, str]
+
+
+class BaselineView(Record, frozen=True, kw_only=True):
+    """A signed baseline that the controller can choose."""
+
+    name: str
+    version: int
+    sha256: str
+    summary: str
+    pushed_at: float
+    pushed_by: str
+    sites: list[str]
+
+
+class ApiTokenView(Record, frozen=True, kw_only=True):
+    """An admin's token, without the token."""
+
+    name: str
+    role: Role
+    created_at: float
+    expires_at: float | None
+
+
+class AuditView(Record, frozen=True, kw_only=True):
+    """Who did what, and why."""
+
+    id: int
+    at: float
+    actor: str
+    act: str
+    target: str
+    reason: str
+
+
+class FleetCounts(Record, frozen=True, kw_only=True):
+    """For metrics and `status`."""
+
+    nodes: dict[Standing, int]
+    connected: int
+    sites: int
+    sites_isolated: int
+    incidents_open: int
+    incidents_needing_a_person: int
+    enrolments_waiting: int
+    last_event: int
+
+
+class StandingChange(Record, frozen=True, kw_only=True):
+    """A node crossed from one standing to another."""
+
+    node: str
+    site: str
+    before: Standing
+    after: Standing
+
+
+# -- baselines -------------------------------------------------------------------------------------------
+
+
+class NewBaseline(Record, frozen=True, kw_only=True):
+    """A baseline that the repository has just accepted."""
+
+    name: str
+    version: int
+    sha256: str
+    """Hex."""
+    summary: str
+    boot_section: bytes = b""
+    """JSON of its [boot] section; empty when it has none."""
+
+
+class TrustChange(Record, frozen=True, kw_only=True):
+    """The repository's new state, whole, and which baselines came with it."""
+
+    files: dict[str, bytes]
+    baselines: list[NewBaseline] = []
+
+
+ChangeTrust = Callable[[dict[str, bytes]], TrustChange | None]
+"""Given all trust files, return their new state, or None to leave them. Runs inside the transaction: no I/O."""
