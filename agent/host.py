@@ -1,0 +1,255 @@
+"""The only gate to the machine's files, procfs and sysfs. Synchronous; used on the thread that owns the machine.
+
+It refuses to follow a symbolic link in any part of a path that a baseline names, to read more than it is
+told to, and to change a file that has a second name (a hard link could lead it elsewhere). It decides nothing. Its
+roots can be other folders than `/`, `/proc` and `/sys`: for tests, and for an agent in a container.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import ipaddress
+import os
+import pwd
+import re
+import stat
+import time
+from collections.abc import Callable
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import psutil
+
+from agent.devices import DeviceEvents, UsbTree
+from agent.proc import Listener, ProcTree, printable
+
+__all__ = ["FileFacts", "Host", "Identity", "Listener", "printable"]
+
+_MAX_SYSCTL_BYTES = 4096
+_SYSCTL_PART = re.compile(r"[A-Za-z0-9_@:.-]+", re.ASCII)
+_EPHEMERAL_DEFAULT = (32768, 60999)
+
+Identity = tuple[int, int, int, int, int]
+"""Device, inode, size, mtime and ctime in ns: another one whenever the content can have changed by a write."""
+
+
+class FileFacts(NamedTuple):
+    """What `stat` says of one regular file."""
+
+    owner: str
+    """Name of the user, or its number where it has no name."""
+    group: str
+    uid: int
+    gid: int
+    mode: int
+    """Permission bits, with set-uid, set-gid and sticky."""
+    size: int
+    identity: Identity
+
+
+class Host:
+    """The machine."""
+
+    def __init__(
+        self, *, root: Path = Path("/"), sysfs_root: Path = Path("/sys"), proc_root: Path = Path("/proc")
+    ) -> None:
+        self._root = root
+        self._proc_root = proc_root
+        self.usb = UsbTree(sysfs_root)
+        self.processes = ProcTree(proc_root)
+
+    # Facts
+
+    def boot_id(self) -> str:
+        """Return the kernel's random id of this boot. Raises OSError."""
+        return self._proc("sys/kernel/random/boot_id")
+
+    def uptime_s(self) -> float:
+        """Return seconds since boot, time in suspend included."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def addresses(self) -> list[str]:
+        """Return the node's own addresses, sorted, without loopback and link-local ones."""
+        found = set()
+        for addresses in psutil.net_if_addrs().values():
+            for each in addresses:
+                try:
+                    address = ipaddress.ip_address(each.address.partition("%")[0])
+                except ValueError:  # a MAC address
+                    continue
+                if not (address.is_loopback or address.is_link_local):
+                    found.add(address)
+        return [str(address) for address in sorted(found, key=lambda each: (each.version, int(each)))]
+
+    def ephemeral_ports(self) -> range:
+        """Return the ports that the kernel gives to sockets that ask for none."""
+        try:
+            low, high = (int(part) for part in self.sysctl("net.ipv4.ip_local_port_range").split())
+        except (OSError, ValueError):
+            low, high = _EPHEMERAL_DEFAULT
+        return range(low, high + 1)
+
+    # Processes and sockets
+
+    def describe_process(self, pid: int) -> str:
+        """Return a process in words: "nft (pid 4242, uid 0, from bash): nft flush ruleset"."""
+        return self.processes.describe(pid)
+
+    def listeners(self) -> list[Listener]:
+        """Return every listening socket of this network namespace. Raises OSError."""
+        return self.processes.listeners()
+
+    def end_listener(self, listener: Listener) -> None:
+        """Kill the process behind a listening socket, if it still is that one. Raises OSError."""
+        self.processes.end(listener)
+
+    # Kernel settings
+
+    def sysctl(self, key: str) -> str:
+        """Return a kernel setting, white space folded to single blanks. Raises OSError, ValueError for a bad key."""
+        return self._proc("sys/" + sysctl_path(key))
+
+    def set_sysctl(self, key: str, value: str) -> None:
+        """Write a kernel setting. Raises OSError, ValueError for a bad key."""
+        path = self._proc_root / "sys" / sysctl_path(key)
+        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, value.encode() + b"\n")
+        finally:
+            os.close(descriptor)
+
+    # Files
+
+    def open_file(self, path: str) -> int:
+        """Return a descriptor (the caller closes it) of a regular file, for reading.
+
+        No part of the path may be a symbolic link. Raises OSError; EINVAL for what is no regular file.
+        """
+        parts = PurePosixPath(path).relative_to("/").parts
+        if not parts or ".." in parts:
+            raise OSError(errno.EINVAL, "no path of a file", path)
+        folder = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for part in parts[:-1]:
+                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                inner = os.open(part, flags, dir_fd=folder)
+                os.close(folder)
+                folder = inner
+            # O_NONBLOCK: a FIFO or a device in the file's place must not hold the thread.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            descriptor = os.open(parts[-1], flags, dir_fd=folder)
+        finally:
+            os.close(folder)
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise OSError(errno.EINVAL, "not a regular file", path)
+        return descriptor
+
+    def file_facts(self, path: str) -> FileFacts:
+        """Return what is known of a regular file without reading it. Raises OSError."""
+        descriptor = self.open_file(path)
+        try:
+            return facts_of(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def read_file(self, path: str, *, max_bytes: int) -> bytes:
+        """Return the content of a regular file. Raises OSError; EFBIG if it is longer than `max_bytes`."""
+        with open(self.open_file(path), "rb") as file:  # noqa: PTH123  (a descriptor)
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise OSError(errno.EFBIG, f"more than {max_bytes} bytes", path)
+        return content
+
+    def read_log(self, path: str, *, max_bytes: int) -> bytes:
+        """Return a file the kernel makes (firmware log; size 0 in stat). Path from the agent's configuration. Raises OSError."""
+        with Path(path).open("rb") as file:
+            content = file.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise OSError(errno.EFBIG, f"more than {max_bytes} bytes", path)
+        return content
+
+    def set_owner_and_mode(self, path: str, *, uid: int, gid: int, mode: int) -> None:
+        """Give a regular file its owner and mode back. Raises OSError; EMLINK if the file has a second name."""
+        descriptor = self.open_file(path)
+        try:
+            found = os.fstat(descriptor)
+            if found.st_nlink != 1:
+                raise OSError(errno.EMLINK, f"has {found.st_nlink} names, not changed", path)
+            if (found.st_uid, found.st_gid) != (uid, gid):
+                os.fchown(descriptor, uid, gid)  # before the mode: chown clears set-uid and set-gid
+            os.fchmod(descriptor, mode)
+        finally:
+            os.close(descriptor)
+
+    # Events
+
+    def watch_devices(self, on_change: Callable[[], None]) -> DeviceEvents:
+        """Return a started listener that calls `on_change()` from its own thread when USB devices change."""
+        events = DeviceEvents(self.usb, on_change)
+        events.start()
+        return events
+
+    def _proc(self, path: str) -> str:
+        with (self._proc_root / path).open("rb") as file:
+            return " ".join(file.read(_MAX_SYSCTL_BYTES).decode("utf-8", "backslashreplace").split())
+
+
+def facts_of(descriptor: int) -> FileFacts:
+    """Return the facts of an open file. Raises OSError."""
+    found = os.fstat(descriptor)
+    return FileFacts(
+        owner=_user_name(found.st_uid),
+        group=_group_name(found.st_gid),
+        uid=found.st_uid,
+        gid=found.st_gid,
+        mode=stat.S_IMODE(found.st_mode),
+        size=found.st_size,
+        identity=(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns),
+    )
+
+
+def sysctl_path(key: str) -> str:
+    """Return the path below `/proc/sys`: `net.ipv4.ip_forward`, or with `/` where a part has a dot (`net/ipv4/conf/eth0.1/rp_filter`).
+
+    Raises ValueError for what is no such key.
+    """
+    parts = key.split("/") if "/" in key else key.split(".")
+    if len(parts) < 2 or any(_SYSCTL_PART.fullmatch(part) is None or part in (".", "..") for part in parts):
+        raise ValueError(f"expected the name of a kernel setting, got {key!r}")
+    return "/".join(parts)
+
+
+def user_id(name: str) -> int:
+    """Return the number of a user by name or number. Raises OSError (ENOENT) if there is none."""
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise OSError(errno.ENOENT, "no such user", name) from None
+
+
+def group_id(name: str) -> int:
+    """Return the number of a group by name or number. Raises OSError (ENOENT) if there is none."""
+    if name.isascii() and name.isdigit():
+        return int(name)
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise OSError(errno.ENOENT, "no such group", name) from None
+
+
+def _user_name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

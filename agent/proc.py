@@ -1,0 +1,124 @@
+"""Processes and sockets as procfs shows them, in words for people. Reads only; used through `agent.host.Host`.
+
+A process chooses its own name and arguments: they are made printable and are never taken as proof of anything.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+_MAX_COMMAND_CHARS = 300
+_MAX_STATUS_BYTES = 8192
+
+
+class Listener(NamedTuple):
+    """A socket that takes what comes: TCP in state LISTEN, or UDP without a peer."""
+
+    protocol: str
+    address: str
+    port: int
+    pid: int | None
+    """None where the kernel or the lack of rights hides it."""
+    program: str
+    """Path of the executable, empty where unknown."""
+
+
+class ProcTree:
+    """A procfs tree."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def describe(self, pid: int) -> str:
+        """Return "nft (pid 4242, uid 0, from bash): nft flush ruleset"; for a process that has gone "pid 4242 (gone)"."""
+        try:
+            status = self._status(pid)
+            with (self.root / str(pid) / "cmdline").open("rb") as file:
+                raw = file.read(4 * _MAX_COMMAND_CHARS)
+        except (OSError, ValueError):
+            return f"pid {pid} (gone)"
+        name = printable(status.get("Name", "?"))
+        uid = (status.get("Uid", "?").split() or ["?"])[0]
+        command = printable(raw.replace(b"\0", b" ").decode("utf-8", "backslashreplace").strip())
+        return f"{name} (pid {pid}, uid {uid}{self._parent(status)}): {command[:_MAX_COMMAND_CHARS] or name}"
+
+    def listeners(self) -> list[Listener]:
+        """Return every listening socket of this network namespace, sorted, each once. Raises OSError."""
+        found: set[Listener] = set()
+        with self._psutil():
+            try:
+                for each in psutil.net_connections("inet"):
+                    tcp = each.type == socket.SOCK_STREAM
+                    if each.raddr or not each.laddr or (tcp and each.status != psutil.CONN_LISTEN):
+                        continue
+                    program = self.program(each.pid) if each.pid else ""
+                    address = str(ipaddress.ip_address(each.laddr.ip.partition("%")[0]))
+                    found.add(Listener("tcp" if tcp else "udp", address, each.laddr.port, each.pid, program))
+            except psutil.Error as error:
+                raise OSError(str(error)) from error
+        return sorted(found, key=lambda each: (each.protocol, each.port, each.address, each.pid or 0))
+
+    def program(self, pid: int) -> str:
+        """Return the path of a process's executable, as it is now; empty where it cannot be read."""
+        try:
+            return printable(os.readlink(self.root / str(pid) / "exe"))  # noqa: PTH115  (raw text wanted)
+        except OSError:
+            return ""
+
+    def end(self, listener: Listener) -> None:
+        """Kill the process that holds a listening socket, if it still does. Raises OSError.
+
+        The pid is held by a descriptor first and the socket looked at again after that: a number that
+        was reused meanwhile is never signalled.
+        """
+        if listener.pid is None:
+            raise ProcessLookupError("the process of the socket is not known")
+        try:
+            handle = os.pidfd_open(listener.pid)
+        except ProcessLookupError:
+            return
+        try:
+            if listener in self.listeners():
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+        finally:
+            os.close(handle)
+
+    def _status(self, pid: int) -> dict[str, str]:
+        with (self.root / str(pid) / "status").open("rb") as file:
+            text = file.read(_MAX_STATUS_BYTES).decode("utf-8", "backslashreplace")
+        return {key: value.strip() for key, _, value in (line.partition(":") for line in text.splitlines())}
+
+    def _parent(self, status: dict[str, str]) -> str:
+        try:
+            return f", from {printable(self._status(int(status['PPid'])).get('Name', '?'))}"
+        except (OSError, ValueError, KeyError):
+            return ""
+
+    @contextmanager
+    def _psutil(self) -> Iterator[None]:
+        """Point psutil at this tree. The setting is global; only the thread that owns the machine comes here."""
+        before = psutil.PROCFS_PATH
+        psutil.PROCFS_PATH = str(self.root)
+        try:
+            yield
+        finally:
+            psutil.PROCFS_PATH = before
+
+
+def printable(untrusted_text: str) -> str:
+    """Return text without control characters and line ends: each becomes its escape (`\\n`, `\\x1b`)."""
+    if untrusted_text.isprintable():
+        return untrusted_text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape", "backslashreplace").decode()
+        for char in untrusted_text
+    )
