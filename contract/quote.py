@@ -41,7 +41,7 @@ _PKCS1 = padding.PKCS1v15()
 _NO_FINDINGS: tuple[Finding, ...] = ()
 
 
-class Counters(Message):
+class Counters(Message, frozen=True):
     """TPMS_CLOCK_INFO and the firmware version of one quote, kept by the controller for the next (10.11.1)."""
 
     reset: int

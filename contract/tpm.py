@@ -166,10 +166,7 @@ def parse_public(untrusted: bytes) -> Public:
         raise cursor.fail(f"key type {kind:#06x} is neither RSA nor ECC")
     symmetric = _symmetric(cursor)
     scheme, scheme_hash = _scheme(cursor, kind)
-    if kind == ALG_RSA:
-        bits, curve, key = _rsa(cursor)
-    else:
-        bits, curve, key = _ecc(cursor)
+    bits, curve, key = _rsa(cursor) if kind == ALG_RSA else _ecc(cursor)
     cursor.end()
     return Public(
         type=kind,
@@ -211,7 +208,7 @@ def _scheme(cursor: _Cursor, kind: int) -> tuple[int, int]:
     return scheme, scheme_hash
 
 
-def _rsa(cursor: _Cursor) -> tuple[int, int, rsa.RSAPublicKey]:
+def _rsa(cursor: _Cursor) -> tuple[int, int, PublicKey]:
     bits = cursor.u16()
     exponent = cursor.u32()
     if bits not in _RSA_BITS:
@@ -224,7 +221,7 @@ def _rsa(cursor: _Cursor) -> tuple[int, int, rsa.RSAPublicKey]:
     return bits, 0, rsa.RSAPublicNumbers(DEFAULT_EXPONENT, int.from_bytes(modulus, "big")).public_key()
 
 
-def _ecc(cursor: _Cursor) -> tuple[int, int, ec.EllipticCurvePublicKey]:
+def _ecc(cursor: _Cursor) -> tuple[int, int, PublicKey]:
     curve = cursor.u16()
     if curve not in CURVES:
         raise cursor.fail(f"curve {curve:#06x} is neither P-256 nor P-384")
