@@ -7,17 +7,16 @@ Relies on: nothing but the files. Later files of conf.d replace single keys of e
 from __future__ import annotations
 
 import ipaddress
-import re
-import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-import msgspec
 from msgspec import Meta, Struct
 
 from contract.errors import Rejected
-from contract.names import checked_name
+from contract.messages import Name
+from contract.toml import convert_toml, parse_toml, refuse_key
 
 DEFAULT_PATH = Path("/etc/ringfence/agent.toml")
 DEFAULT_NODE_PORT = 8440
@@ -78,9 +77,9 @@ class SpoolConfig(Section):
 class AgentConfig(Section):
     """The whole of agent.toml."""
 
-    node: str
+    node: Name
     """Name of this node: a DNS label in lower case, unique in the fleet."""
-    site: str = ""
+    site: Name | None = None
     """Site asked for at enrolment; the controller decides."""
     controller: ControllerConfig
     state_dir: str = "/var/lib/ringfence"
@@ -95,3 +94,69 @@ class AgentConfig(Section):
     confirm_s: Positive = 30.0
     """A new baseline that lets no report through for so long is taken back."""
     spool: SpoolConfig = SpoolConfig()
+
+    @property
+    def state(self) -> Path:
+        """The state folder."""
+        return Path(self.state_dir)
+
+
+def load_config(path: Path = DEFAULT_PATH) -> AgentConfig:
+    """Read the configuration and the `conf.d/*.toml` beside it, in the order of their names.
+
+    The first file must be complete by itself; each later one may replace single keys. Raises Rejected
+    `config.file`, `config.syntax`, `config.key`: "agent.toml:3: controller.url: expected ...".
+    """
+    data, text = _read(path)
+    config = _checked(data, text, path.name)
+    extra = path.parent / "conf.d"
+    for one in sorted(extra.glob("*.toml")) if extra.is_dir() else []:
+        # What was there before is known to be right, so a fault found now stands in this file.
+        more, text = _read(one)
+        data = _merged(data, more)
+        config = _checked(data, text, one.name)
+    return config
+
+
+def _read(path: Path) -> tuple[dict[str, object], str]:
+    try:
+        untrusted = path.read_bytes()
+    except OSError as error:
+        raise Rejected("config.file", f"{path}: {error.strerror}") from None
+    return parse_toml(untrusted, file=path.name, code="config")
+
+
+def _merged(below: Mapping[str, object], above: Mapping[str, object]) -> dict[str, object]:
+    out = dict(below)
+    for key, value in above.items():
+        before = out.get(key)
+        out[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return out
+
+
+def _checked(data: dict[str, object], text: str, file: str) -> AgentConfig:
+    config = convert_toml(data, AgentConfig, text=text, file=file, code="config")
+
+    def wrong(expected: str, *at: str | int) -> Rejected:
+        return refuse_key(at, expected, text=text, file=file, code="config")
+
+    try:
+        url = urlsplit(config.controller.url)
+        port = url.port
+    except ValueError:
+        raise wrong("expected `https://host:port`", "controller", "url") from None
+    if url.scheme != "https" or not url.hostname or url.path not in ("", "/") or url.query or url.fragment or url.username:
+        raise wrong("expected `https://host:port`", "controller", "url")
+    if port == 0:
+        raise wrong("expected a port from 1 to 65535", "controller", "url")
+    for place, address in enumerate(config.controller.addresses):
+        try:
+            ipaddress.ip_address(address)
+        except ValueError:
+            raise wrong("expected an IP address", "controller", "addresses", place) from None
+    for name in ("state_dir", "root_metadata", "token_file"):
+        if (value := getattr(config, name)) and not value.startswith("/"):
+            raise wrong("expected an absolute path", name)
+    if not config.controller.ca.startswith("/"):
+        raise wrong("expected an absolute path", "controller", "ca")
+    return config

@@ -1,0 +1,200 @@
+"""What the agent must remember over restarts: one checksummed file for each kind, replaced atomically.
+
+Every file is `RINGFENCE-STATE-1\\n`, SHA-256 over (node, file name, payload), payload (MessagePack). A file that is
+cut, edited, moved to another name or brought from another node does not check and is Damaged: never
+"empty", never "version 0" (ATTACKS a02). The sum finds faults and mix-ups; it is no defence against root.
+
+Refuses: to guess. Relies on: rename being atomic and fsync being honoured by the file system.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from contract.directive import Directive
+from contract.messages import BaselineRef
+
+S = TypeVar("S", bound=Struct)
+
+_MAGIC = b"RINGFENCE-STATE-1\n"
+_SUM_BYTES = 32
+MAX_RECORD_BYTES = 8 * 1024 * 1024
+
+
+class Damaged(Exception):  # noqa: N818  (a state of the disk, not a fault of ours)
+    """A state file is there but cannot be believed."""
+
+
+class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of what is stored."""
+
+
+class Slot(Record):
+    """One signed baseline, whole, so that it can be put in force without the network."""
+
+    ref: BaselineRef
+    raw: bytes
+
+
+class State(Record):
+    """What the node is held to. One file, so that no crash can tear it apart."""
+
+    instance: str
+    """Random; made once. A new one tells the controller's people that the old state was lost."""
+    created: float
+    directive_number: int = 0
+    """The highest ever accepted."""
+    directive: Directive | None = None
+    last_good: Slot | None = None
+    """Confirmed by a report that went through under it."""
+    pending: Slot | None = None
+    """Put in force, not confirmed."""
+    pending_starts: int = 0
+    """Starts of the agent with this pending baseline: one that crashes the agent is not tried for ever."""
+    pending_had_contact: bool = False
+    """The controller was reachable when it was put in force; without that, silence proves nothing."""
+    turned_down: dict[str, int] = {}
+    """SHA-256 (hex) of baselines that failed here -> the directive number that had asked for it."""
+    highest: dict[str, int] = {}
+    """Baseline name -> highest version ever confirmed."""
+    remembered: dict[str, str] = {}
+    """First-seen values, for the probes' undo."""
+    offline_s: float = 0.0
+    """Seconds of running without a verified answer; only ever counted on the monotonic clock."""
+    controller_addresses: list[str] = []
+    """What the controller's name last resolved to."""
+    responses: list[str] = []
+    """Names of the responses that were applied and must be undone when they are no longer wanted."""
+    damaged: bool = False
+    """Made in place of a damaged one: the node stays cut off until a directive says otherwise."""
+
+
+class Keys(Record):
+    """The node's own keys, made once, before enrolment."""
+
+    tls_key: bytes
+    """PEM (PKCS #8)."""
+    ak_private: bytes
+    ak_public: bytes
+
+
+class Enrolled(Record):
+    """What the controller gave at the end of enrolment."""
+
+    site: str
+    chain: bytes
+    """Client certificate, leaf first, PEM."""
+    directive_key: bytes
+    root_metadata: bytes
+
+
+class Store:
+    """The state folder of one node. One thread at a time."""
+
+    def __init__(self, folder: Path, node: str) -> None:
+        self.folder = folder
+        self._node = node
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load_state(self) -> State | None:
+        """Return the state, None if there is no file. Raises Damaged."""
+        return self._load("state", State)
+
+    def save_state(self, state: State) -> None:
+        """Replace the state atomically; on disk when this returns. Raises OSError."""
+        self._save("state", state)
+
+    def set_aside(self) -> None:
+        """Keep a damaged state file for people to look at, under another name."""
+        for path in (self.folder / "state",):
+            if path.exists():
+                path.replace(path.with_suffix(".damaged"))
+
+    def keys(self, make: Callable[[], Keys]) -> Keys:
+        """Return the node's keys, made and stored first where there are none. Raises Damaged, OSError."""
+        found = self._load("keys", Keys)
+        if found is None:
+            found = make()
+            self._save("keys", found)
+        return found
+
+    def stored_keys(self) -> Keys | None:
+        """Return the keys if they were made. Raises Damaged."""
+        return self._load("keys", Keys)
+
+    def enrolled(self) -> Enrolled | None:
+        """Return what enrolment gave, None before it. Raises Damaged."""
+        return self._load("enrolled", Enrolled)
+
+    def save_enrolled(self, enrolled: Enrolled) -> None:
+        """Store the result of enrolment or of a renewal. Raises OSError."""
+        self._save("enrolled", enrolled)
+
+    def _sum(self, name: str, payload: bytes) -> bytes:
+        digest = hashlib.sha256()
+        for part in (self._node.encode(), name.encode(), payload):
+            digest.update(len(part).to_bytes(8, "big") + part)
+        return digest.digest()
+
+    def _load(self, name: str, kind: type[S]) -> S | None:
+        path = self.folder / name
+        try:
+            with path.open("rb") as file:
+                raw = file.read(MAX_RECORD_BYTES + 1)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise Damaged(f"{path}: {error.strerror}") from None
+        head = len(_MAGIC) + _SUM_BYTES
+        payload = raw[head:]
+        if (
+            not raw.startswith(_MAGIC)
+            or len(raw) > MAX_RECORD_BYTES
+            or raw[len(_MAGIC) : head] != self._sum(name, payload)
+        ):
+            raise Damaged(f"{path}: cut, changed, or of another node")
+        try:
+            return msgspec.msgpack.decode(payload, type=kind, strict=True)
+        except (msgspec.DecodeError, ValueError) as error:
+            raise Damaged(f"{path}: {error}") from None
+
+    def _save(self, name: str, record: Struct) -> None:
+        payload = msgspec.msgpack.encode(record)
+        replace_file(self.folder / name, _MAGIC + self._sum(name, payload) + payload)
+
+
+def fresh_state(now: float, *, damaged: bool = False) -> State:
+    """Return the state of a node that remembers nothing."""
+    return State(instance=secrets.token_hex(8), created=now, damaged=damaged)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write so that after any crash the old or the new content is there, whole. Mode 0600. Raises OSError."""
+    new = path.with_name(path.name + ".new")
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    new.rename(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put a rename, creation or removal in `folder` on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
