@@ -1,0 +1,193 @@
+"""Fetches, verifies and keeps the signed baselines that directives choose.
+
+It refuses whatever `contract.trust` refuses and keeps nothing before it is accepted. It decides nothing
+about what is in force. Relies on: a state folder that only root can write, and a `fetch` function of the
+caller (it opens no connection itself). Files under `<state_dir>/tuf`:
+
+    roots/N.root.json                 the trusted root and its successors
+    timestamp.json snapshot.json targets.json
+    baselines/<sha256>.toml           verified baselines, and beside each
+    baselines/<sha256>.proof          the signed list that named it, so that it is verified at every load
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from contract.directive import WantedBaseline
+from contract.errors import Rejected
+from contract.messages import METADATA_PATH, TARGETS_PATH, BaselineRef
+from contract.metadata import MAX_TARGETS_BYTES
+from contract.trust import (
+    TrustedBaseline,
+    VerifiedTargets,
+    refresh,
+    target_file,
+    target_path,
+    targets_from_proof,
+    trusted_baseline,
+    trusted_root,
+)
+
+Fetch = Callable[[str, int], bytes]
+"""(path on the controller, most bytes) -> content. Raises FileNotFoundError when the controller has no such
+file (404), any other OSError for "try again later"."""
+
+_ROOT_NAME = re.compile(r"([1-9][0-9]{0,8})\.root\.json", re.ASCII)
+_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_KEPT = ("timestamp.json", "snapshot.json", "targets.json")
+
+
+class Updates:
+    """The node's view of the signed repository. Calls block; one runs at a time."""
+
+    def __init__(self, state_dir: Path, fetch: Fetch, *, root_metadata: bytes | None = None) -> None:
+        """Open (and make, where it is missing) the folder `tuf` in `state_dir`.
+
+        `root_metadata` is the trusted root.json: pinned by the configuration or given at enrolment. With None
+        the oldest kept root is the anchor. Raises Rejected `metadata.*` for a bad root, `metadata.no-root`
+        when there is none at all.
+        """
+        self._fetch = fetch
+        self._lock = threading.Lock()
+        self._tuf = state_dir / "tuf"
+        self._roots = self._tuf / "roots"
+        self._baselines = self._tuf / "baselines"
+        for folder in (self._tuf, self._roots, self._baselines):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._anchor = self._oldest_root() if root_metadata is None else root_metadata
+        version = trusted_root(self._anchor, []).version
+        if root_metadata is not None and self._read(self._roots / f"{version}.root.json") != root_metadata:
+            _write(self._roots / f"{version}.root.json", root_metadata)
+
+    def get(self, wanted: WantedBaseline, *, now: float, highest_version: int = 0) -> TrustedBaseline:
+        """Return the wanted baseline, fetched as far as needed and verified against fresh metadata.
+
+        `now` is seconds since 1970; `highest_version` the highest version of this name ever accepted.
+        Raises Rejected (`baseline.*`, `metadata.*`) for what must not be trusted, OSError to try again.
+        """
+        with self._lock:
+            targets = refresh(self._anchor, self._kept(), self._fetch_metadata, self._keep, now=now)
+            raw = self._read(self._baselines / f"{wanted.sha256}.toml")
+            if raw is not None:
+                try:
+                    trusted = trusted_baseline(targets, wanted, raw, highest_version=highest_version)
+                except Rejected as error:
+                    if error.code != "baseline.digest":
+                        raise
+                else:
+                    self._keep_baseline(trusted, targets)
+                    return trusted
+            trusted = self._download(targets, wanted, highest_version)
+            self._keep_baseline(trusted, targets)
+            return trusted
+
+    def load_cached(self, ref: BaselineRef | WantedBaseline) -> TrustedBaseline:
+        """Return a baseline accepted earlier, without a network, verified once more down to the trusted root.
+
+        Expired metadata does not matter here (see `contract.trust.targets_from_proof`).
+        Raises Rejected `baseline.not-kept` when it is not there, `baseline.*` or `metadata.*` when what is
+        there is not what was signed.
+        """
+        wanted = wanted_of(ref)
+        with self._lock:
+            raw = self._read(self._baselines / f"{wanted.sha256}.toml")
+            proof = self._read(self._baselines / f"{wanted.sha256}.proof")
+            if raw is None or proof is None:
+                raise Rejected("baseline.not-kept", target_path(wanted.name, wanted.version))
+            return trusted_baseline(targets_from_proof(self._anchor, self._kept(), proof), wanted, raw)
+
+    def prune(self, keep: Collection[BaselineRef | WantedBaseline]) -> None:
+        """Remove every kept baseline but these."""
+        names = {wanted_of(ref).sha256 for ref in keep}
+        with self._lock:
+            for path in self._baselines.iterdir():
+                if path.stem not in names:
+                    path.unlink()
+
+    def _download(
+        self, targets: VerifiedTargets, wanted: WantedBaseline, highest_version: int
+    ) -> TrustedBaseline:
+        path = target_path(wanted.name, wanted.version)
+        raw = b""
+        if path in targets.entries and wanted.version >= highest_version:
+            length, sha256 = targets.entries[path]
+            served = target_file(wanted.name, wanted.version, sha256)
+            try:
+                raw = self._fetch(f"{TARGETS_PATH}/{served}", min(length, MAX_TARGETS_BYTES))
+            except FileNotFoundError:
+                raise Rejected("baseline.missing", f"the controller has no {served}") from None
+        return trusted_baseline(targets, wanted, raw, highest_version=highest_version)
+
+    def _fetch_metadata(self, name: str, max_bytes: int) -> bytes | None:
+        try:
+            return self._fetch(f"{METADATA_PATH}/{name}", max_bytes)
+        except FileNotFoundError:
+            return None
+
+    def _kept(self) -> dict[str, bytes]:
+        kept = {}
+        for name in _KEPT:
+            raw = self._read(self._tuf / name)
+            if raw is not None:
+                kept[name] = raw
+        for path in self._roots.iterdir():
+            if _ROOT_NAME.fullmatch(path.name):
+                kept[path.name] = path.read_bytes()
+        return kept
+
+    def _keep(self, name: str, content: bytes) -> None:
+        _write((self._roots if _ROOT_NAME.fullmatch(name) else self._tuf) / name, content)
+
+    def _keep_baseline(self, trusted: TrustedBaseline, targets: VerifiedTargets) -> None:
+        """The proof first: a baseline without one is as good as none."""
+        for suffix, content in (("proof", targets.proof()), ("toml", trusted.raw)):
+            path = self._baselines / f"{trusted.sha256}.{suffix}"
+            if self._read(path) != content:
+                _write(path, content)
+
+    def _oldest_root(self) -> bytes:
+        versions = [int(m[1]) for p in self._roots.iterdir() if (m := _ROOT_NAME.fullmatch(p.name))]
+        if not versions:
+            raise Rejected(
+                "metadata.no-root", "no trusted root.json: the node is not enrolled, or it was removed"
+            )
+        return (self._roots / f"{min(versions)}.root.json").read_bytes()
+
+    @staticmethod
+    def _read(path: Path) -> bytes | None:
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def wanted_of(ref: BaselineRef | WantedBaseline) -> WantedBaseline:
+    """Return the reference in the directive's form (digest in hex)."""
+    if isinstance(ref, WantedBaseline):
+        return ref
+    return WantedBaseline(name=ref.name, version=ref.version, sha256=ref.sha256.hex())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replace a file as one step that a power cut leaves either done or not begun. Raises OSError."""
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
