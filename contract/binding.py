@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
+QUOTED_PCRS = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14})
+"""What every node quotes, whatever its baseline: so both sides agree also while a baseline changes.
+
+Firmware, boot loader, kernel and its command line; none that grows while the machine runs (10 does, with IMA).
+"""
+
 _REPORT_LABEL = b"ringfence report 1\0"
 _ENROL_LABEL = b"ringfence enrolment 1\0"
 
