@@ -42,6 +42,15 @@ def _start_time(pid: int) -> str:
         return ""
 
 
+def _register() -> None:
+    """Note that this process owns what carries its number; whole at once, since other runs read it."""
+    _REGISTER.mkdir(exist_ok=True)
+    mine = _REGISTER / str(os.getpid())
+    temporary = _REGISTER / f"{os.getpid()}.new"
+    temporary.write_text(_start_time(os.getpid()))
+    temporary.rename(mine)
+
+
 def ip(*argv: str) -> str:
     """Run `ip` and return what it printed; raises CalledProcessError with its words in `stderr`."""
     return subprocess.run(["ip", *argv], check=True, capture_output=True, text=True).stdout
@@ -84,8 +93,7 @@ class Namespace:
 
     def __init__(self, label: str) -> None:
         """Create it, loopback up. `label` need only be unique within the process."""
-        _REGISTER.mkdir(exist_ok=True)
-        (_REGISTER / str(os.getpid())).write_text(_start_time(os.getpid()))
+        _register()
         self.label = label
         self.name = f"{_PREFIX}{os.getpid()}-{label}"
         ip("netns", "add", self.name)
