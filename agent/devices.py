@@ -214,8 +214,8 @@ class DeviceEvents:
     def _run(self) -> None:
         known = self._names()
         while not self._stop.is_set():
-            ready, _, _ = select.select([self._socket, self._stop_reader], [], [], self.POLL_S)
-            event = self._socket in ready and self._drain()
+            ready, _, _ = select.select([self._socket.fileno(), self._stop_reader], [], [], self.POLL_S)
+            event = self._socket.fileno() in ready and self._drain()
             if event and self._stop.wait(self.SETTLE_S):
                 return
             self._drain()

@@ -1,0 +1,115 @@
+"""`[listeners]`: which programs may wait for connections on this node.
+
+Sees TCP sockets that listen and UDP sockets without a peer, in the agent's network namespace; raw and packet sockets,
+SCTP, and other namespaces are not seen. A port that opens and closes between two looks is not seen either: the
+firewall stands before both. Reports only, unless `kill = true`. UDP sockets on a port that the kernel chose are
+given `udp_settle_s` before they count, since every name lookup opens one.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from agent import probes
+from agent.host import Listener
+from agent.probes import Difference, could_not_look
+from contract.messages import Drift
+
+Reason = Annotated[str, Meta(min_length=3, max_length=512)]
+
+
+class Allow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[listeners.allow]]`: one socket that may be open."""
+
+    protocol: Literal["tcp", "udp"]
+    """Transport."""
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    """Local port."""
+    address: Annotated[str, Meta(max_length=64)] = "any"
+    """Local address, or `any`, or `loopback` for 127.0.0.0/8 and ::1."""
+    program: Annotated[str, Meta(max_length=1024, pattern=r"\A/[^\x00-\x1f]*\Z")] | None = None
+    """Path of the executable; absent: any program."""
+    reason: Reason
+    """Why, for the next reader."""
+
+    def __post_init__(self) -> None:
+        if self.address not in ("any", "loopback"):
+            ipaddress.ip_address(self.address)
+
+    def covers(self, listener: Listener) -> bool:
+        """True if this rule allows the socket."""
+        if (listener.protocol, listener.port) != (self.protocol, self.port):
+            return False
+        if self.program is not None and listener.program != self.program:
+            return False
+        found = ipaddress.ip_address(listener.address)
+        if self.address == "loopback":
+            return found.is_loopback
+        return self.address == "any" or found == ipaddress.ip_address(self.address)
+
+
+class Section(probes.SectionBase, frozen=True, kw_only=True):
+    """`[listeners]`."""
+
+    allow: Annotated[list[Allow], Meta(max_length=512)] = field(default_factory=list)
+    """The sockets that may be open."""
+    kill: bool = False
+    """In mode `enforce`: kill the process of a socket that no rule allows."""
+    udp_settle_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
+    """Seconds that a UDP socket on a port of the kernel's choice may be open without being a drift."""
+
+
+class Probe(probes.Probe[Section]):
+    """Compares open sockets with the rules."""
+
+    def __init__(self, section: Section, around: probes.Surroundings) -> None:
+        super().__init__(section, around)
+        self._first_seen: dict[Listener, float] = {}
+
+    def observe(self, now: float) -> list[Drift]:
+        """Return a drift for each open socket that no rule allows."""
+        return self.drifts(self._differences(now), now)
+
+    def repair(self, drifts: Sequence[Drift], now: float) -> None:
+        """Kill the processes of the sockets that are still open and not allowed, if the section says so."""
+        if not self.section.kill:
+            return
+        wrong = {drift.key for drift in drifts}
+        host = self.around.host
+        try:
+            for listener in host.listeners():
+                if not self._allowed(listener) and _key(listener) in wrong:
+                    host.end_listener(listener)
+        except OSError:
+            return  # the next observation reports what is still there
+
+    def _allowed(self, listener: Listener) -> bool:
+        return any(rule.covers(listener) for rule in self.section.allow)
+
+    def _differences(self, now: float) -> Iterator[Difference]:
+        host = self.around.host
+        try:
+            listeners = host.listeners()
+        except OSError as error:
+            yield could_not_look("sockets", "a list of open sockets", error)
+            return
+        ephemeral = host.ephemeral_ports()
+        self._first_seen = {each: self._first_seen.get(each, now) for each in listeners}
+        for each in listeners:
+            if self._allowed(each):
+                continue
+            settling = now - self._first_seen[each] < self.section.udp_settle_s
+            if each.protocol == "udp" and each.port in ephemeral and settling:
+                continue
+            process = host.describe_process(each.pid) if each.pid is not None else ""
+            program = each.program or "a program that cannot be seen"
+            yield Difference(_key(each), "no such socket", f"open, by {program}", process)
+
+
+def _key(listener: Listener) -> str:
+    address = f"[{listener.address}]" if ":" in listener.address else listener.address
+    return f"{listener.protocol} {address}:{listener.port}"
