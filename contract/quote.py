@@ -119,9 +119,9 @@ class AttestationKey:
 
 @lru_cache(maxsize=256)
 def _selection(wanted: frozenset[int]) -> tuple[bytes, tuple[int, ...]]:
-    """Return the TPMS_PCR_SELECTION bit map and the ascending order. An empty or impossible wish is our own fault."""
+    """Return the pcrSelect bit map and the ascending order. Nothing wanted is nothing proved (q08)."""
     if not wanted or min(wanted) < 0 or max(wanted) >= PCR_COUNT:
-        raise ValueError(f"no PCRs that can be wanted: {sorted(wanted)}")
+        raise Rejected("quote.pcr-selection", f"no set of PCRs that can be quoted: {sorted(wanted)[:24]}")
     bits = sum(1 << pcr for pcr in wanted)
     return bits.to_bytes(_SELECT_BYTES, "little"), tuple(sorted(wanted))
 
