@@ -1,0 +1,196 @@
+"""Who changed the firewall: a thread that listens to the kernel's nftables announcements.
+
+The kernel announces each commit (NFNLGRP_NFTABLES) as its objects and then one NEWGEN with the generation and the
+thread and program name that did it. The thread reads /proc at once, since an `nft` process lives for milliseconds.
+It only wakes: the loop compares the whole state again, so a lost message costs a culprit, never a repair.
+
+Refuses to report this process's own commits. Once a second the generation is asked for as well: what the socket
+did not bring is noticed then, with an unknown culprit. ENOBUFS is reported in the same way.
+Relies on: CAP_NET_ADMIN in the network namespace in which `Events` is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.firewall import netlink
+
+_GROUP_NFTABLES = 7
+_SO_RCVBUFFORCE = 33
+_BUFFER_BYTES = 8 * 1024 * 1024
+"""Holds some 60,000 announcements; the default holds 1,678."""
+_POLL_S = 1.0
+_MAX_COMMAND_CHARS = 300
+_NEWGEN = 15
+_FAMILIES = {0: "unspec", 1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Culprit:
+    """The process that committed a change, as far as the kernel and /proc tell. All text is cleaned of control characters."""
+
+    pid: int
+    """Of the thread, in the first PID namespace."""
+    name: str
+    uid: int | None = None
+    command: str = ""
+    parent: str = ""
+    """Name and PID of its parent."""
+    tables: frozenset[tuple[str, str]] = frozenset()
+    """(family, name) of every table that the commit touched."""
+
+    def touched(self, family: str, table: str) -> bool:
+        """Tell whether the commit touched a table."""
+        return (family, table) in self.tables
+
+    def describe(self) -> str:
+        """Return one line for people: "nft (pid 4242, uid 0, of bash (pid 4000)): nft flush ruleset"."""
+        uid = "" if self.uid is None else f", uid {self.uid}"
+        parent = f", of {self.parent}" if self.parent else ""
+        command = f": {self.command}" if self.command else ""
+        return f"{self.name} (pid {self.pid}{uid}{parent}){command}"
+
+
+class Events:
+    """Calls `on_change(culprit)` on its own thread after each foreign change; None when nobody knows who.
+
+    Make it in the network namespace to be watched, before the first rules are loaded. `close` ends the thread.
+    """
+
+    def __init__(self, on_change: Callable[[Culprit | None], None], *, proc: Path = Path("/proc")) -> None:
+        self._on_change = on_change
+        self._proc = proc
+        self._socket = _listening_socket()
+        self._asking = netlink.Talk()
+        self._seen: int = netlink.generation(self._asking)
+        self._wake_in, self._wake_out = os.pipe2(os.O_CLOEXEC)
+        self._tables: set[tuple[str, str]] = set()
+        self._thread = threading.Thread(target=self._run, name="nftables-events", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread and give back its sockets. Idempotent."""
+        if self._thread.is_alive():
+            os.write(self._wake_out, b".")
+            self._thread.join()
+            self._socket.close()
+            self._asking.close()
+            os.close(self._wake_in)
+            os.close(self._wake_out)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        poll.register(self._wake_in, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poll.poll(_POLL_S * 1000)]
+            if self._wake_in in ready:
+                return
+            if ready:
+                self._drain()
+            else:
+                self._ask()
+
+    def _drain(self) -> None:
+        """Take everything that waits; one call for each process, however many commits it made."""
+        found: dict[int, Culprit] = {}
+        unknown = False
+        while True:
+            try:
+                data = self._socket.recv(1 << 18, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                unknown = True
+                self._tables.clear()
+                continue
+            for message in netlink.messages(data):
+                culprit = self._take(message)
+                if culprit is not None:
+                    before = found.get(culprit.pid)
+                    found[culprit.pid] = culprit if before is None else _joined(before, culprit)
+            if len(found) >= 256:
+                break
+        for culprit in found.values():
+            self._on_change(culprit)
+        if unknown:
+            self._on_change(None)
+
+    def _take(self, message: netlink.Message) -> Culprit | None:
+        if message.kind >> 8 != netlink.SUBSYSTEM_NFTABLES or len(message.payload) < netlink.NFGENMSG_BYTES:
+            return None
+        attributes = netlink.attributes(message.payload[netlink.NFGENMSG_BYTES :])
+        if message.kind & 0xFF != _NEWGEN:
+            # The first attribute of every nftables object but the generation is the name of its table.
+            family = _FAMILIES.get(message.payload[0], str(message.payload[0]))
+            self._tables.add((family, _clean(attributes.get(1, b"").rstrip(b"\0"))))
+            return None
+        tables, self._tables = frozenset(self._tables), set()
+        self._seen = int.from_bytes(attributes.get(1, b""), "big")
+        pid = int.from_bytes(attributes.get(2, b""), "big")
+        if (self._proc / "self" / "task" / str(pid)).exists():
+            return None
+        return described(pid, _clean(attributes.get(3, b"").rstrip(b"\0")), tables, self._proc)
+
+    def _ask(self) -> None:
+        generation = netlink.generation(self._asking)
+        if generation != self._seen:
+            # Either its announcement is on the way, and then this is a spare wake, or it was lost.
+            self._seen = generation
+            self._on_change(None)
+
+
+def described(pid: int, name: str, tables: frozenset[tuple[str, str]], proc: Path = Path("/proc")) -> Culprit:
+    """Return what /proc tells about a thread that the kernel named; only its name where it is gone or is another."""
+    folder = proc / str(pid)
+    command, uid, parent = "", None, ""
+    with contextlib.suppress(OSError, ValueError):
+        if _clean((folder / "comm").read_bytes().strip()) == name:
+            # `comm` is compared because the number may mean another process in our PID namespace.
+            command = _clean((folder / "cmdline").read_bytes()[:4096].replace(b"\0", b" ").strip())
+            status = dict(line.partition(":")[::2] for line in (folder / "status").read_text().splitlines())
+            uid = int(status["Uid"].split()[0])
+            above = int(status["PPid"])
+            if above:
+                parent = f"{_clean((proc / str(above) / 'comm').read_bytes().strip())} (pid {above})"
+    command = command if len(command) <= _MAX_COMMAND_CHARS else command[: _MAX_COMMAND_CHARS - 1] + "…"
+    return Culprit(pid=pid, name=name or "?", uid=uid, command=command, parent=parent, tables=tables)
+
+
+def _joined(one: Culprit, other: Culprit) -> Culprit:
+    fuller = other if other.command else one
+    return Culprit(
+        pid=fuller.pid,
+        name=fuller.name,
+        uid=fuller.uid,
+        command=fuller.command,
+        parent=fuller.parent,
+        tables=one.tables | other.tables,
+    )
+
+
+def _clean(untrusted: bytes) -> str:
+    text = untrusted.decode("utf-8", "replace")
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def _listening_socket() -> socket.socket:
+    listening = socket.socket(
+        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_NETFILTER
+    )
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
+    except PermissionError:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+    listening.bind((0, 1 << (_GROUP_NFTABLES - 1)))
+    return listening

@@ -1,0 +1,109 @@
+"""What the chains of other programs do to packets, judged from a JSON listing. Pure.
+
+A foreign chain can add drops but cannot undo ours, unless it rewrites packets on their way. Statements are sorted
+by a list of harmless ones; what is not on it counts as rewriting, so a statement that nobody knew of is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal
+
+from agent.firewall.compare import Object
+
+Effect = Literal["accepts", "drops", "rewrites"]
+
+_HARMLESS = frozenset(
+    {
+        "match",
+        "counter",
+        "log",
+        "limit",
+        "quota",
+        "jump",
+        "goto",
+        "return",
+        "continue",
+        "ct count",
+        "set",
+        "last",
+    }
+)
+_DROPS = frozenset({"drop", "reject"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForeignChain:
+    """One chain of a table that is not ours, with what it may do to a packet."""
+
+    family: str
+    table: str
+    chain: str
+    hook: str = ""
+    """Empty for a chain that only others jump to."""
+    priority: int | None = None
+    effects: frozenset[Effect]
+
+    def describe(self) -> str:
+        """Return one line for people."""
+        where = f" at {self.hook} {self.priority}" if self.hook else ""
+        return f"{' and '.join(sorted(self.effects)) or 'only looks'}{where}"
+
+
+def foreign_chains(objects: list[Object], own_tables: Collection[str]) -> list[ForeignChain]:
+    """Return every chain outside `own_tables` (family inet) that accepts, drops or rewrites."""
+    effects: dict[tuple[str, str, str], set[Effect]] = {}
+    heads: dict[tuple[str, str, str], tuple[str, int | None]] = {}
+    for entry in objects:
+        for kind, value in entry.items():
+            if kind not in {"chain", "rule"} or not isinstance(value, dict):
+                continue
+            family, table = str(value.get("family")), str(value.get("table"))
+            if family == "inet" and table in own_tables:
+                continue
+            key = (family, table, str(value.get("name" if kind == "chain" else "chain")))
+            found = effects.setdefault(key, set())
+            if kind == "rule":
+                found.update(_of_rule(value.get("expr")))
+            elif value.get("hook"):
+                priority = value.get("prio")
+                heads[key] = (str(value["hook"]), priority if isinstance(priority, int) else None)
+                if value.get("policy") == "drop":
+                    found.add("drops")
+    return [
+        ForeignChain(
+            family=key[0],
+            table=key[1],
+            chain=key[2],
+            hook=heads.get(key, ("", None))[0],
+            priority=heads.get(key, ("", None))[1],
+            effects=frozenset(found),
+        )
+        for key, found in sorted(effects.items())
+        if found
+    ]
+
+
+def _of_rule(statements: object) -> set[Effect]:
+    out: set[Effect] = set()
+    for statement in statements if isinstance(statements, list) else [statements]:
+        if isinstance(statement, dict):
+            for name, body in statement.items():
+                out |= _of_statement(name, body)
+        else:
+            out.add("rewrites")
+    return out
+
+
+def _of_statement(name: str, body: object) -> set[Effect]:
+    if name in _HARMLESS:
+        return set()
+    if name == "accept":
+        return {"accepts"}
+    if name in _DROPS:
+        return {"drops"}
+    if name == "vmap":
+        # What the map holds is not followed: each verdict it may give is assumed.
+        return {"accepts", "drops"}
+    return {"rewrites"}

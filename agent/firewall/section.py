@@ -1,0 +1,173 @@
+"""What may be written under `[firewall]` in a baseline, and its checks. Pure.
+
+Refuses everything that could widen a rule by accident: a zone of nothing (empty never means all), a rule without
+a reason, ports where the protocol has none, host bits in a prefix. Nothing of the text gets into nftables
+syntax as it stands: addresses become `ipaddress` objects, ports become integers, interface and zone names are
+held to an alphabet that has no meaning to nftables (ATTACKS f10).
+Relies on: msgspec for types and unknown keys.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from agent.probes import SectionBase
+from contract.messages import Name
+
+Address = ipaddress.IPv4Network | ipaddress.IPv6Network
+InterfaceName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}\Z")]
+"""IFNAMSIZ is 16 with the final NUL. '*' and quotes, which nftables would read as syntax, are not in it."""
+Reason = Annotated[str, Meta(min_length=1, max_length=256)]
+Protocol = Literal["tcp", "udp", "icmp", "any"]
+PortRange = tuple[int, int]
+TableName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]{0,62}\Z")]
+
+MAX_ADDRESSES = 131_072
+MAX_RULES = 4_096
+
+
+class _Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of everything below the section."""
+
+
+class Zone(_Strict, frozen=True, kw_only=True):
+    """A named piece of the world: interfaces, addresses, or both (then both must match)."""
+
+    interfaces: Annotated[list[InterfaceName], Meta(max_length=256)] = []
+    addresses: Annotated[list[str], Meta(max_length=MAX_ADDRESSES)] = []
+    """IPv4 and IPv6 addresses and prefixes; with none of one family, that family is not in the zone."""
+
+    def __post_init__(self) -> None:
+        if not self.interfaces and not self.addresses:
+            raise ValueError("expected interfaces, addresses or both; an empty zone never means everything")
+        for text in self.addresses:
+            checked_network(text)
+
+
+class Rule(_Strict, frozen=True, kw_only=True):
+    """Traffic between this node and a zone that may begin; answers come with it."""
+
+    zone: Name
+    protocol: Protocol
+    ports: Annotated[list[int | str], Meta(max_length=1024)] = []
+    """Destination ports: numbers 1 to 65535, or ranges as text, "30000-30100"."""
+    reason: Reason
+
+    def __post_init__(self) -> None:
+        _check_ports(self.protocol, self.ports)
+
+
+class ForwardRule(_Strict, frozen=True, kw_only=True):
+    """Traffic through this node, from one zone to another; answers come with it."""
+
+    source: Name = field(name="from")
+    destination: Name = field(name="to")
+    protocol: Protocol
+    ports: Annotated[list[int | str], Meta(max_length=1024)] = []
+    reason: Reason
+
+    def __post_init__(self) -> None:
+        _check_ports(self.protocol, self.ports)
+
+
+class Extra(_Strict, frozen=True, kw_only=True):
+    """Rules of one posture."""
+
+    inbound: Annotated[list[Rule], Meta(max_length=MAX_RULES)] = []
+    outbound: Annotated[list[Rule], Meta(max_length=MAX_RULES)] = []
+    forward: Annotated[list[ForwardRule], Meta(max_length=MAX_RULES)] = []
+
+
+class IsolatedExtra(_Strict, frozen=True, kw_only=True):
+    """What stays reachable while the node is isolated, besides the controller. Nothing is forwarded."""
+
+    inbound: Annotated[list[Rule], Meta(max_length=64)] = []
+    outbound: Annotated[list[Rule], Meta(max_length=64)] = []
+
+
+class WayToController(_Strict, frozen=True, kw_only=True):
+    """Narrows the way to the controller; its addresses and ports come from the agent's configuration."""
+
+    interface: InterfaceName | None = None
+
+
+class KnownTable(_Strict, frozen=True, kw_only=True):
+    """A table of another program that may stand beside ours, whatever its chains do."""
+
+    family: Literal["inet", "ip", "ip6", "arp", "bridge", "netdev"]
+    table: TableName
+    reason: Reason
+
+
+class Section(SectionBase, frozen=True, kw_only=True):
+    """`[firewall]`."""
+
+    foreign: Literal["report", "remove"] = "report"
+    """What is done about other tables that accept, drop or rewrite: tell, or delete them."""
+    controller: WayToController = WayToController()
+    zones: dict[Name, Zone] = field(default_factory=dict)
+    inbound: Annotated[list[Rule], Meta(max_length=MAX_RULES)] = field(default_factory=list)
+    outbound: Annotated[list[Rule], Meta(max_length=MAX_RULES)] = field(default_factory=list)
+    forward: Annotated[list[ForwardRule], Meta(max_length=MAX_RULES)] = field(default_factory=list)
+    isolated: IsolatedExtra = IsolatedExtra()
+    maintenance: Extra = Extra()
+    known: Annotated[list[KnownTable], Meta(max_length=256)] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rules = [*self.inbound, *self.outbound, *self.isolated.inbound, *self.isolated.outbound]
+        rules += [*self.maintenance.inbound, *self.maintenance.outbound]
+        named = [rule.zone for rule in rules]
+        for passing in (*self.forward, *self.maintenance.forward):
+            named += [passing.source, passing.destination]
+        for zone in named:
+            if zone not in self.zones:
+                known = ", ".join(sorted(self.zones)) or "none is defined"
+                raise ValueError(f"zone {zone!r} is not defined; expected one of: {known}")
+
+
+def checked_network(text: str) -> Address:
+    """Return the address or prefix. Raises ValueError for anything else, also for host bits and zone ids."""
+    if "%" in text:
+        raise ValueError(f"address {text!r}: expected no zone id; name the interface instead")
+    try:
+        return ipaddress.ip_network(text, strict=True)
+    except ValueError as error:
+        raise ValueError(
+            f"address {text!r}: expected an IP address or prefix without host bits ({error})"
+        ) from None
+
+
+def port_range(untrusted: int | str) -> PortRange:
+    """Return (first, last) of a port or "first-last". Raises ValueError."""
+    first, dash, last = str(untrusted).partition("-")
+    if isinstance(untrusted, str) and not dash:
+        raise ValueError(f"port {untrusted!r}: expected a number, or a range as text")
+    if not (first.isascii() and first.isdigit() and (not dash or (last.isascii() and last.isdigit()))):
+        raise ValueError(f"port {untrusted!r}: expected 1 to 65535, or a range such as '30000-30100'")
+    low, high = int(first), int(last or first)
+    if not 1 <= low <= high <= 65535:
+        raise ValueError(f"port {untrusted!r}: expected 1 to 65535, the lower first")
+    return low, high
+
+
+def merged_ports(ports: list[PortRange]) -> list[PortRange]:
+    """Return the ranges sorted, overlapping and adjoining ones joined: what an interval set wants."""
+    out: list[PortRange] = []
+    for low, high in sorted(ports):
+        if out and low <= out[-1][1] + 1:
+            out[-1] = (out[-1][0], max(out[-1][1], high))
+        else:
+            out.append((low, high))
+    return out
+
+
+def _check_ports(protocol: Protocol, ports: list[int | str]) -> None:
+    if protocol in {"tcp", "udp"} and not ports:
+        raise ValueError(f"expected ports for {protocol}; an empty list never means all")
+    if protocol in {"icmp", "any"} and ports:
+        raise ValueError(f"expected no ports for {protocol}")
+    for port in ports:
+        port_range(port)

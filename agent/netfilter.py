@@ -1,0 +1,206 @@
+"""The only user of libnftables: text in, JSON out, one batch at a time (docs/adr/0002-nft-text-in-json-out.md).
+
+What is wanted is never computed from a listing and no listing is ever loaded: the wanted text is loaded in a
+throw-away network namespace and the two listings are compared. That is also the dry run.
+
+Refuses to flush anything that is not ours. Relies on: CAP_NET_ADMIN for everything, CAP_SYS_ADMIN for the
+throw-away namespace; libnftables.so.1; the network namespace of the thread that makes the `Netfilter`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import nftables
+
+from agent.firewall import compare, flows, netlink
+from agent.firewall.compare import Canonical
+from agent.firewall.events import Culprit, Events
+from agent.firewall.foreign import ForeignChain, foreign_chains
+from agent.firewall.render import OWN_TABLES, render, render_cut, render_lockdown
+from contract.errors import Rejected
+
+__all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render_cut", "render_lockdown"]
+
+T = TypeVar("T")
+_CLONE_NEWNET = 0x40000000
+_REMEMBERED_TEXTS = 8
+_MAX_ERROR_CHARS = 400
+_MAX_NOTED = 64
+
+
+class NetfilterError(OSError):
+    """The kernel or libnftables did not do what was asked. Nothing of the batch is in force."""
+
+
+class Netfilter:
+    """The firewall of one network namespace. One thread at a time may use it; a lock sees to that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._context = _context()
+        self._talk = netlink.Talk()
+        self._known: dict[str, Canonical] = {}
+        self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
+        self.prepared_cut: str | None = None
+        """The cut table of the baseline in force, ready to be loaded; the firewall probe keeps it."""
+
+    def note(self, culprit: Culprit) -> None:
+        """Keep a culprit for the next observation. For the thread of `Events`."""
+        self._noted.append(culprit)
+
+    def noted(self) -> list[Culprit]:
+        """Return and forget the culprits that were noted, oldest first."""
+        out = []
+        while self._noted:
+            out.append(self._noted.popleft())
+        return out
+
+    def load(self, text: str) -> None:
+        """Put a batch into force, whole or not at all. Raises NetfilterError."""
+        with self._lock:
+            _run(self._context, text)
+
+    def check(self, text: str) -> None:
+        """Dry run: load the batch where it harms nobody. Raises Rejected `firewall.refused` with the kernel's words."""
+        self.canonical(text)
+
+    def generation(self) -> int:
+        """Return the number of the last commit, ours or not; equal numbers mean that nothing was changed between."""
+        with self._lock:
+            return netlink.generation(self._talk)
+
+    def listing(self, table: str) -> Canonical:
+        """Return the canonical form of one table of family inet as it stands; empty where it is absent.
+
+        Raises NetfilterError, also where libnftables prints something that is no JSON.
+        """
+        with self._lock:
+            return _listing(self._context, table)
+
+    def own(self) -> Canonical:
+        """Return the canonical form of both our tables as they stand. Raises NetfilterError."""
+        with self._lock:
+            return _own(self._context)
+
+    def canonical(self, text: str) -> Canonical:
+        """Return what `own` would return with nothing but `text` loaded.
+
+        Raises Rejected `firewall.refused` if nftables refuses the text, NetfilterError if the namespace cannot be made.
+        """
+        known = self._known.get(text)
+        if known is None:
+            known = _in_own_namespace(lambda: _loaded(text))
+            while len(self._known) >= _REMEMBERED_TEXTS:
+                del self._known[next(iter(self._known))]
+            self._known[text] = known
+        return known
+
+    def foreign(self) -> list[ForeignChain]:
+        """Return the chains of other programs that accept, drop or rewrite. Raises NetfilterError."""
+        with self._lock:
+            return foreign_chains(_parsed(_run(self._context, "list ruleset")), OWN_TABLES)
+
+    def remove_table(self, family: str, table: str) -> None:
+        """Delete a foreign table; family and name as listed by the kernel. Raises NetfilterError."""
+        if not all(char.isalnum() or char in "_.-/" for char in family + table):
+            raise NetfilterError(errno.EINVAL, f"table {table!r} has a name that cannot be written")
+        self.load(f"delete table {family} {table}\n")
+
+    def cut_now(self, text: str, keep: Iterable[flows.Peer]) -> tuple[int, int]:
+        """Isolate at once: commit the cut table (`render_cut`), then end open flows but those to `keep`.
+
+        Returns (connection tracking entries deleted, sockets destroyed). Raises NetfilterError, OSError; once the
+        commit is done packets are dropped whatever fails after it.
+        """
+        kept = tuple(keep)
+        self.load(text)
+        return flows.flush_conntrack(kept), flows.kill_sockets(kept)
+
+    def flush_conntrack(self, keep: Iterable[flows.Peer]) -> int:
+        """Delete connection tracking entries; see `agent.firewall.flows`."""
+        return flows.flush_conntrack(keep)
+
+    def kill_sockets(self, keep: Iterable[flows.Peer]) -> int:
+        """Destroy connected sockets; see `agent.firewall.flows`."""
+        return flows.kill_sockets(keep)
+
+    def close(self) -> None:
+        """Give back the sockets. The rules stay: an agent that ends never opens the fence."""
+        self._talk.close()
+
+
+def _context() -> nftables.Nftables:
+    context = nftables.Nftables()
+    context.set_json_output(True)
+    context.set_numeric_proto_output(True)
+    context.set_numeric_symbol_output(True)
+    return context
+
+
+def _run(context: nftables.Nftables, text: str) -> str:
+    code, out, error = context.cmd(text)
+    if code != 0:
+        raise NetfilterError(errno.EINVAL, " ".join(str(error).split())[:_MAX_ERROR_CHARS])
+    return str(out)
+
+
+def _parsed(listing: str) -> list[compare.Object]:
+    try:
+        return compare.parsed(listing)
+    except (ValueError, KeyError) as error:
+        raise NetfilterError(errno.EBADMSG, f"libnftables printed no JSON ({error})") from None
+
+
+def _listing(context: nftables.Nftables, table: str) -> Canonical:
+    present = {
+        str(value.get("name"))
+        for entry in _parsed(_run(context, "list tables inet"))
+        for kind, value in entry.items()
+        if kind == "table" and isinstance(value, dict)
+    }
+    if table not in present:
+        return {}
+    return compare.canonical(_parsed(_run(context, f"list table inet {table}")))
+
+
+def _own(context: nftables.Nftables) -> Canonical:
+    return {key: lines for table in OWN_TABLES for key, lines in _listing(context, table).items()}
+
+
+def _loaded(text: str) -> Canonical:
+    context = _context()
+    try:
+        _run(context, text)
+    except NetfilterError as error:
+        raise Rejected("firewall.refused", str(error.strerror)) from None
+    return _own(context)
+
+
+def _in_own_namespace(work: Callable[[], T]) -> T:
+    """Run `work` on a thread with a network namespace of its own, which ends with it."""
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.unshare(_CLONE_NEWNET) != 0:
+                code = ctypes.get_errno()
+                raise NetfilterError(code, f"unshare: {os.strerror(code)}")
+            results.append(work())
+        except (OSError, Rejected, ValueError) as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="nftables-dry-run")
+    thread.start()
+    thread.join()
+    if errors:
+        raise errors[0]
+    return results[0]

@@ -1,0 +1,146 @@
+"""Section `[firewall]`: our nftables tables are as the signed baseline renders them, and nobody works around them.
+
+Every observation compares the whole of our tables with a fresh load of the wanted text in a throw-away
+namespace, unless the kernel's generation number says that no commit happened since the last one. Repair is
+one atomic batch. Chains of other programs that accept, drop or rewrite are drift under the key
+"foreign:<family> <table> <chain>"; repair deletes their table only with `foreign = "remove"`.
+
+Refuses to take the fence down: `undo` leaves the rules, and the next baseline replaces them in one batch.
+Relies on: `agent.netfilter`; the loop passing on culprits with `Netfilter.note`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from agent import probes
+from agent.firewall import compare, render
+from agent.firewall.events import Culprit
+from agent.firewall.section import Section
+from agent.netfilter import Netfilter
+from agent.probes import Difference, Notice, could_not_look
+from contract.errors import Rejected
+from contract.messages import Drift, never_more
+
+__all__ = ["Probe", "Section"]
+
+_FOREIGN = "foreign:"
+_RULESET = "ruleset"
+_FULL_LOOK_S = 60.0
+_MAX_BLAMED = 4
+
+
+class Probe(probes.Probe[Section]):
+    """Observes and repairs the firewall."""
+
+    def __init__(self, section: Section, around: probes.Surroundings) -> None:
+        super().__init__(section, around)
+        self._rendered: tuple[object, str] = (None, "")
+        self._last: tuple[int, str, list[Difference]] | None = None
+        self._looked_at = 0.0
+        self._blame = ""
+        self._notices: list[Notice] = []
+
+    def text(self) -> str:
+        """Return the batch that this section wants under the posture and fences of the moment."""
+        around = self.around
+        key = (around.posture, around.controller, around.fenced)
+        if self._rendered[0] != key:
+            self._rendered = (key, render.render(self.section, around.posture, around))
+        return self._rendered[1]
+
+    def observe(self, now: float) -> list[Drift]:
+        """Return one drift for each object of our tables that differs, and for each foreign chain that matters."""
+        netfilter = self.around.netfilter
+        if netfilter is None:
+            return self.drifts(
+                [could_not_look(_RULESET, "our tables", OSError("no access to nftables"))], now
+            )
+        netfilter.prepared_cut = render.render_cut(self.section, self.around)
+        culprits = netfilter.noted()
+        try:
+            differences = self._differences(netfilter, now)
+        except (OSError, Rejected, ValueError) as error:
+            self._last = None
+            differences = [could_not_look(_RULESET, "our tables", error)]
+        return self.drifts(self._blamed(differences, culprits), now)
+
+    def repair(self, drifts: Sequence[Drift], now: float) -> None:
+        """Load the whole batch where anything of ours differs; delete foreign tables where the section says so.
+
+        Where this brings isolation about, open flows are ended as well. Raises OSError, Rejected.
+        """
+        netfilter = self.around.netfilter
+        if netfilter is None:
+            return
+        self._last = None
+        keys = [drift.key for drift in drifts]
+        if any(not key.startswith(_FOREIGN) for key in keys):
+            netfilter.load(self.text())
+            if self.around.posture == "isolated" and any(_is_cut(key) for key in keys):
+                netfilter.flush_conntrack(self.around.controller)
+                netfilter.kill_sockets(self.around.controller)
+        if self.section.foreign == "remove":
+            tables = {
+                tuple(key.removeprefix(_FOREIGN).split(" ")[:2]) for key in keys if key.startswith(_FOREIGN)
+            }
+            for family, table in sorted(tables):
+                netfilter.remove_table(family, table)
+
+    def notices(self, now: float) -> list[Notice]:
+        """Return one notice for each commit on our tables that left no difference: changed and put back."""
+        out, self._notices = self._notices, []
+        return out
+
+    def _differences(self, netfilter: Netfilter, now: float) -> list[Difference]:
+        text = self.text()
+        generation = netfilter.generation()
+        if self._last is not None and self._last[:2] == (generation, text) and self._fresh(now):
+            return self._last[2]
+        differences = [
+            Difference(change.key, change.wanted, change.found)
+            for change in compare.changes(netfilter.canonical(text), netfilter.own())
+        ]
+        known = {(each.family, each.table) for each in self.section.known}
+        differences += [
+            Difference(f"{_FOREIGN}{chain.family} {chain.table} {chain.chain}", "absent", chain.describe())
+            for chain in netfilter.foreign()
+            if (chain.family, chain.table) not in known
+        ]
+        # Only what was true at one generation may be remembered under it.
+        self._last = (generation, text, differences) if netfilter.generation() == generation else None
+        self._looked_at = now
+        return differences
+
+    def _fresh(self, now: float) -> bool:
+        return abs(now - self._looked_at) < _FULL_LOOK_S
+
+    def _blamed(self, differences: list[Difference], culprits: list[Culprit]) -> list[Difference]:
+        """Give each difference the processes that committed to its table; tell of those that left none."""
+        touching = [
+            each for each in culprits if any(each.touched("inet", table) for table in render.OWN_TABLES)
+        ]
+        ours = [each for each in differences if not each.key.startswith(_FOREIGN)]
+        if not ours:
+            self._blame = ""
+            self._notices += [_touched(culprit) for culprit in touching[:_MAX_BLAMED]]
+        elif touching:
+            self._blame = "; ".join(culprit.describe() for culprit in touching[-_MAX_BLAMED:])
+        out = []
+        for each in differences:
+            blame = self._blame
+            if each.key.startswith(_FOREIGN):
+                family, table = each.key.removeprefix(_FOREIGN).split(" ")[:2]
+                blame = "; ".join(c.describe() for c in culprits if c.touched(family, table))
+            out.append(each._replace(culprit=blame) if blame else each)
+        return out
+
+
+def _is_cut(key: str) -> bool:
+    return key == _RULESET or key.startswith(f"inet {render.CUT_TABLE} ")
+
+
+def _touched(culprit: Culprit) -> Notice:
+    summary = f"our firewall tables were changed and put back by {culprit.describe()}"
+    detail = {"pid": str(culprit.pid), "name": culprit.name, "command": culprit.command}
+    return Notice("firewall.touched", "warning", never_more(summary, 2048), detail)
