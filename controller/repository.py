@@ -26,7 +26,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Timestamp
+from tuf.api.metadata import Metadata, MetaFile, Root, Snapshot, Targets, Timestamp
 
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
@@ -42,6 +42,7 @@ from contract.trust import (
     trusted_root,
 )
 from contract.wire import decode_json
+from controller.offline import OfflineRepository
 
 MAX_BUNDLE_BYTES = 32 * 1024 * 1024
 TIMESTAMP_LIFETIME = timedelta(days=1)
@@ -51,7 +52,6 @@ KEPT_SNAPSHOTS = 2
 
 _ROOT_KEY = re.compile(r"metadata/([1-9][0-9]{0,8})\.root\.json", re.ASCII)
 _SNAPSHOT_KEY = re.compile(r"metadata/([1-9][0-9]{0,15})\.snapshot\.json", re.ASCII)
-_ROOT_FILE = re.compile(r"([1-9][0-9]{0,8})\.root\.json", re.ASCII)
 _TARGET_PATH = re.compile(r"([a-z0-9-]{1,63})/([0-9]{1,16})\.toml", re.ASCII)
 
 State = Mapping[str, bytes]
@@ -198,17 +198,14 @@ def current_targets(state: State) -> VerifiedTargets | None:
 def read_bundle(directory: Path) -> bytes:
     """Return the bundle of an offline repository (`ringfence keys new --out`), for a push.
 
-    Raises Rejected `bundle.no-repository` or `metadata.*` when it is not one, and `metadata.signatures`
+    Raises Rejected `offline.no-repository` or `metadata.*` when it is not one, and `metadata.signatures`
     when a signature is still missing. Raises OSError.
     """
-    roots = {int(m[1]): p for p in directory.glob("*.root.json") if (m := _ROOT_FILE.fullmatch(p.name))}
-    if not roots or not (directory / "targets.json").is_file():
-        raise Rejected("bundle.no-repository", f"{directory}: no root.json and targets.json here")
-    raw_roots = [roots[version].read_bytes() for version in sorted(roots)]
-    targets_raw = (directory / "targets.json").read_bytes()
-    targets = signed_targets(trusted_root(raw_roots[0], raw_roots[1:]), targets_raw)
-    files = {path: (directory / "targets" / path).read_bytes() for path in targets.entries}
-    return msgspec.json.encode(Bundle(root=raw_roots, targets=targets_raw, files=files))
+    offline = OfflineRepository.load(directory)
+    raw_targets = offline.targets.to_bytes()
+    targets = signed_targets(offline.root, raw_targets)
+    files = {path: (offline.directory / "targets" / path).read_bytes() for path in targets.entries}
+    return msgspec.json.encode(Bundle(root=offline.roots, targets=raw_targets, files=files))
 
 
 def _bundle(untrusted: bytes) -> Bundle:
@@ -242,8 +239,13 @@ def _check_not_older(targets: VerifiedTargets, known: VerifiedTargets | None) ->
         raise Rejected(
             "metadata.version", f"targets version {targets.version}, {known.version} is here already"
         )
-    if targets.version == known.version and targets.raw != known.raw:
+    if targets.version == known.version and _content(targets.raw) != _content(known.raw):
         raise Rejected("metadata.version", f"another targets file of version {known.version} is here already")
+
+
+def _content(raw: bytes) -> bytes:
+    """Return what is signed, without the signatures: one more of them does not make it another file."""
+    return Metadata[Targets].from_bytes(raw).signed_bytes
 
 
 def _new_baselines(
