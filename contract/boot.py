@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Final, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
 from contract.baseline import SectionBase
 from contract.eventdata import describe, oddities
@@ -35,13 +35,13 @@ class BootPolicy(SectionBase, frozen=True, kw_only=True):
 
     pcrs: list[Pcr] = field(default_factory=lambda: list(DEFAULT_PCRS))
     """SHA-256 PCRs that must be as in the reference. An empty list trusts nothing."""
-    runtime_pcrs: list[Pcr] = []
+    runtime_pcrs: list[Pcr] = field(default_factory=list)
     """Those of `pcrs` that the running system extends as well (systemd: 9, 11, 12, 15): not their value is compared but
     the events of the log, which no quote proves for them."""
     event_log: Literal["required", "optional"] = "required"
     reference: Literal["enrolment", "pinned"] = "enrolment"
     """`enrolment`: the first boot after approval, kept by the controller. `pinned`: the values below."""
-    pinned: dict[PcrKey, list[HexDigest]] = {}
+    pinned: dict[PcrKey, list[HexDigest]] = field(default_factory=dict)
     """PCR to the values allowed, in lower-case hexadecimal."""
 
     def __post_init__(self) -> None:

@@ -27,6 +27,7 @@ PCR_BYTES: Final = 32
 PCR_COUNT: Final = 24
 _SELECT_BYTES: Final = 3
 _ALL_ZERO: Final = bytes(PCR_BYTES)
+_ONE_LENGTH: Final = {PCR_BYTES}
 # Firmware always measures itself into PCR 0 and boot code into PCR 4: zero means that nothing was measured.
 _ALWAYS_EXTENDED: Final = (0, 4)
 
@@ -78,7 +79,17 @@ class VerifiedQuote:
 class AttestationKey:
     """An enrolled AK, parsed and loaded once: keep it for as long as the session lives."""
 
-    __slots__ = ("_digest", "_ecdsa", "_hash", "_hash_id", "_key", "_size", "public", "qualified_name")
+    __slots__ = (
+        "_digest",
+        "_ecc",
+        "_ecdsa",
+        "_hash",
+        "_hash_id",
+        "_rsa",
+        "_size",
+        "public",
+        "qualified_name",
+    )
 
     def __init__(self, ak: tpm.Public, ek: tpm.Public) -> None:
         if ak.scheme != (tpm.ALG_RSASSA if ak.type == tpm.ALG_RSA else tpm.ALG_ECDSA):
@@ -87,7 +98,8 @@ class AttestationKey:
             raise Rejected("ak.scheme", f"hash {ak.scheme_hash:#06x} is not SHA-256, SHA-384 or SHA-512")
         self.public = ak
         self.qualified_name = tpm.qualified_name(ek, ak)
-        self._key = ak.key
+        self._rsa = ak.key if isinstance(ak.key, rsa.RSAPublicKey) else None
+        self._ecc = ak.key if isinstance(ak.key, ec.EllipticCurvePublicKey) else None
         self._size = ak.bits // 8
         self._hash_id = ak.scheme_hash
         self._hash = tpm.HASHES[ak.scheme_hash]
@@ -101,14 +113,15 @@ class AttestationKey:
 
     def check_signature(self, untrusted_signature: bytes, message: bytes) -> None:
         """Raise Rejected `quote.signature*` unless the TPMT_SIGNATURE is this key's, by its enrolled scheme, over `message`."""
-        key = self._key
         try:
-            if isinstance(key, rsa.RSAPublicKey):
+            if self._rsa is not None:
                 raw = tpm.rsassa_signature(untrusted_signature, hash_algorithm=self._hash_id, size=self._size)
-                key.verify(raw, message, _PKCS1, self._hash)
-            else:
+                self._rsa.verify(raw, message, _PKCS1, self._hash)
+            elif self._ecc is not None:
                 r, s = tpm.ecdsa_signature(untrusted_signature, hash_algorithm=self._hash_id, size=self._size)
-                key.verify(encode_dss_signature(r, s), message, self._ecdsa)
+                self._ecc.verify(encode_dss_signature(r, s), message, self._ecdsa)
+            else:
+                raise TypeError("an attestation key is RSA or ECC")
         except InvalidSignature:
             raise Rejected("quote.signature", "not this key's signature over this quote") from None
 
@@ -215,9 +228,10 @@ def _side_data(pcrs: Mapping[int, bytes], order: tuple[int, ...]) -> list[bytes]
         values = [pcrs[pcr] for pcr in order]
     except KeyError:
         raise Rejected("quote.pcr-values", f"{sorted(pcrs)} shown, {list(order)} quoted") from None
-    for value in values:
-        if len(value) != PCR_BYTES:
-            raise Rejected("quote.pcr-values", f"a value of {len(value)} bytes, wanted {PCR_BYTES}")
+    if set(map(len, values)) != _ONE_LENGTH:
+        raise Rejected(
+            "quote.pcr-values", f"values of {sorted(set(map(len, values)))} bytes, wanted {PCR_BYTES}"
+        )
     return values
 
 
