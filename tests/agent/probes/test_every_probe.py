@@ -1,0 +1,120 @@
+"""What holds for every probe, whoever wrote it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from agent import probes
+from agent.probes import UNSEEN
+from contract.baseline import parse_baseline
+from contract.errors import Rejected
+from tests.agent.probes.case import HEAD, Case, probe_of
+
+NAMES = sorted(probes.sections())
+NOW = 1_700_000_000.0
+
+
+def _case(name: str, folder: Path) -> AbstractContextManager[Case]:
+    module = importlib.import_module(f"tests.agent.probes.test_{name}")
+    assert hasattr(module, "case"), f"tests/agent/probes/test_{name}.py must have case(folder)"
+    return cast(AbstractContextManager[Case], module.case(folder))
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def case(name: str, tmp_path: Path) -> Iterator[Case]:
+    with _case(name, tmp_path) as made:
+        yield made
+
+
+def test_the_probes_are_those_of_the_design() -> None:
+    assert set(NAMES) >= {"boot", "files", "firewall", "listeners", "sysctl", "usb"}
+
+
+def test_unknown_key_is_refused_with_file_line_and_key(name: str, case: Case) -> None:
+    head, _, rest = case.toml.partition("\n")
+    assert head == f"[{name}]"
+    text = f"{HEAD}{head}\nsurely_unknown = 1\n{rest}"
+    line = HEAD.count("\n") + 2
+    with pytest.raises(Rejected) as refused:
+        probes.parse_sections(parse_baseline(text.encode(), file="case.toml"))
+    assert refused.value.code == "baseline.key"
+    assert refused.value.detail.startswith(f"case.toml:{line}: {name}.surely_unknown: unknown key; expected")
+
+
+def test_observing_writes_nothing(name: str, case: Case) -> None:
+    probe = probe_of(name, case.toml, case.around)
+    before = case.trace()
+    assert probe.observe(NOW) == []
+    assert case.trace() == before
+    case.spoil()
+    spoilt = case.trace()
+    assert probe.observe(NOW + 1) != []
+    assert case.trace() == spoilt
+    assert dict(case.around.remembered) == {}
+
+
+def test_a_drift_tells_since_when(name: str, case: Case) -> None:
+    probe = probe_of(name, case.toml, case.around)
+    assert probe.observe(NOW) == []
+    case.spoil()
+    first = probe.observe(NOW + 1)
+    again = probe.observe(NOW + 5)
+    assert first and all(drift.since == NOW + 1 and drift.section == name for drift in first)
+    assert [(drift.key, drift.since) for drift in again] == [(drift.key, drift.since) for drift in first]
+
+
+def test_after_repair_nothing_is_found(name: str, case: Case) -> None:
+    probe = probe_of(name, case.toml, case.around)
+    case.spoil()
+    drifts = probe.observe(NOW)
+    probe.repair(drifts, NOW)
+    left = probe.observe(NOW + 1)
+    if case.mends:
+        assert left == []
+    else:
+        assert [drift.key for drift in left] == [drift.key for drift in drifts]
+
+
+def test_repairing_twice_is_repairing_once(name: str, case: Case) -> None:
+    probe = probe_of(name, case.toml, case.around)
+    case.spoil()
+    drifts = probe.observe(NOW)
+    probe.repair(drifts, NOW)
+    once, remembered = case.state(), dict(case.around.remembered)
+    probe.repair(drifts, NOW)
+    assert case.state() == once
+    assert dict(case.around.remembered) == remembered
+
+
+def test_undo_restores(name: str, case: Case) -> None:
+    if not case.undoes:
+        pytest.skip("what was repaired cannot be put back")
+    case.spoil()
+    spoilt = case.state()
+    probe = probe_of(name, case.toml, case.around)
+    probe.repair(probe.observe(NOW), NOW)
+    # Another probe object: what undo needs is in what the store keeps, not in memory.
+    probe_of(name, case.toml, case.around).undo()
+    assert case.state() == spoilt
+    assert dict(case.around.remembered) == {}
+
+
+def test_a_look_that_fails_is_a_drift(name: str, case: Case) -> None:
+    probe = probe_of(name, case.toml, case.around)
+    case.blind()
+    drifts = probe.observe(NOW)
+    assert UNSEEN in [drift.found for drift in drifts]
+    assert all("could not look" in drift.wanted for drift in drifts if drift.found == UNSEEN)
+    probe.repair(drifts, NOW)
+    assert UNSEEN in [drift.found for drift in probe.observe(NOW + 1)]
