@@ -13,6 +13,7 @@ import pytest
 
 from tests.parts import namespace, usbtree
 from tests.parts.inference import Stream, connect, infer
+from tests.parts.nftwatch import NftWatch
 from tests.parts.topology import Topology
 
 
@@ -104,3 +105,13 @@ def test_the_usb_tree_behaves_as_the_kernel_does(tmp_path: Path) -> None:
     assert tree.interfaces(keyboard) == ["1-2:1.0", "1-2:1.1"]
     tree.unplug(keyboard)
     assert sorted(path.name for path in links.iterdir()) == ["1-0:1.0", "1-1", "usb1"]
+
+
+def test_the_witness_names_who_changed_the_firewall(topology: Topology) -> None:
+    inside = topology.nodes[1].namespace
+    with NftWatch(inside) as watch:
+        inside.nft("table inet one { chain c { counter; }; }")
+        first = watch.wait(lambda change: "one" in change.added)
+        assert first.process == "nft" and first.pid > 0
+        inside.nft("flush ruleset")
+        assert watch.wait(lambda change: "one" in change.deleted, after=first.at).messages >= 3

@@ -1,0 +1,118 @@
+"""An independent witness of the kernel's firewall: who changed it, what, and when, from the kernel's own announcements.
+
+Reads nfnetlink multicast itself (include/uapi/linux/netfilter/nf_tables.h); shares no code with the agent.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tests.parts.namespace import Namespace
+
+_NETLINK_NETFILTER = 12
+_SOL_NETLINK = 270
+_ADD_MEMBERSHIP = 1
+_NFNLGRP_NFTABLES = 7
+_SO_RCVBUFFORCE = 33
+_SUBSYSTEM = 10
+_NEWTABLE, _DELTABLE, _NEWGEN = 0, 2, 15
+_TABLE_NAME = 1
+_GEN_PID, _GEN_NAME = 2, 3
+
+
+@dataclass
+class Change:
+    """One committed batch."""
+
+    at: float
+    """Wall clock, seconds since 1970, when the announcement was read."""
+    pid: int = 0
+    process: str = ""
+    added: set[str] = field(default_factory=set)
+    deleted: set[str] = field(default_factory=set)
+    messages: int = 0
+
+
+class NftWatch:
+    """Collects changes in one namespace from its making until `close`."""
+
+    def __init__(self, namespace: Namespace) -> None:
+        self.changes: list[Change] = []
+        self._news = threading.Condition()
+        self._socket = namespace.inside(
+            lambda: socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER)
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 8 << 20)
+        self._socket.bind((0, 0))
+        self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
+        self._socket.settimeout(0.2)
+        self._closing = False
+        self._open = Change(0.0)
+        self._thread = threading.Thread(target=self._run, name="nft watch", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._closing = True
+        self._thread.join()
+        self._socket.close()
+
+    def __enter__(self) -> NftWatch:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def wait(self, wanted: Callable[[Change], bool], *, after: float = 0.0, within_s: float = 10.0) -> Change:
+        """Return the first change later than `after` that is `wanted`; raises TimeoutError."""
+        deadline = time.monotonic() + within_s
+        with self._news:
+            while True:
+                for change in self.changes:
+                    if change.at > after and wanted(change):
+                        return change
+                if not self._news.wait(max(0.0, deadline - time.monotonic())):
+                    raise TimeoutError(f"no such change of the firewall within {within_s:g} s")
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                data = self._socket.recv(1 << 20)
+            except TimeoutError:
+                continue
+            now = time.time()
+            at = 0
+            while at + 20 <= len(data):
+                length, kind = struct.unpack_from("=IH", data, at)
+                if length < 20:
+                    break
+                if kind >> 8 == _SUBSYSTEM:
+                    self._take(kind & 0xFF, data[at + 20 : at + length], now)
+                at += (length + 3) & ~3
+
+    def _take(self, kind: int, attributes: bytes, now: float) -> None:
+        found = {}
+        at = 0
+        while at + 4 <= len(attributes):
+            length, number = struct.unpack_from("=HH", attributes, at)
+            if length < 4:
+                break
+            found[number & 0x3FFF] = attributes[at + 4 : at + length]
+            at += (length + 3) & ~3
+        self._open.messages += 1
+        if kind in {_NEWTABLE, _DELTABLE}:
+            name = found.get(_TABLE_NAME, b"").rstrip(b"\0").decode()
+            (self._open.added if kind == _NEWTABLE else self._open.deleted).add(name)
+        elif kind == _NEWGEN:
+            done, self._open = self._open, Change(0.0)
+            done.at = now
+            done.pid = int.from_bytes(found.get(_GEN_PID, b""), "big")
+            done.process = found.get(_GEN_NAME, b"").rstrip(b"\0").decode(errors="replace")
+            with self._news:
+                self.changes.append(done)
+                self._news.notify_all()
