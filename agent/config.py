@@ -28,7 +28,7 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base: immutable, by keyword, unknown keys refused."""
 
 
-class ControllerConfig(Section):
+class ControllerConfig(Section, frozen=True, kw_only=True):
     """Where the controller is and by which CA it proves itself."""
 
     url: str
@@ -49,7 +49,7 @@ class ControllerConfig(Section):
         return urlsplit(self.url).port or DEFAULT_NODE_PORT
 
 
-class TpmConfig(Section):
+class TpmConfig(Section, frozen=True, kw_only=True):
     """How to reach the TPM, and which keys of it to use."""
 
     tcti: str = "device:/dev/tpmrm0"
@@ -60,7 +60,7 @@ class TpmConfig(Section):
     event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
 
 
-class RootsConfig(Section):
+class RootsConfig(Section, frozen=True, kw_only=True):
     """Where the machine's trees are. Other values are for tests and for agents in containers."""
 
     sysfs: str = "/sys"
@@ -68,13 +68,13 @@ class RootsConfig(Section):
     root: str = "/"
 
 
-class SpoolConfig(Section):
+class SpoolConfig(Section, frozen=True, kw_only=True):
     """The event spool on disk."""
 
     max_bytes: Annotated[int, Meta(ge=65536, le=2**30)] = 16 * 1024 * 1024
 
 
-class AgentConfig(Section):
+class AgentConfig(Section, frozen=True, kw_only=True):
     """The whole of agent.toml."""
 
     node: Name
@@ -145,7 +145,14 @@ def _checked(data: dict[str, object], text: str, file: str) -> AgentConfig:
         port = url.port
     except ValueError:
         raise wrong("expected `https://host:port`", "controller", "url") from None
-    if url.scheme != "https" or not url.hostname or url.path not in ("", "/") or url.query or url.fragment or url.username:
+    if (
+        url.scheme != "https"
+        or not url.hostname
+        or url.path not in ("", "/")
+        or url.query
+        or url.fragment
+        or url.username
+    ):
         raise wrong("expected `https://host:port`", "controller", "url")
     if port == 0:
         raise wrong("expected a port from 1 to 65535", "controller", "url")

@@ -29,7 +29,7 @@ _SUM_BYTES = 32
 MAX_RECORD_BYTES = 8 * 1024 * 1024
 
 
-class Damaged(Exception):  # noqa: N818  (a state of the disk, not a fault of ours)
+class Damaged(Exception):
     """A state file is there but cannot be believed."""
 
 
@@ -37,14 +37,14 @@ class Record(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of what is stored."""
 
 
-class Slot(Record):
+class Slot(Record, frozen=True, kw_only=True):
     """One signed baseline, whole, so that it can be put in force without the network."""
 
     ref: BaselineRef
     raw: bytes
 
 
-class State(Record):
+class State(Record, frozen=True, kw_only=True):
     """What the node is held to. One file, so that no crash can tear it apart."""
 
     instance: str
@@ -73,11 +73,13 @@ class State(Record):
     """What the controller's name last resolved to."""
     responses: list[str] = []
     """Names of the responses that were applied and must be undone when they are no longer wanted."""
+    boot_id: str = ""
+    """Boot in which the rules were last put in force: a difference found later in the same boot is somebody's doing."""
     damaged: bool = False
     """Made in place of a damaged one: the node stays cut off until a directive says otherwise."""
 
 
-class Keys(Record):
+class Keys(Record, frozen=True, kw_only=True):
     """The node's own keys, made once, before enrolment."""
 
     tls_key: bytes
@@ -86,7 +88,7 @@ class Keys(Record):
     ak_public: bytes
 
 
-class Enrolled(Record):
+class Enrolled(Record, frozen=True, kw_only=True):
     """What the controller gave at the end of enrolment."""
 
     site: str

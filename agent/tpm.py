@@ -74,12 +74,10 @@ _POLICY_OR = {
     ),
     TPM2_ALG.SHA384: (
         bytes.fromhex(
-            "8bbf2266537c171cb56e403c4dc1d4b64f432611dc386e6f532050c3278c930e"
-            "143e8bb1133824ccb431053871c6db53"
+            "8bbf2266537c171cb56e403c4dc1d4b64f432611dc386e6f532050c3278c930e143e8bb1133824ccb431053871c6db53"
         ),
         bytes.fromhex(
-            "d6032ce61f2fb3c240eb3cf6a33237ef2b6a16f4293c22b455e261cffd217ad5"
-            "b4947c2d73e63005eed2dc2b3593d165"
+            "d6032ce61f2fb3c240eb3cf6a33237ef2b6a16f4293c22b455e261cffd217ad5b4947c2d73e63005eed2dc2b3593d165"
         ),
     ),
 }
@@ -102,7 +100,7 @@ _AK_ATTRIBUTES = (
 )
 
 
-class TpmUnavailable(Exception):  # noqa: N818  (a state of the machine, not a fault of ours)
+class TpmUnavailable(Exception):
     """The TPM cannot answer now. Try again later."""
 
 
@@ -302,7 +300,9 @@ class Tpm:
                 raise TpmGone("no attestation key has been made yet")
             private, _ = TPM2B_PRIVATE.unmarshal(self._blobs.private)
             public, _ = TPM2B_PUBLIC.unmarshal(self._blobs.public)
-            self._ak = self._with_ek(lambda ek, session: self._open().load(ek, private, public, session1=session))
+            self._ak = self._with_ek(
+                lambda ek, session: self._open().load(ek, private, public, session1=session)
+            )
         return self._ak
 
     def _activate(self, credential_blob: bytes, encrypted_secret: bytes) -> bytes:
@@ -366,9 +366,7 @@ def _ak_template(kind: AkKind) -> TPM2B_PUBLIC:
                 kdf=TPMT_KDF_SCHEME(scheme=TPM2_ALG.NULL),
             )
         )
-        unique = TPMU_PUBLIC_ID(
-            ecc=TPMS_ECC_POINT(x=TPM2B_ECC_PARAMETER(b""), y=TPM2B_ECC_PARAMETER(b""))
-        )
+        unique = TPMU_PUBLIC_ID(ecc=TPMS_ECC_POINT(x=TPM2B_ECC_PARAMETER(b""), y=TPM2B_ECC_PARAMETER(b"")))
         algorithm = TPM2_ALG.ECC
     else:
         sha256.rsassa.hashAlg = TPM2_ALG.SHA256

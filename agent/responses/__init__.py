@@ -78,7 +78,9 @@ def checked_addresses(request: directive.Response) -> tuple[str, ...]:
         try:
             address = ipaddress.ip_address(untrusted_text)
         except ValueError:
-            raise Rejected("directive.response", f"{request.name}: {untrusted_text!r} is no IP address") from None
+            raise Rejected(
+                "directive.response", f"{request.name}: {untrusted_text!r} is no IP address"
+            ) from None
         if address.is_unspecified or address.is_loopback or address.is_multicast or "%" in untrusted_text:
             raise Rejected("directive.response", f"{request.name}: {untrusted_text!r} is no host's address")
         found.add(str(address))

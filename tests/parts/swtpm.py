@@ -90,12 +90,22 @@ class SoftwareTpm:
         """Make a new TPM with EKs RSA-2048 and P-384, their certificates in NV where there is an authority."""
         tpm = cls(folder)
         tpm.state.mkdir(parents=True, exist_ok=True)
-        command = ["swtpm_setup", "--tpm2", "--tpmstate", str(tpm.state), "--overwrite", "--logfile", str(tpm._log)]
+        command = [
+            "swtpm_setup",
+            "--tpm2",
+            "--tpmstate",
+            str(tpm.state),
+            "--overwrite",
+            "--logfile",
+            str(tpm._log),
+        ]
         if authority is not None:
             command += ["--create-ek-cert", "--config", str(authority.settings)]
         else:
             command += ["--createek", "--pcr-banks", "sha256"]
-        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": _SEARCH}, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "PATH": _SEARCH}, check=False
+        )
         if done.returncode:
             log = tpm._log.read_text() if tpm._log.exists() else ""
             raise RuntimeError(f"swtpm_setup failed: {done.stdout}{done.stderr}{log}")

@@ -1,0 +1,440 @@
+"""The reconcile loop: the one thread that owns the machine. Level-triggered: wakes carry no data.
+
+Kernel events, timers and directives only say "look again"; every pass compares the whole of what is wanted with
+the whole of what is there. The firewall goes first in every pass and is looked at again between other
+sections when it was woken meanwhile, so a slow probe never delays it by more than its own slice.
+
+Refuses: to decide (agent.plan does), to open a connection (agent.uplink does). Any exception but those that
+the parts document ends the process; the rules stay in the kernel and systemd starts it again.
+Relies on: `call` for everything that other threads want of it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import TypeVar
+
+import msgspec
+
+from agent import plan, responses
+from agent.config import AgentConfig
+from agent.firewall.events import Culprit
+from agent.firewall.section import Section as FirewallSection
+from agent.hold import Held, Hold
+from agent.host import Host
+from agent.netfilter import Netfilter, render
+from agent.probes import ControllerEndpoint, Probe, SectionBase, Surroundings, mode_of, sections
+from agent.responses import Told
+from agent.spool import Spool
+from agent.store import Store
+from agent.tpm import Tpm
+from contract import directive as directives
+from contract.directive import WantedBaseline
+from contract.errors import Rejected
+from contract.messages import Drift, Event, Posture
+from contract.trust import TrustedBaseline
+
+T = TypeVar("T")
+
+POSTURES: tuple[Posture, ...] = ("normal", "isolated", "maintenance")
+TICK_S = 1.0
+_HEALED_KEPT = 128
+_STORM = 20
+"""Firewall passes within a second, past which each waits a little: heal, but do not burn the node (ATTACKS f05)."""
+_STORM_PAUSE_S = 0.02
+_OFFLINE_SAVED_S = 30.0
+
+
+def boottime() -> float:
+    """Seconds on a clock that nobody can set and that counts suspend."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Loop:
+    """Make it, `start` it, `call` into it. Methods that end in "(worker)" run on its thread only."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        store: Store,
+        spool: Spool,
+        host: Host,
+        netfilter: Netfilter,
+        tpm: Tpm | None,
+        *,
+        now: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = boottime,
+    ) -> None:
+        self._config = config
+        self.spool = spool
+        self.host = host
+        self._netfilter = netfilter
+        self._now = now
+        self._monotonic = monotonic
+        self._condition = threading.Condition()
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._due: set[str] = set()
+        self._all_due = False
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="machine")
+        self._started = threading.Event()
+        self.beat = monotonic()
+        """When the loop last came round; the watchdog looks at it."""
+        self.failure: BaseException | None = None
+        self.on_report: Callable[[], None] = lambda: None
+        self.on_fetch: Callable[[WantedBaseline, int], None] = lambda wanted, highest: None
+        self.on_redial: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], None] = lambda: None
+
+        self.hold = Hold(config, store, self.tell, now=now())
+        self._around = Surroundings(
+            host=host,
+            netfilter=netfilter,
+            tpm=tpm,
+            controller=self._endpoints(),
+            remembered=self.hold.remembered,
+            event_log=config.tpm.event_log,
+        )
+        self._probes: dict[str, Probe[SectionBase]] = {}
+        self.stance = plan.Stance("normal", (), "")
+        self._requests: list[directives.Response] = []
+        self.drifts: dict[str, list[Drift]] = {}
+        self.healed: list[Drift] = []
+        self._offline_mark = monotonic()
+        self._offline_saved_s = self.hold.state.offline_s
+        self.offline_s = self.hold.state.offline_s
+        self._in_contact = False
+        self._fresh = True
+        self._session = 0
+        self._fetching: str | None = None
+        self._firewall_times: deque[float] = deque(maxlen=_STORM)
+        self._next_full = 0.0
+
+    # ---- any thread
+
+    def start(self) -> None:
+        """Put the rules in force, then keep them; returns when they are in force."""
+        self._thread.start()
+        self._started.wait()
+        if self.failure is not None:
+            raise self.failure
+
+    def stop(self) -> None:
+        """End the thread. The rules stay in the kernel: stopping never opens anything."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def wake(self, section: str | None = None) -> None:
+        """Look again at one section, or at all."""
+        with self._condition:
+            if section is None:
+                self._all_due = True
+            else:
+                self._due.add(section)
+            self._condition.notify()
+
+    def firewall_changed(self, culprit: Culprit | None) -> None:
+        """Somebody else committed to nftables."""
+        if culprit is not None:
+            self._netfilter.note(culprit)
+        self.wake("firewall")
+
+    def call(self, job: Callable[[], T]) -> Future[T]:
+        """Run `job` on the worker thread."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(job())
+                except BaseException as error:
+                    future.set_exception(error)
+                    raise
+
+        with self._condition:
+            self._jobs.append(run)
+            self._condition.notify()
+        return future
+
+    # ---- what the uplink asks for (worker)
+
+    def tell(self, told: Told) -> Event:
+        """Put one event into the spool; from warning on, report soon. (worker)"""
+        (event,) = self.spool.append([told], self._now())
+        if told.severity != "info":
+            self.on_report()
+        return event
+
+    def take_directive(self, untrusted: bytes, key: bytes) -> None:
+        """Verify, write down and carry out a directive. (worker)"""
+        if self.hold.take_directive(untrusted, key, self._now()):
+            self._reconcile_holdings()
+            self.on_report()
+
+    def deliver(self, wanted: WantedBaseline, result: TrustedBaseline | Rejected) -> None:
+        """The uplink has fetched a baseline, or it was refused. (worker)"""
+        self._fetching = None
+        if isinstance(result, Rejected):
+            self.hold.turn_down(wanted.sha256, result)
+        else:
+            self._in_contact = True  # or it would not have come
+            self.hold.ready = result
+        self._reconcile_holdings()
+
+    def session_opened(self) -> int:
+        """A new session is up; return its number. (worker)"""
+        self._session += 1
+        self._in_contact = True
+        return self._session
+
+    def session_closed(self) -> None:
+        """No session is up. (worker)"""
+        self._in_contact = False
+
+    def answered(self, session: int, *, named_pending: bytes | None, events_acked: int, healed: int) -> None:
+        """The controller has answered a report that was sent in `session`. (worker)"""
+        self.spool.ack(events_acked)
+        del self.healed[:healed]
+        self._offline_mark = self._monotonic()
+        self.offline_s = 0.0
+        if self._offline_saved_s:
+            self._offline_saved_s = 0.0
+            self.hold.change(offline_s=0.0)
+        pending = self.hold.state.pending
+        if pending and session > self.hold.pending_session and named_pending == pending.ref.sha256:
+            self.hold.pending_answered = True
+        self._reconcile_holdings()
+
+    def controller_resolved(self, addresses: list[str]) -> None:
+        """The controller's name resolves to these. (worker)"""
+        if addresses and addresses != self.hold.state.controller_addresses:
+            self.hold.change(controller_addresses=addresses)
+            self._surround(controller=self._endpoints())
+            self._look("firewall", silent=True)
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        try:
+            self._hold_at_start()
+            self._started.set()
+            while self._wait():
+                self._turn()
+        except BaseException as error:  # the outermost place: whatever it is, the process must end
+            self.failure = error
+            self._started.set()
+            self.on_failure()
+            raise
+
+    def _wait(self) -> bool:
+        with self._condition:
+            if not (self._jobs or self._due or self._all_due or self._stopping):
+                self._condition.wait(TICK_S)
+            return not self._stopping
+
+    def _turn(self) -> None:
+        self.beat = self._monotonic()
+        while True:
+            with self._condition:
+                job = self._jobs.popleft() if self._jobs else None
+            if job is None:
+                break
+            job()
+            self._firewall_if_due()
+        self._count_offline()
+        self._reconcile_holdings()
+        with self._condition:
+            full = self._all_due or self.beat >= self._next_full
+            due = set(self._probes) if full else self._due & set(self._probes)
+            self._due, self._all_due = set(), False
+        if full:
+            self._next_full = self.beat + self._config.interval_s
+        for name in sorted(due, key=lambda each: (each != "firewall", each)):
+            if name != "firewall":
+                self._firewall_if_due()
+            self._look(name)
+        self.spool.flush()
+
+    def _firewall_if_due(self) -> None:
+        with self._condition:
+            due = "firewall" in self._due
+            self._due.discard("firewall")
+        if due:
+            self._look("firewall")
+
+    def _count_offline(self) -> None:
+        now = self._monotonic()
+        self.offline_s += max(0.0, now - self._offline_mark)
+        self._offline_mark = now
+        if self.offline_s - self._offline_saved_s >= max(_OFFLINE_SAVED_S, 2 * self._config.interval_s):
+            self._offline_saved_s = self.offline_s
+            self.hold.change(offline_s=self.offline_s)
+
+    # ---- baseline, posture, responses
+
+    def _hold_at_start(self) -> None:
+        boot_id = self._around.host.boot_id()
+        same_boot = boot_id == self.hold.state.boot_id and self.hold.state.pending is None
+        self._adopt(self.hold.held, silent=not same_boot)
+        if self.hold.state.pending is not None:
+            self.hold.pending_since = self._monotonic()
+        if boot_id != self.hold.state.boot_id:
+            self.hold.change(boot_id=boot_id)
+        self.tell(Told(kind="agent.started", severity="info", summary="rules are in force", detail={"boot": boot_id}))
+        self._reconcile_holdings()
+
+    def _reconcile_holdings(self) -> None:
+        """Directive, baseline, posture: until the plan has nothing more to say."""
+        while True:
+            step = self.hold.step(self._monotonic())
+            if isinstance(step, plan.Apply):
+                held = self.hold.begin(step, self._dry_run, in_contact=self._in_contact)
+                if held is None:
+                    break
+                self.hold.pending_session = self._session
+                self._adopt(held, silent=True)
+                self.hold.pending_since = self._monotonic()
+                self.tell(Told(kind="baseline.applied", severity="info", summary=f"{step.wanted.name}/{step.wanted.version}.toml"))
+                self.on_redial()
+            elif isinstance(step, plan.Confirm):
+                self.hold.confirm()
+                self.on_report()
+            elif isinstance(step, plan.Revert):
+                self._adopt(self.hold.revert(step.code, step.reason), silent=True)
+                self.on_redial()
+            else:
+                if isinstance(step, plan.Fetch) and self._fetching != step.wanted.sha256:
+                    self._fetching = step.wanted.sha256
+                    self.on_fetch(step.wanted, self.hold.state.highest.get(step.wanted.name, 0))
+                break
+        self._hold_stance(silent=True)
+
+    def _dry_run(self, held: Held) -> None:
+        """Raise Rejected if the kernel would not take the rules, in any posture."""
+        section = held.sections["firewall"]
+        assert isinstance(section, FirewallSection)  # noqa: S101  (parsed by the module of that name)
+        for posture in POSTURES:
+            self._netfilter.check(render(section, posture, replace(self._around, posture=posture)))
+
+    def _adopt(self, held: Held, *, silent: bool) -> None:
+        """Make the machine look like `held`: firewall first, then undo what only the old one wanted, then the rest."""
+        old, self._probes = self._probes, {}
+        for name, section in held.sections.items():
+            self._probes[name] = sections()[name].Probe(section, self._around)
+        self.drifts = {name: drifts for name, drifts in self.drifts.items() if name in self._probes}
+        self._hold_stance(silent=silent)
+        self._look("firewall", silent=silent)
+        for name, probe in old.items():
+            if name != "firewall" and probe.section != held.sections.get(name):
+                probe.undo()
+        for name in sorted(set(self._probes) - {"firewall"}):
+            self._look(name, silent=True)
+        self._next_full = self._monotonic() + self._config.interval_s
+
+    def _hold_stance(self, *, silent: bool) -> None:
+        head = self.hold.held.baseline.head
+        stance = plan.stance(
+            self.hold.state.directive,
+            [wanted for _, _, wanted in self.hold.requests],
+            offline_s=self.offline_s,
+            isolate_after_s=head.offline.isolate_after_s,
+            damaged=self.hold.state.damaged,
+        )
+        before, self.stance = self.stance, stance
+        fresh, self._fresh = self._fresh, False
+        changed = (stance.posture, stance.fenced) != (before.posture, before.fenced)
+        if changed:
+            self._surround(posture=stance.posture, fenced=stance.fenced)
+        self._carry_out(isolating=stance.posture == "isolated" and (fresh or before.posture != "isolated"))
+        if changed:
+            self._look("firewall", silent=silent)
+        if stance.posture != before.posture and not fresh:
+            self.tell(
+                Told(
+                    kind="posture.changed",
+                    severity="critical" if stance.posture == "isolated" else "warning",
+                    summary=f"{before.posture} -> {stance.posture}: {stance.reason or 'by directive'}",
+                    detail={"from": before.posture, "to": stance.posture, "reason": stance.reason},
+                )
+            )
+
+    def _carry_out(self, *, isolating: bool) -> None:
+        """Do the quick part of each new request; undo those that are gone."""
+        known = responses.responses()
+        wanted = [request for request, _, _ in self.hold.requests]
+        new = [request for request in wanted if request not in self._requests]
+        if isolating and "isolate" in known and not any(each.name == "isolate" for each in new):
+            new.insert(0, directives.Response(name="isolate", reason=self.stance.reason))
+        self._requests = wanted
+        names = set(self.hold.state.responses)
+        standing = {each.name for each in wanted} | ({"isolate"} if self.stance.posture == "isolated" else set())
+        for request in new:
+            try:
+                told = known[request.name].apply(self._around, request)
+            except OSError as error:
+                told = [Told(kind=f"{request.name}.failed", severity="critical", summary=str(error))]
+            for each in told:
+                self.tell(each)
+        for name in sorted(names - standing):
+            if name in known:
+                for each in known[name].undo(self._around):
+                    self.tell(each)
+        after = sorted((names | {each.name for each in new}) & standing)
+        if after != self.hold.state.responses:
+            self.hold.change(responses=after)
+
+    def _surround(self, **changes: object) -> None:
+        self._around = replace(self._around, **changes)  # type: ignore[arg-type]
+        for probe in self._probes.values():
+            probe.around = self._around
+
+    def _endpoints(self) -> tuple[ControllerEndpoint, ...]:
+        where = self._config.controller
+        host = where.host
+        literal = [host] if ":" in host or host.replace(".", "").isdigit() else []
+        addresses = where.addresses or literal or self.hold.state.controller_addresses
+        return tuple(ControllerEndpoint(address, where.port) for address in addresses)
+
+    # ---- one section
+
+    def _look(self, name: str, *, silent: bool = False) -> None:
+        """Observe, repair, observe again, tell. `silent`: the difference is of our own making."""
+        probe = self._probes[name]
+        now = self._now()
+        if name == "firewall":
+            self._pace()
+        before = self.drifts.get(name, [])
+        found = left = probe.observe(now)
+        mode = mode_of(probe.section, self.hold.held.baseline.head)
+        repair = plan.to_repair(name, mode, self.stance, found)
+        if repair:
+            try:
+                probe.repair(repair, now)
+            except (OSError, Rejected) as error:
+                self.tell(Told(kind=f"{name}.repair-failed", severity="critical", summary=str(error)))
+            left = probe.observe(now)
+        self.drifts[name] = left
+        remaining = {drift.key for drift in left}
+        told = plan.tell(name, before, left if silent else found, left)
+        if not silent:
+            healed = [msgspec.structs.replace(d, repaired=True) for d in found if d.key not in remaining]
+            self.healed = (self.healed + healed)[-_HEALED_KEPT:]
+        told += [Told(kind=n.kind, severity=n.severity, summary=n.summary, detail=n.detail) for n in probe.notices(now)]
+        if told:
+            self.spool.append(told, now)
+            if any(each.severity != "info" for each in told):
+                self.on_report()
+
+    def _pace(self) -> None:
+        now = self._monotonic()
+        if len(self._firewall_times) == _STORM and now - self._firewall_times[0] < 1.0:
+            time.sleep(_STORM_PAUSE_S)
+        self._firewall_times.append(now)

@@ -1,0 +1,184 @@
+"""The agent's decisions: facts in, actions out. PURE: no clock, no files, no network, no kernel.
+
+`settle` decides about the baseline (fetch, apply, confirm, revert), `stance` about posture and fences, `to_repair`
+about drifts, `tell` about events. The loop carries out what is returned and decides nothing itself.
+
+Refuses: to take back an isolation that was ordered; to read silence of a controller that was away before as
+the fault of a new baseline; to try again, under the same directive, a baseline that failed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from agent.responses import Told, Wanted
+from contract.directive import Directive, WantedBaseline
+from contract.messages import BaselineRef, Drift, Mode, Posture
+
+MAX_PENDING_STARTS = 3
+"""An agent that came up so often under one unconfirmed baseline is being killed by it."""
+
+
+class Facts(NamedTuple):
+    """What `settle` looks at. `*_s` are seconds on the monotonic clock."""
+
+    directive: Directive | None
+    last_good: BaselineRef | None
+    pending: BaselineRef | None
+    pending_for_s: float
+    """Since it was put in force by this process."""
+    pending_starts: int
+    pending_had_contact: bool
+    pending_answered: bool
+    """A report that named it as pending was answered, in a session dialled after it was put in force."""
+    turned_down: Mapping[str, int]
+    ready: WantedBaseline | None
+    """Fetched and verified, waiting to be put in force."""
+    confirm_s: float
+
+
+class Stay(NamedTuple):
+    """Nothing to do about the baseline."""
+
+
+class Fetch(NamedTuple):
+    """Get this one; nothing changes until it is here and verified."""
+
+    wanted: WantedBaseline
+
+
+class Apply(NamedTuple):
+    """Put the fetched one in force, as pending."""
+
+    wanted: WantedBaseline
+
+
+class Confirm(NamedTuple):
+    """The pending one is good."""
+
+
+class Revert(NamedTuple):
+    """Put last-good (or lock-down) back in force."""
+
+    code: Literal["baseline.no-confirmation", "baseline.crashes", "baseline.withdrawn"]
+    reason: str
+
+
+Step = Stay | Fetch | Apply | Confirm | Revert
+
+
+def same(ref: BaselineRef | None, wanted: WantedBaseline) -> bool:
+    """Tell whether both name the same bytes."""
+    return ref is not None and ref.sha256.hex() == wanted.sha256
+
+
+def settle(facts: Facts) -> Step:
+    """Return the next step of the baseline: verify -> pending -> apply -> confirm, or back to last-good."""
+    wanted = facts.directive.baseline if facts.directive is not None else None
+    if facts.pending is not None:
+        if facts.pending_answered:
+            return Confirm()
+        if facts.pending_starts > MAX_PENDING_STARTS:
+            return Revert("baseline.crashes", f"{facts.pending_starts} starts without a confirmation")
+        if facts.pending_had_contact and facts.pending_for_s >= facts.confirm_s:
+            return Revert("baseline.no-confirmation", f"no report went through within {facts.confirm_s:g} s")
+        if wanted is not None and not same(facts.pending, wanted):
+            return Revert("baseline.withdrawn", "the controller wants another one")
+        return Stay()
+    if facts.directive is None or wanted is None or same(facts.last_good, wanted):
+        return Stay()
+    if facts.turned_down.get(wanted.sha256, -1) >= facts.directive.number:
+        return Stay()
+    if facts.ready is not None and facts.ready.sha256 == wanted.sha256:
+        return Apply(wanted)
+    return Fetch(wanted)
+
+
+class Stance(NamedTuple):
+    """What the firewall is to hold."""
+
+    posture: Posture
+    fenced: tuple[str, ...]
+    reason: str
+
+
+def stance(
+    directive: Directive | None,
+    wanted: Iterable[Wanted],
+    *,
+    offline_s: float,
+    isolate_after_s: float | None,
+    damaged: bool,
+) -> Stance:
+    """Return posture and fences. Isolation by anyone wins; nothing here ends one that a directive ordered."""
+    wanted = list(wanted)
+    fenced = tuple(sorted({address for each in wanted for address in each.fenced}))
+    if directive is None:
+        if damaged:
+            return Stance("isolated", fenced, "the node's state was damaged")
+        posture: Posture = "normal"
+        reason = ""
+    else:
+        posture, reason = directive.posture, directive.reason
+    if posture == "isolated":
+        return Stance("isolated", fenced, reason or "ordered by the controller")
+    if any(each.posture == "isolated" for each in wanted):
+        return Stance("isolated", fenced, reason or "ordered by the controller")
+    if isolate_after_s is not None and offline_s >= isolate_after_s:
+        return Stance("isolated", fenced, f"no answer of the controller for {offline_s:.0f} s")
+    return Stance(posture, fenced, reason)
+
+
+def enforced(section: str, mode: Mode, held: Stance) -> bool:
+    """Tell whether a section's drifts are to be repaired. Isolation and fences are orders: no `observe` softens them."""
+    return mode == "enforce" or (section == "firewall" and (held.posture == "isolated" or bool(held.fenced)))
+
+
+def to_repair(section: str, mode: Mode, held: Stance, drifts: Sequence[Drift]) -> list[Drift]:
+    """Return the drifts that are to be repaired now."""
+    return list(drifts) if enforced(section, mode, held) else []
+
+
+def tell(section: str, before: Sequence[Drift], found: Sequence[Drift], left: Sequence[Drift]) -> list[Told]:
+    """Return events for what changed: healed at once, newly drifted, cleared by somebody else.
+
+    `before`: left over from the last pass; `found`: seen in this one; `left`: still there after the repair.
+    """
+    told = []
+    known = {(d.key, d.found) for d in before}
+    remaining = {d.key for d in left}
+    for drift in found:
+        detail = {"key": drift.key, "wanted": drift.wanted, "found": drift.found}
+        if drift.culprit:
+            detail["culprit"] = drift.culprit
+        by = f" by {drift.culprit}" if drift.culprit else ""
+        if drift.key not in remaining:
+            told.append(
+                Told(
+                    kind=f"{section}.healed",
+                    severity="warning",
+                    summary=f"{drift.key}: changed{by}, put back",
+                    detail=detail,
+                )
+            )
+        elif (drift.key, drift.found) not in known:
+            told.append(
+                Told(
+                    kind=f"{section}.drift",
+                    severity="warning",
+                    summary=f"{drift.key}: wanted {drift.wanted}, found {drift.found}",
+                    detail=detail,
+                )
+            )
+    seen = {d.key for d in found}
+    for key in sorted({d.key for d in before} - seen):
+        told.append(
+            Told(
+                kind=f"{section}.cleared",
+                severity="info",
+                summary=f"{key}: as wanted again",
+                detail={"key": key},
+            )
+        )
+    return told

@@ -1,0 +1,90 @@
+"""The report's body: what the agent says about the node, written on the worker thread, quoted over by the TPM.
+
+Refuses: more than the wire takes; what does not fit waits for the next report (events) or is counted (drifts).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+from agent import VERSION
+from agent.loop import Loop
+from contract.messages import (
+    MAX_DRIFTS_PER_REPORT,
+    MAX_EVENT_LOG_BYTES,
+    MAX_EVENTS_PER_REPORT,
+    ReportBody,
+)
+from contract.wire import encode
+
+_EVENT_BYTES = 160 * 1024
+_DRIFT_BYTES = 160 * 1024
+
+
+class Prepared(NamedTuple):
+    """A body with what must be known when it is answered."""
+
+    body: bytes
+    number: int
+    pending: bytes | None
+    """SHA-256 of the pending baseline that it names."""
+    healed: int
+    """How many healed drifts it carries."""
+    event_log: bytes
+
+
+class Reporter:
+    """Numbers and writes reports. On the worker thread only."""
+
+    def __init__(self, loop: Loop, node: str, event_log_path: str) -> None:
+        self._loop = loop
+        self._node = node
+        self._event_log_path = event_log_path
+        self._event_log: bytes | None = None
+        self._number = 0
+
+    def event_log(self) -> bytes:
+        """Return the firmware's log of this boot, b"" where the machine has none. Read once."""
+        if self._event_log is None:
+            try:
+                log = self._loop.host.read_log(self._event_log_path, max_bytes=MAX_EVENT_LOG_BYTES)
+            except OSError:
+                log = b""
+            self._event_log = log
+        return self._event_log
+
+    def prepare(self, now: float) -> Prepared:
+        """Write the next report. (worker)"""
+        loop = self._loop
+        state = loop.hold.state
+        self._number = max(self._number + 1, int(now * 1000))
+        drifts = [drift for each in loop.drifts.values() for drift in each]
+        healed = list(loop.healed)
+        shown, size = [], 0
+        for drift in [*drifts, *healed][:MAX_DRIFTS_PER_REPORT]:
+            size += len(drift.wanted) + len(drift.found) + len(drift.culprit) + len(drift.key)
+            if size > _DRIFT_BYTES:
+                break
+            shown.append(drift)
+        event_log = self.event_log()
+        body = ReportBody(
+            node=self._node,
+            number=self._number,
+            boot_id=loop.host.boot_id(),
+            at=now,
+            uptime_s=loop.host.uptime_s(),
+            agent_version=VERSION,
+            posture=loop.stance.posture,
+            baseline=state.last_good.ref if state.last_good else None,
+            pending=state.pending.ref if state.pending else None,
+            directive_number=state.directive_number,
+            fenced=list(loop.stance.fenced),
+            addresses=loop.host.addresses()[:256],
+            drifts=shown,
+            events=loop.spool.peek(MAX_EVENTS_PER_REPORT, _EVENT_BYTES),
+            events_dropped=loop.spool.dropped,
+            event_log_sha256=hashlib.sha256(event_log).digest() if event_log else b"",
+        )
+        pending = state.pending.ref.sha256 if state.pending else None
+        return Prepared(encode(body), self._number, pending, len(healed), event_log)
