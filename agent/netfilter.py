@@ -46,6 +46,7 @@ class Netfilter:
         self._lock = threading.Lock()
         self._context = _context()
         self._talk = netlink.Talk()
+        self._sockets = netlink.Talk(netlink.NETLINK_SOCK_DIAG)
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
         self.prepared_cut: str | None = None
@@ -121,19 +122,22 @@ class Netfilter:
         """
         kept = tuple(keep)
         self.load(text)
-        return flows.flush_conntrack(kept), flows.kill_sockets(kept)
+        return self.flush_conntrack(kept), self.kill_sockets(kept)
 
     def flush_conntrack(self, keep: Iterable[flows.Peer]) -> int:
         """Delete connection tracking entries; see `agent.firewall.flows`."""
-        return flows.flush_conntrack(keep)
+        with self._lock:
+            return flows.flush_conntrack(self._talk, keep)
 
     def kill_sockets(self, keep: Iterable[flows.Peer]) -> int:
         """Destroy connected sockets; see `agent.firewall.flows`."""
-        return flows.kill_sockets(keep)
+        with self._lock:
+            return flows.kill_sockets(self._sockets, keep)
 
     def close(self) -> None:
         """Give back the sockets. The rules stay: an agent that ends never opens the fence."""
         self._talk.close()
+        self._sockets.close()
 
 
 def _context() -> nftables.Nftables:

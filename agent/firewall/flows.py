@@ -35,53 +35,51 @@ _STATES = 0xFFF & ~(1 << 10 | 1 << 6)
 _CONNECTED_UDP = 1 << 1
 
 
-def flush_conntrack(keep: Iterable[Peer]) -> int:
-    """Delete every entry but those of loopback and those to `keep`; return how many went. Raises OSError."""
+def flush_conntrack(talk: Talk, keep: Iterable[Peer]) -> int:
+    """Delete every entry but those of loopback and those to `keep`; return how many went. Raises OSError.
+
+    `talk` speaks NETLINK_NETFILTER in the network namespace that is meant.
+    """
     kept = {(_packed(address), port) for address, port in keep}
-    talk = Talk()
-    try:
-        orders = []
-        for message in talk.dump(_CT_GET, struct.pack("!BBH", socket.AF_UNSPEC, 0, 0)):
-            found = netlink.attributes(message.payload[NFGENMSG_BYTES:])
-            original = found.get(_TUPLE_ORIG, b"")
-            source, destination, protocol, port = _tuple(original)
-            if _is_loopback(source) or _is_loopback(destination):
-                continue
-            if protocol == socket.IPPROTO_TCP and (destination, port) in kept:
-                continue
-            again = message.payload[:NFGENMSG_BYTES] + netlink.attribute(_TUPLE_ORIG | _NESTED, original)
-            for kind in (_CT_ID, _CT_ZONE):
-                if kind in found:
-                    again += netlink.attribute(kind, found[kind])
-            orders.append((_CT_DELETE, again))
-        return talk.order(orders)
-    finally:
-        talk.close()
+    orders = []
+    for message in talk.dump(_CT_GET, struct.pack("!BBH", socket.AF_UNSPEC, 0, 0)):
+        found = netlink.attributes(message.payload[NFGENMSG_BYTES:])
+        original = found.get(_TUPLE_ORIG, b"")
+        source, destination, protocol, port = _tuple(original)
+        if _is_loopback(source) or _is_loopback(destination):
+            continue
+        if protocol == socket.IPPROTO_TCP and (destination, port) in kept:
+            continue
+        again = message.payload[:NFGENMSG_BYTES] + netlink.attribute(_TUPLE_ORIG | _NESTED, original)
+        for kind in (_CT_ID, _CT_ZONE):
+            if kind in found:
+                again += netlink.attribute(kind, found[kind])
+        orders.append((_CT_DELETE, again))
+    return talk.order(orders)
 
 
-def kill_sockets(keep: Iterable[Peer]) -> int:
-    """Destroy every connected TCP and UDP socket but those of loopback and those to `keep`; return how many."""
+def kill_sockets(talk: Talk, keep: Iterable[Peer]) -> int:
+    """Destroy every connected TCP and UDP socket but those of loopback and those to `keep`; return how many.
+
+    `talk` speaks NETLINK_SOCK_DIAG in the network namespace that is meant. Raises OSError.
+    """
     kept = {(_packed(address), port) for address, port in keep}
-    talk = Talk(netlink.NETLINK_SOCK_DIAG)
-    try:
-        orders = []
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for protocol, states in ((socket.IPPROTO_TCP, _STATES), (socket.IPPROTO_UDP, _CONNECTED_UDP)):
-                request = _DIAG_REQUEST.pack(family, protocol, 0, states)
-                try:
-                    found = list(talk.dump(_DIAG_BY_FAMILY, request))
-                except OSError as error:
-                    if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
-                        continue  # the kernel has no such diagnosis; the packets die all the same
-                    raise
-                orders += [
-                    (_DIAG_DESTROY, _destroy(family, protocol, states, message.payload))
-                    for message in found
-                    if not _spared(family, protocol, message.payload, kept)
-                ]
-        return talk.order(orders)
-    finally:
-        talk.close()
+    orders = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for protocol, states in ((socket.IPPROTO_TCP, _STATES), (socket.IPPROTO_UDP, _CONNECTED_UDP)):
+            request = _DIAG_REQUEST.pack(family, protocol, 0, states)
+            try:
+                found = list(talk.dump(_DIAG_BY_FAMILY, request))
+            except OSError as error:
+                if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
+                    continue  # the kernel has no such diagnosis; the packets die all the same
+                raise
+            orders += [
+                (_DIAG_DESTROY, _destroy(family, protocol, states, message.payload))
+                for message in found
+                if not _spared(family, protocol, message.payload, kept)
+            ]
+    return talk.order(orders)
 
 
 def _packed(address: str) -> bytes:

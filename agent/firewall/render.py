@@ -39,6 +39,7 @@ OWN_TABLES = (TABLE, CUT_TABLE)
 _STATELESS = -310
 """Before raw (-300) and connection tracking (-200): nothing has classified the packet yet."""
 _EPOCH = "@epoch@"
+_FENCE_SETS = "@fences@"
 _NEIGHBOURS = """\
 \tchain neighbours {
 \t\ticmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 accept
@@ -70,7 +71,12 @@ def render(section: Section, posture: Posture, around: Around) -> str:
     """Return the whole batch: both tables deleted where they stand, and made anew as the posture wants them."""
     body = _main_table(section, posture, around)
     epoch = (int.from_bytes(hashlib.sha256(body.encode()).digest()[:2], "big") or 1) << 16
-    text = _replacing(TABLE) + _replacing(CUT_TABLE) + body.replace(_EPOCH, f"0x{epoch:08x}")
+    # The fence is no part of the number: fencing a neighbour must not have every other flow judged again.
+    fence = "\n".join(
+        _set(f"fence{version}", f"ipv{version}_addr", addresses) for version, addresses in fences(around)
+    )
+    text = _replacing(TABLE) + _replacing(CUT_TABLE)
+    text += body.replace(_EPOCH, f"0x{epoch:08x}").replace(_FENCE_SETS, fence)
     if posture == "isolated":
         text += _cut_table(section, around)
     return f"# Written by Ringfence, posture {posture}. Changes made by hand are undone.\n{text}"
@@ -106,7 +112,7 @@ def _main_table(section: Section, posture: Posture, around: Around) -> str:
     passing = sorted({(rule.source, rule.destination) for rule in forward})
     used = sorted({*peers, *(zone for pair in passing for zone in pair)})
     parts = [
-        *(_set(f"fence{version}", f"ipv{version}_addr", addresses) for version, addresses in fences(around)),
+        _FENCE_SETS,
         *_controller_sets(around),
         *(part for zone in used for part in _zone_sets(zone, section.zones[zone])),
     ]

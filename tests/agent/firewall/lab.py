@@ -1,0 +1,257 @@
+"""A node with the real firewall in a real network namespace, and a hand to pull at it from outside."""
+
+from __future__ import annotations
+
+import ctypes
+import queue
+import socket
+import threading
+import time
+import tomllib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from agent.firewall.section import Section
+from agent.host import Host as Machine
+from agent.netfilter import Culprit, Events, Netfilter
+from agent.probes import ControllerEndpoint, Notice, Surroundings
+from agent.probes.firewall import Probe
+from contract.messages import Drift, Posture
+from tests.parts.namespace import Namespace
+from tests.parts.topology import Host, Topology
+
+T = TypeVar("T")
+CONTROLLER_PORT = 8443
+_CLONE_NEWNET = 0x40000000
+
+BASELINE = """
+[controller]
+interface = "uplink0"
+
+[zones.enclave]
+interfaces = ["enclave0"]
+addresses = ["10.10.1.0/24", "fd10:1::/64"]
+
+[zones.uplink]
+interfaces = ["uplink0"]
+addresses = ["0.0.0.0/0", "::/0"]
+
+[[inbound]]
+zone = "enclave"
+protocol = "tcp"
+ports = [8080]
+reason = "inference API"
+
+[[inbound]]
+zone = "enclave"
+protocol = "udp"
+ports = [5353, "6000-6010"]
+reason = "camera streams"
+
+[[inbound]]
+zone = "enclave"
+protocol = "icmp"
+reason = "the site's own monitoring"
+
+[[outbound]]
+zone = "uplink"
+protocol = "udp"
+ports = [53, 123]
+reason = "names and time"
+"""
+
+
+def section(text: str = BASELINE) -> Section:
+    """Return the parsed `[firewall]` section."""
+    return msgspec.convert(tomllib.loads(text), Section, strict=True)
+
+
+class FencedNode:
+    """The agent's firewall on a node of the topology, on one thread of its own inside the namespace."""
+
+    def __init__(self, host: Host, topology: Topology, text: str = BASELINE) -> None:
+        self.host = host
+        self.namespace: Namespace = host.namespace
+        self._worker = ThreadPoolExecutor(max_workers=1, initializer=self._enter)
+        self.netfilter = self.do(Netfilter)
+        controller = tuple(
+            ControllerEndpoint(address, CONTROLLER_PORT) for address in topology.controller.uplink
+        )
+        self._around = Surroundings(host=Machine(), netfilter=self.netfilter, controller=controller)
+        self.probe = Probe(section(text), self._around)
+        self.healing: Healing | None = None
+
+    def _enter(self) -> None:
+        with Path("/run/netns", self.namespace.name).open() as handle:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(handle.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+
+    def do(self, work: Callable[[], T]) -> T:
+        """Run on the thread that owns the machine."""
+        return self._worker.submit(work).result(timeout=30)
+
+    def settle(
+        self, posture: Posture = "normal", fenced: tuple[str, ...] = (), text: str | None = None
+    ) -> None:
+        """Bring section, posture and fences into force, and see that nothing differs after it."""
+        if text is not None:
+            self.probe = Probe(section(text), self._around)
+        self.probe.around = Surroundings(
+            host=self._around.host,
+            netfilter=self.netfilter,
+            controller=self._around.controller,
+            posture=posture,
+            fenced=fenced,
+        )
+        self.repair(self.observe())
+        assert self.ours() == []
+        self.notices()
+
+    def observe(self) -> list[Drift]:
+        """Look once."""
+        return self.do(lambda: self.probe.observe(time.time()))
+
+    def ours(self) -> list[Drift]:
+        """Look once; foreign tables left out."""
+        return [drift for drift in self.observe() if not drift.key.startswith("foreign:")]
+
+    def repair(self, drifts: list[Drift]) -> None:
+        """Repair once."""
+        self.do(lambda: self.probe.repair(drifts, time.time()))
+
+    def notices(self) -> list[Notice]:
+        """Return what is to be recorded."""
+        return self.do(lambda: self.probe.notices(time.time()))
+
+    def clear(self) -> None:
+        """Take all rules away, also foreign ones."""
+        self.namespace.run("nft", "flush", "ruleset")
+        self.namespace.run("conntrack", "-F", check=False)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self.healing is not None:
+            self.healing.close()
+        self.do(self.netfilter.close)
+        self._worker.shutdown()
+
+
+class Healing:
+    """The smallest loop there is: an event wakes it, it looks, it repairs, it writes down when."""
+
+    def __init__(self, node: FencedNode) -> None:
+        self.node = node
+        self.drifts: list[Drift] = []
+        self.healed_at: list[float] = []
+        self.notices: list[Notice] = []
+        self.passes = 0
+        self._wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self.events = node.namespace.inside(lambda: Events(self._woken))
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+        node.healing = self
+
+    def _woken(self, culprit: Culprit | None) -> None:
+        if culprit is not None:
+            self.node.netfilter.note(culprit)
+        self._wakes.put(True)
+
+    def _run(self) -> None:
+        while self._wakes.get():
+            while not self._wakes.empty():
+                if not self._wakes.get():
+                    return
+            self.passes += 1
+            drifts = self.node.observe()
+            self.notices += self.node.notices()
+            if drifts:
+                self.node.repair(drifts)
+                self.healed_at.append(time.monotonic())
+                self.drifts += drifts
+
+    def wait_healed(self, count: int, within_s: float = 5.0) -> None:
+        """Wait until so many repairs were made."""
+        until(lambda: len(self.healed_at) >= count, within_s)
+
+    def close(self) -> None:
+        """End it."""
+        self.events.close()
+        self._wakes.put(False)
+        self._thread.join()
+        self.node.healing = None
+
+
+def until(true: Callable[[], bool], within_s: float = 5.0) -> None:
+    """Wait for something to become true; fails the test when it does not."""
+    deadline = time.monotonic() + within_s
+    while not true():
+        assert time.monotonic() < deadline, "did not come true in time"
+        time.sleep(0.005)
+
+
+class Listener:
+    """A UDP or TCP socket inside a namespace that counts what arrives."""
+
+    def __init__(
+        self, namespace: Namespace, port: int, kind: int = socket.SOCK_DGRAM, family: int = socket.AF_INET6
+    ) -> None:
+        self.socket = namespace.socket(family, kind)
+        if family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(("", port))
+        if kind == socket.SOCK_STREAM:
+            self.socket.listen()
+        self.socket.settimeout(0.3)
+
+    def received(self, within_s: float = 0.3) -> bytes | None:
+        """Return the next datagram, or None."""
+        self.socket.settimeout(within_s)
+        try:
+            return self.socket.recv(2048)
+        except TimeoutError:
+            return None
+
+    def drain(self) -> int:
+        """Return how many datagrams wait."""
+        self.socket.setblocking(False)
+        count = 0
+        try:
+            while True:
+                self.socket.recv(2048)
+                count += 1
+        except BlockingIOError:
+            return count
+
+    def close(self) -> None:
+        """Close it."""
+        self.socket.close()
+
+
+def send_udp(namespace: Namespace, address: str, port: int, data: bytes = b"x", source_port: int = 0) -> None:
+    """Send one datagram from inside; that a local rule refuses it is no error."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with namespace.socket(family, socket.SOCK_DGRAM) as sending:
+        if source_port:
+            sending.bind(("", source_port))
+        try:
+            sending.sendto(data, (address, port))
+        except PermissionError:
+            return
+
+
+def opens(namespace: Namespace, address: str, port: int, timeout_s: float = 0.4) -> bool:
+    """Tell whether a TCP connection comes about."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with namespace.socket(family) as made:
+        made.settimeout(timeout_s)
+        try:
+            made.connect((address, port))
+        except OSError:
+            return False
+        return True
