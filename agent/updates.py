@@ -39,7 +39,8 @@ Fetch = Callable[[str, int], bytes]
 file (404), any other OSError for "try again later"."""
 
 _ROOT_NAME = re.compile(r"([1-9][0-9]{0,8})\.root\.json", re.ASCII)
-_SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_NEW = ".new-"
+"""Prefix of files that a power cut may leave behind half-written."""
 _KEPT = ("timestamp.json", "snapshot.json", "targets.json")
 
 
@@ -60,6 +61,8 @@ class Updates:
         self._baselines = self._tuf / "baselines"
         for folder in (self._tuf, self._roots, self._baselines):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for leftover in folder.glob(f"{_NEW}*"):
+                leftover.unlink()
         self._anchor = self._oldest_root() if root_metadata is None else root_metadata
         version = trusted_root(self._anchor, []).version
         if root_metadata is not None and self._read(self._roots / f"{version}.root.json") != root_metadata:
@@ -176,7 +179,7 @@ def wanted_of(ref: BaselineRef | WantedBaseline) -> WantedBaseline:
 
 def _write(path: Path, content: bytes) -> None:
     """Replace a file as one step that a power cut leaves either done or not begun. Raises OSError."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_NEW, delete=False) as file:
         temporary = Path(file.name)
         try:
             file.write(content)

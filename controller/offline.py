@@ -157,9 +157,11 @@ class OfflineRepository:
     ) -> None:
         """Append the next root version, with these roles replaced.
 
-        `signers` must hold a threshold of the old root keys and of the new ones. A signature of the list by a
-        key that is gone falls away. Raises Rejected as `create` does, and `metadata.signatures`.
+        `signers` must hold a threshold of the old root keys and of the new ones. A list that the new root's
+        keys have not signed becomes the next version, to be signed anew. Raises Rejected as `create` does,
+        and `metadata.signatures`.
         """
+        may_be_pushed = self.complete
         root = self.root
         root.version += 1
         root.expires = _time(expires)
@@ -169,6 +171,9 @@ class OfflineRepository:
         self.roots.append(raw)
         for keyid in [k for k in self.targets.signatures if k not in root.roles["targets"].keyids]:
             del self.targets.signatures[keyid]
+        if may_be_pushed and not self.complete:
+            self.targets.signed.version += 1
+            self.targets.signatures.clear()
 
     def save(self) -> None:
         """Write what changed; the list last. Raises OSError."""

@@ -12,11 +12,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from securesystemslib.formats import encode_canonical
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets
+from tuf.api.metadata import Metadata, MetaFile, Role, Root, Snapshot, TargetFile, Targets, Timestamp
 
 from agent.updates import Updates
 from contract.baseline import parse_baseline
@@ -31,6 +33,16 @@ YEAR = timedelta(days=365)
 def signer() -> CryptoSigner:
     """A new Ed25519 signer."""
     return CryptoSigner(Ed25519PrivateKey.generate())
+
+
+def resigned(raw: bytes, change: Callable[[dict[str, Any]], object], *signers: CryptoSigner) -> bytes:
+    """A metadata file whose `signed` part was changed, well signed by these over the changed content."""
+    document = msgspec.json.decode(raw)
+    change(document["signed"])
+    payload = encode_canonical(document["signed"])
+    assert payload is not None
+    document["signatures"] = [one.sign(payload.encode()).to_dict() for one in signers]
+    return msgspec.json.encode(document)
 
 
 def minimal_baseline(name: str = "factory", version: int = 1, *, extra: str = "") -> bytes:
@@ -112,6 +124,16 @@ class SigningKit:
         for raw in raws:
             self.add(raw)
         return self.push(self.bundle(), now=now)
+
+    def freshen(self, targets_version: int, version: int, *, now: float, days: float = 1) -> None:
+        """Sign snapshot and timestamp by hand, as a controller could that does not keep to the rules."""
+        expires = self.time(now) + timedelta(days=days)
+        snapshot = Metadata(Snapshot(version, None, expires, {"targets.json": MetaFile(targets_version)}))
+        snapshot.sign(self.online)
+        self.state[f"metadata/{version}.snapshot.json"] = snapshot.to_bytes()
+        timestamp = Metadata(Timestamp(version, None, expires, MetaFile(version)))
+        timestamp.sign(self.online)
+        self.state["metadata/timestamp.json"] = timestamp.to_bytes()
 
     def wanted(self, name: str, version: int) -> WantedBaseline:
         """The reference that a directive would carry."""
