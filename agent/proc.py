@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import select
 import signal
 import socket
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ import psutil
 
 _MAX_COMMAND_CHARS = 300
 _MAX_STATUS_BYTES = 8192
+_DEATH_S = 0.2
+"""Longest wait for a killed process: the firewall is the same thread's work."""
 
 
 class Listener(NamedTuple):
@@ -80,8 +83,8 @@ class ProcTree:
         The pid is held by a descriptor first and the socket looked at again after that: a number that
         was reused meanwhile is never signalled.
         """
-        if listener.pid is None:
-            raise ProcessLookupError("the process of the socket is not known")
+        if listener.pid is None or listener.pid in (1, os.getpid()):
+            raise ProcessLookupError(f"no process that may be killed: {listener.pid}")
         try:
             handle = os.pidfd_open(listener.pid)
         except ProcessLookupError:
@@ -89,6 +92,7 @@ class ProcTree:
         try:
             if listener in self.listeners():
                 signal.pidfd_send_signal(handle, signal.SIGKILL)
+                select.select([handle], [], [], _DEATH_S)  # its sockets are gone when it is
         finally:
             os.close(handle)
 

@@ -187,8 +187,8 @@ def test_a_missing_file_is_a_drift(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", ["relative", "/", "/a/../b", "/a//b", "/a/", "/a/./b", "/a\\nb", ""])
 def test_a_path_that_is_not_plain_is_refused(path: str) -> None:
-    with pytest.raises(Rejected, match=r"case\.toml:7: files\.file\[0\]"):
+    with pytest.raises(Rejected, match=r"case\.toml:[78]: files\.file\[0\]"):
         section_of(
             "files",
-            f'[files]\n[[files.file]]\npath = "{path}"\nreason = "why"\n'.replace("[files]\n", "[files]\n"),
+            f'[files]\n[[files.file]]\npath = "{path}"\nreason = "why"\n',
         )

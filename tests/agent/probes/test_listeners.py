@@ -1,0 +1,200 @@
+"""Open sockets: real ones, of processes in a network namespace of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from agent.host import Host
+from agent.probes import Surroundings
+from contract.errors import Rejected
+from tests.agent.probes.case import Case, probe_of, section_of
+from tests.parts.namespace import Namespace
+
+NOW = 1_700_000_000.0
+TOML = f"""\
+[listeners]
+kill = true
+[[listeners.allow]]
+protocol = "tcp"
+port = 8080
+program = "{os.path.realpath(sys.executable)}"
+reason = "inference API"
+"""
+_PROGRAM = """
+import socket, sys, time
+kind, address, port = sys.argv[1:]
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+sock = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+sock.bind((address, int(port)))
+if kind == "tcp":
+    sock.listen()
+time.sleep(600)
+"""
+
+
+class Machine:
+    """A namespace, and a procfs that shows it and the processes in it: links into the real one."""
+
+    def __init__(self, folder: Path, label: str) -> None:
+        self.namespace = Namespace(label)
+        self.proc = folder / "proc"
+        self.proc.mkdir()
+        (self.proc / "sys").symlink_to("/proc/sys")
+        self._started: list[subprocess.Popen[bytes]] = []
+        holder = self._start("sleep", "600")
+        (self.proc / "net").symlink_to(f"/proc/{holder.pid}/net")
+        self.around = Surroundings(host=Host(proc_root=self.proc))
+
+    def _start(self, *argv: str) -> subprocess.Popen[bytes]:
+        process = self.namespace.start(*argv)
+        self._started.append(process)
+        (self.proc / str(process.pid)).symlink_to(f"/proc/{process.pid}")
+        # nsenter becomes the program in the same process: wait for the namespace, then the program.
+        deadline = time.monotonic() + 10
+        wanted = os.stat(f"/run/netns/{self.namespace.name}").st_ino  # noqa: PTH116
+        while os.stat(f"/proc/{process.pid}/ns/net").st_ino != wanted:  # noqa: PTH116
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return process
+
+    def listen(self, kind: str, address: str, port: int) -> subprocess.Popen[bytes]:
+        before = self.sockets()
+        process = self._start(sys.executable, "-c", _PROGRAM, kind, address, str(port))
+        deadline = time.monotonic() + 10
+        while self.sockets() == before:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        return process
+
+    def sockets(self) -> list[str]:
+        """Return the open sockets as `ss`, an independent witness, shows them."""
+        lines = self.namespace.run("ss", "-Htuln").stdout.splitlines()
+        return sorted(" ".join((line.split()[0], line.split()[4])) for line in lines)
+
+    def settle(self) -> None:
+        """Reap what was killed."""
+        for process in self._started:
+            process.poll()
+
+    def close(self) -> None:
+        self.namespace.remove()
+        for process in self._started:
+            process.kill()
+            process.wait()
+
+
+@contextmanager
+def machine(folder: Path, label: str) -> Iterator[Machine]:
+    made = Machine(folder, label)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@contextmanager
+def case(folder: Path) -> Iterator[Case]:
+    with machine(folder, "listeners") as made:
+        made.listen("tcp", "::", 8080)
+
+        def spoil() -> None:
+            made.listen("tcp", "0.0.0.0", 4444)
+
+        def blind() -> None:
+            (made.proc / "net").unlink()
+            (made.proc / "net").mkdir()
+
+        def state() -> object:
+
+            made.settle()
+            return made.sockets()
+
+        yield Case(
+            toml=TOML, around=made.around, spoil=spoil, blind=blind, state=state, trace=state, undoes=False
+        )
+
+
+def test_the_process_behind_an_unknown_socket_is_named(tmp_path: Path) -> None:
+    with machine(tmp_path, "who") as made:
+        intruder = made.listen("tcp", "::", 4444)
+        (drift,) = probe_of("listeners", TOML, made.around).observe(NOW)
+        assert (drift.key, drift.wanted) == ("tcp [::]:4444", "no such socket")
+        assert drift.found == f"open, by {os.path.realpath(sys.executable)}"
+        assert f"(pid {intruder.pid}, uid 0" in drift.culprit
+
+
+def test_without_kill_nothing_is_ended(tmp_path: Path) -> None:
+    with machine(tmp_path, "alive") as made:
+        intruder = made.listen("tcp", "0.0.0.0", 4444)
+        probe = probe_of("listeners", TOML.replace("kill = true", "kill = false"), made.around)
+        drifts = probe.observe(NOW)
+        probe.repair(drifts, NOW)
+        assert intruder.poll() is None
+        assert [each.key for each in probe.observe(NOW)] == ["tcp 0.0.0.0:4444"]
+
+
+def test_only_the_process_of_the_unknown_socket_is_killed(tmp_path: Path) -> None:
+    with machine(tmp_path, "kill") as made:
+        service, intruder = made.listen("tcp", "0.0.0.0", 8080), made.listen("udp", "0.0.0.0", 5353)
+        probe = probe_of("listeners", TOML, made.around)
+        probe.repair(probe.observe(NOW), NOW)
+        assert intruder.wait(5) == -9
+        assert service.poll() is None
+        assert probe.observe(NOW) == []
+
+
+@pytest.mark.parametrize(
+    ("allowed", "kind", "address", "found"),
+    [
+        ('address = "loopback"', "tcp", "127.0.0.1", []),
+        ('address = "loopback"', "tcp", "::1", []),
+        ('address = "loopback"', "tcp", "0.0.0.0", ["tcp 0.0.0.0:8080"]),
+        ('address = "127.0.0.1"', "tcp", "127.0.0.1", []),
+        ('address = "127.0.0.1"', "tcp", "::1", ["tcp [::1]:8080"]),
+        ('program = "/usr/sbin/sshd"', "tcp", "0.0.0.0", ["tcp 0.0.0.0:8080"]),
+        ("", "udp", "0.0.0.0", ["udp 0.0.0.0:8080"]),
+    ],
+)
+def test_a_rule_covers_what_it_names(
+    allowed: str, kind: str, address: str, found: list[str], tmp_path: Path
+) -> None:
+    toml = f'[listeners]\n[[listeners.allow]]\nprotocol = "tcp"\nport = 8080\n{allowed}\nreason = "why"\n'
+    with machine(tmp_path, "rule") as made:
+        made.listen(kind, address, 8080)
+        assert [drift.key for drift in probe_of("listeners", toml, made.around).observe(NOW)] == found
+
+
+def test_udp_on_a_port_of_the_kernels_choice_is_given_time(tmp_path: Path) -> None:
+    with machine(tmp_path, "udp") as made:
+        made.listen("udp", "0.0.0.0", 40001)
+        probe = probe_of("listeners", "[listeners]\n", made.around)
+        assert probe.observe(NOW) == []
+        assert probe.observe(NOW + 9.9) == []
+        assert [drift.key for drift in probe.observe(NOW + 10)] == ["udp 0.0.0.0:40001"]
+
+
+def test_the_agent_and_init_are_never_killed() -> None:
+    host = Host()
+    for pid in (1, os.getpid(), None):
+        from agent.host import Listener
+
+        with pytest.raises(ProcessLookupError):
+            host.end_listener(Listener("tcp", "0.0.0.0", 1, pid, ""))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["port = 0", "port = 65536", 'port = "80"', 'port = 80\naddress = "host"', "port = 80\nprotocol = 3"],
+)
+def test_a_bad_rule_is_refused(line: str) -> None:
+    protocol = "" if "protocol" in line else 'protocol = "tcp"\n'
+    with pytest.raises(Rejected):
+        section_of("listeners", f'[listeners]\n[[listeners.allow]]\n{protocol}{line}\nreason = "why"\n')
