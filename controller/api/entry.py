@@ -1,0 +1,191 @@
+"""The one way into the admin API: who, may they, what do they say; then the handler; then the answer or the problem.
+
+The order is fixed: route, failures of the address, token, role, and only then is the body read. Compressed
+bodies are refused, so nothing can swell. A fault of ours is logged without the values it held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+from aiohttp import web
+
+from contract.errors import Rejected
+from contract.wire import decode_json
+from controller.api.problem import CONTENT_TYPE, Problem, bug, problem_of
+from controller.api.route import PREFIX, AnyRoute, Call, Nothing, Person
+from controller.faults import log_fault
+from controller.listener import source_of
+from controller.services import Services
+from controller.store import StoreUnavailable
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+_ROLE_RANK = {"viewer": 1, "admin": 2}
+_ANYBODY = Person("nobody", "viewer")
+MAX_TOKEN_CHARS = 128
+
+
+class Text(msgspec.Struct, frozen=True):
+    """An answer that is not JSON."""
+
+    content: bytes
+    content_type: str
+
+
+def add_routes(app: web.Application, services: Services, routes: Sequence[AnyRoute]) -> None:
+    """Serve `routes` under PREFIX."""
+    for route in routes:
+        app.router.add_route(route.method, PREFIX + route.path, endpoint(services, route))
+
+
+def endpoint(services: Services, route: AnyRoute) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Return the aiohttp handler of one route."""
+
+    async def handle(request: web.Request) -> web.Response:
+        now = time.time()
+        person = await _authorised(services, route, request, now)
+        call = Call(
+            services=services,
+            person=person,
+            path=request.match_info,
+            query=_query(route, request),
+            body=await _body(services, route, request),
+            now=now,
+        )
+        return _answer(route, await route.handler(call))
+
+    return handle
+
+
+@web.middleware
+async def problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Turn everything that is raised into problem details. Outermost: nothing gets past it."""
+    try:
+        return await handler(request)
+    except Rejected as error:
+        return _problem(problem_of(error))
+    except StoreUnavailable:
+        return _problem(problem_of(Rejected("store.unavailable", "the database does not answer")))
+    except web.HTTPNotFound:
+        return _problem(problem_of(Rejected("route.unknown")))
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return _problem(problem_of(Rejected("method.refused", f"allowed: {allowed}")))
+    except web.HTTPException as error:
+        return _problem(Problem(type="about:blank", title=error.reason, status=error.status, code="http"))
+    except Exception as error:  # outermost place of the admin listener: answered, recorded, the process lives
+        log_fault(f"{request.method} {request.match_info.route.name or type(error).__name__}", error)
+        return _problem(bug())
+
+
+def token_digest(token: str) -> bytes:
+    """Return what is stored of a token. Tokens are 256 random bits, so a plain SHA-256 is enough."""
+    return hashlib.sha256(token.encode()).digest()
+
+
+async def _authorised(services: Services, route: AnyRoute, request: web.Request, now: float) -> Person:
+    if route.role == "public":
+        return _ANYBODY
+    source = source_of(request.remote or "0.0.0.0")
+    services.failures.check(source, now)
+    try:
+        person = await _person(services, request, now)
+    except Rejected:
+        services.failures.count(source, now)
+        raise
+    if _ROLE_RANK[person.role] < _ROLE_RANK[route.role]:
+        raise Rejected("role.insufficient", f"wanted {route.role}, your token is {person.role}")
+    return person
+
+
+async def _person(services: Services, request: web.Request, now: float) -> Person:
+    header = request.headers.getall("Authorization", [])
+    if len(header) != 1:
+        raise Rejected("token.missing", "wanted one header 'Authorization: Bearer TOKEN'")
+    scheme, _, untrusted_token = header[0].partition(" ")
+    if (
+        scheme.lower() != "bearer"
+        or not 0 < len(untrusted_token) <= MAX_TOKEN_CHARS
+        or not untrusted_token.isascii()
+    ):
+        raise Rejected("token.missing", "wanted one header 'Authorization: Bearer TOKEN'")
+    found = await services.fleet.api_token(token_digest(untrusted_token), now=now)
+    if found is None:
+        raise Rejected("token.invalid", "unknown, expired or revoked")
+    return Person(found.name, found.role)
+
+
+def _query(route: AnyRoute, request: web.Request) -> msgspec.Struct:
+    untrusted: dict[str, str] = {}
+    for key, value in request.query.items():
+        if key in untrusted:
+            raise Rejected("query.malformed", f"{key[:64]!r} is there twice")
+        untrusted[key] = value
+    try:
+        query: msgspec.Struct = msgspec.convert(untrusted, route.query, strict=False)
+        return query
+    except msgspec.ValidationError as error:
+        raise Rejected("query.malformed", str(error)) from None
+
+
+async def _body(services: Services, route: AnyRoute, request: web.Request) -> object:
+    if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise Rejected("body.encoding", "send it uncompressed")
+    untrusted = await read_body(request, route.max_body_bytes, services.config.limits.request_s)
+    if route.body is Nothing:
+        if untrusted not in (b"", b"{}"):
+            raise Rejected("body.malformed", "wanted no body")
+        return Nothing()
+    if route.body is bytes:
+        return untrusted
+    if request.content_type != "application/json":
+        raise Rejected("body.type", "wanted application/json")
+    return decode_json(untrusted, route.body, max_bytes=route.max_body_bytes)
+
+
+async def read_body(request: web.Request, max_bytes: int, within_s: float) -> bytes:
+    """Read a body of at most `max_bytes`. Raises Rejected `body.too-large`, `body.slow`, `body.malformed`."""
+    if request.content_length is not None and request.content_length > max_bytes:
+        raise Rejected("body.too-large", f"{request.content_length} bytes, at most {max_bytes}")
+    parts = bytearray()
+    try:
+        async with asyncio.timeout(within_s):
+            async for part in request.content.iter_any():
+                parts += part
+                if len(parts) > max_bytes:
+                    raise Rejected("body.too-large", f"at most {max_bytes} bytes")
+    except TimeoutError:
+        raise Rejected("body.slow", f"not here after {within_s:g} s") from None
+    except (web.RequestPayloadError, ConnectionError):
+        raise Rejected("body.malformed", "the transfer is broken") from None
+    return bytes(parts)
+
+
+def _answer(route: AnyRoute, value: object) -> web.Response:
+    if isinstance(value, Text):
+        return web.Response(body=value.content, headers={**_HEADERS, "Content-Type": value.content_type})
+    if route.reply is None:
+        return web.Response(status=204, headers=_HEADERS)
+    body = msgspec.json.encode(value)
+    return web.Response(status=route.status, body=body, content_type="application/json", headers=_HEADERS)
+
+
+def _problem(problem: Problem) -> web.Response:
+    headers = dict(_HEADERS)
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if problem.status in (408, 413):
+        headers["Connection"] = "close"
+    return web.Response(
+        status=problem.status, body=msgspec.json.encode(problem), content_type=CONTENT_TYPE, headers=headers
+    )

@@ -1,0 +1,108 @@
+"""Nodes: list, look at one, isolate, release, accept a changed boot."""
+
+from __future__ import annotations
+
+from contract.messages import Name
+from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route
+from controller.records import Change, NodeDetail, NodeView, Page, Standing
+
+
+class NodeQuery(Paging, frozen=True, kw_only=True):
+    """Which nodes."""
+
+    site: Name | None = None
+    standing: Standing | None = None
+
+
+async def list_nodes(call: Call[NodeQuery, Nothing]) -> Page[NodeView]:
+    """Nodes by name."""
+    wanted = call.query
+    return await call.services.fleet.list_nodes(
+        site=wanted.site, standing=wanted.standing, after=wanted.cursor, limit=wanted.limit
+    )
+
+
+async def get_node(call: Call[Nothing, Nothing]) -> NodeDetail:
+    """One node."""
+    return await call.services.fleet.node(call.name("node"))
+
+
+async def isolate_node(call: Call[Nothing, Reasoned]) -> Change:
+    """Place a hold on one node and tell it at once."""
+    change = await call.services.fleet.isolate_node(
+        call.name("node"), actor=call.person.name, reason=call.body.reason, now=call.now
+    )
+    await call.services.tell(change, call.now)
+    return change
+
+
+async def release_node(call: Call[Nothing, Reasoned]) -> Change:
+    """Release the hold on one node and tell it at once."""
+    change = await call.services.fleet.release_node(
+        call.name("node"), actor=call.person.name, reason=call.body.reason, now=call.now
+    )
+    await call.services.tell(change, call.now)
+    return change
+
+
+async def accept_boot(call: Call[Nothing, Reasoned]) -> Change:
+    """Take the boot seen last as the one to hold the node to."""
+    change = await call.services.fleet.accept_boot(
+        call.name("node"), actor=call.person.name, reason=call.body.reason, now=call.now
+    )
+    await call.services.tell(change, call.now, ask_for_report=True)
+    return change
+
+
+ROUTES: tuple[AnyRoute, ...] = (
+    Route(
+        method="GET",
+        path="/nodes",
+        role="viewer",
+        summary="List nodes",
+        handler=list_nodes,
+        query=NodeQuery,
+        body=Nothing,
+        reply=Page[NodeView],
+    ),
+    Route(
+        method="GET",
+        path="/nodes/{node}",
+        role="viewer",
+        summary="Look at one node",
+        handler=get_node,
+        query=Nothing,
+        body=Nothing,
+        reply=NodeDetail,
+    ),
+    Route(
+        method="POST",
+        path="/nodes/{node}/isolate",
+        role="admin",
+        summary="Isolate a node",
+        handler=isolate_node,
+        query=Nothing,
+        body=Reasoned,
+        reply=Change,
+    ),
+    Route(
+        method="POST",
+        path="/nodes/{node}/release",
+        role="admin",
+        summary="Release a node",
+        handler=release_node,
+        query=Nothing,
+        body=Reasoned,
+        reply=Change,
+    ),
+    Route(
+        method="POST",
+        path="/nodes/{node}/accept-boot",
+        role="admin",
+        summary="Accept the boot that a node showed last",
+        handler=accept_boot,
+        query=Nothing,
+        body=Reasoned,
+        reply=Change,
+    ),
+)

@@ -1,0 +1,90 @@
+"""Errors as RFC 9457 problem details. The detail is a Rejected's, which never holds a secret; a bug shows nothing."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from contract.errors import Rejected
+
+CONTENT_TYPE = "application/problem+json"
+
+_STATUS_BY_CODE = {
+    "token.missing": 401,
+    "token.invalid": 401,
+    "role.insufficient": 403,
+    "route.unknown": 404,
+    "method.refused": 405,
+    "body.too-large": 413,
+    "message.too-large": 413,
+    "bundle.too-large": 413,
+    "body.encoding": 415,
+    "body.type": 415,
+    "body.slow": 408,
+    "limit.failures": 429,
+    "store.unavailable": 503,
+    "internal": 500,
+}
+_STATUS_BY_ENDING = {
+    ".unknown": 404,
+    ".exists": 409,
+    ".decided": 409,
+    ".identity-conflict": 409,
+    ".ek-in-use": 409,
+    ".closed": 409,
+    ".none": 409,
+    ".older": 409,
+    ".changed": 409,
+    ".no-candidate": 409,
+    ".reserved": 409,
+}
+_TITLES = {
+    400: "The request was refused",
+    401: "A valid token is needed",
+    403: "Your role does not allow this",
+    404: "There is no such thing",
+    405: "Not that way",
+    408: "The request came too slowly",
+    409: "That does not fit the present state",
+    413: "The request is too large",
+    415: "The request is of the wrong kind",
+    429: "Too many failures; wait a minute",
+    500: "The controller has a fault; its log says more",
+    503: "The controller cannot do this now",
+}
+
+
+class Problem(Struct, frozen=True, kw_only=True):
+    """Problem details (RFC 9457, clause 3.1), with our stable code beside them."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str = ""
+
+
+def status_of(code: str) -> int:
+    """Return the HTTP status of a code of ours; 400 unless the code says otherwise."""
+    status = _STATUS_BY_CODE.get(code)
+    if status is None:
+        ending = code[code.rfind(".") :] if "." in code else ""
+        status = _STATUS_BY_ENDING.get(ending, 400)
+    return status
+
+
+def problem_of(error: Rejected) -> Problem:
+    """Return what the asker is told."""
+    status = status_of(error.code)
+    title = _TITLES.get(status, _TITLES[400])
+    return Problem(
+        type=f"urn:ringfence:error:{error.code}",
+        title=title,
+        status=status,
+        code=error.code,
+        detail=error.detail,
+    )
+
+
+def bug() -> Problem:
+    """What is told of a fault of ours: nothing."""
+    return problem_of(Rejected("internal"))

@@ -1,0 +1,10 @@
+"""The table of all routes of the admin API: what is served and what is documented."""
+
+from __future__ import annotations
+
+from controller.api import baselines, enrolments, events, health, incidents, nodes, sites, tokens
+from controller.api.route import AnyRoute
+
+_RESOURCES = (health, nodes, sites, enrolments, baselines, incidents, events, tokens)
+
+ROUTES: tuple[AnyRoute, ...] = tuple(route for resource in _RESOURCES for route in resource.ROUTES)

@@ -1,0 +1,183 @@
+"""The running controller: one process, two listeners, and the few things that must happen again and again.
+
+Start and stop only; who may do what is in `node_channel` and `api`. A background duty that fails for a passing
+reason (database away) is tried again; one that fails by a fault of ours ends the process, and systemd restarts it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import ssl
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from contract.errors import Rejected
+from controller import openapi
+from controller.api.entry import Text, add_routes, endpoint, problems
+from controller.api.route import PREFIX, AnyRoute, Call, Nothing, Route
+from controller.api.routes import ROUTES
+from controller.bell import Bell
+from controller.config import Config, listen_address, url_host
+from controller.failures import Failures
+from controller.fleet import Fleet
+from controller.issuing import Issuing
+from controller.keys import CA_COPY_NAME, Keys, load_roots
+from controller.listener import Listener, server_context
+from controller.metrics import CONTENT_TYPE, Metrics
+from controller.node_channel import node_app
+from controller.records import FleetSettings
+from controller.repository import Repository
+from controller.services import Services
+from controller.sessions import Sessions
+from controller.signed_files import SignedFiles
+from controller.store import Store, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 2.0
+RENEWAL_S = 3600.0
+VERSION = importlib.metadata.version("ringfence")
+
+
+class Controller:
+    """One controller process. `start`, then `run_duties` until it is cancelled, then `stop`."""
+
+    def __init__(self, config: Config, directory: Path, keys: Keys) -> None:
+        """Open the store. Raises Rejected `store.url`, `keys.malformed`."""
+        now = time.time()
+        self._config = config
+        self._names = server_names(config)
+        keys.renew(self._names, now)
+        self._keys = keys
+        self._store = Store(store_url(config, directory))
+        settings = FleetSettings(enrolment_retry_s=config.enrolment.retry_s, started=now)
+        fleet, metrics, bell = Fleet(self._store, settings), Metrics(), Bell()
+        issuing = Issuing(keys, config.certificates.node_hours * 3600)
+        self.services = Services(
+            config=config,
+            fleet=fleet,
+            keys=keys,
+            sessions=Sessions(fleet, issuing, metrics, bell),
+            signed_files=SignedFiles(fleet, Repository(keys.online)),
+            metrics=metrics,
+            bell=bell,
+            failures=Failures(config.limits.failures_per_minute),
+            ek_roots=load_roots(directory / config.enrolment.ek_roots),
+        )
+        certificate, key = str(keys.server_certificate), str(keys.server_key)
+        self._node_tls = server_context(certificate, key, node_trust=keys.node_trust)
+        self._admin_tls = server_context(certificate, key, node_trust=None)
+        self.nodes = Listener(node_app(self.services, issuing), self._node_tls, config.limits)
+        self.admins = Listener(admin_app(self.services), self._admin_tls, config.limits)
+
+    async def start(self) -> None:
+        """Judge the silence of the time we were away, then listen. Raises StoreUnavailable, OSError."""
+        now = time.time()
+        await self.services.fleet.sweep(now=now)
+        try:
+            await self.services.signed_files.refresh(now)
+        except Rejected as rejected:
+            log.warning("signed files: %s; push newly signed ones", rejected)
+        await self.nodes.start(*listen_address(self._config.nodes.listen))
+        await self.admins.start(*listen_address(self._config.admins.listen))
+
+    async def run_duties(self) -> None:
+        """Sweep, renew, refresh, until cancelled."""
+        async with asyncio.TaskGroup() as duties:
+            duties.create_task(_every(SWEEP_S, self._sweep))
+            duties.create_task(_every(RENEWAL_S, self._renew))
+
+    async def stop(self) -> None:
+        """Stop listening, end the sessions, finish what is queued in the store."""
+        await self.services.sessions.stop()
+        await self.nodes.stop()
+        await self.admins.stop()
+        await asyncio.to_thread(self._store.close)
+
+    async def _sweep(self) -> None:
+        if await self.services.fleet.sweep(now=time.time()):
+            self.services.bell.ring()
+
+    async def _renew(self) -> None:
+        if self._keys.renew(self._names, time.time()):
+            certificate, key = str(self._keys.server_certificate), str(self._keys.server_key)
+            self._node_tls.load_cert_chain(certificate, key)
+            self._admin_tls.load_cert_chain(certificate, key)
+            add_trust(self._node_tls, self._keys.node_trust)
+        await self.services.signed_files.refresh(time.time())
+
+
+def add_trust(context: ssl.SSLContext, pem: str) -> None:
+    """Trust further authorities in a context that is in use; new connections see them."""
+    context.load_verify_locations(cadata=pem)
+
+
+def admin_app(services: Services) -> web.Application:
+    """Return the application of the admin listener."""
+    document = msgspec.json.encode(openapi.document(ROUTES, VERSION))
+
+    async def describe(call: Call[Nothing, Nothing]) -> Text:
+        return Text(document, "application/json")
+
+    async def metrics(call: Call[Nothing, Nothing]) -> Text:
+        return Text(services.metrics.text(await services.fleet.counts()), CONTENT_TYPE)
+
+    async def health(call: Call[Nothing, Nothing]) -> Text:
+        await services.fleet.counts()
+        return Text(b"ok\n", "text/plain; charset=utf-8")
+
+    app = web.Application(middlewares=[problems])
+    add_routes(app, services, ROUTES)
+    app.router.add_get(
+        f"{PREFIX}/openapi.json", endpoint(services, plain("/openapi.json", "public", describe))
+    )
+    app.router.add_get("/metrics", endpoint(services, plain("/metrics", "viewer", metrics)))
+    app.router.add_get("/healthz", endpoint(services, plain("/healthz", "public", health)))
+    return app
+
+
+def plain(path: str, role: str, handler: Callable[[Call[Nothing, Nothing]], Awaitable[Text]]) -> AnyRoute:
+    """Return a route outside the table: its answer is a document, not a type."""
+    return Route(
+        method="GET",
+        path=path,
+        role="public" if role == "public" else "viewer",
+        summary=path,
+        handler=handler,
+        query=Nothing,
+        body=Nothing,
+        reply=bytes,
+    )
+
+
+def store_url(config: Config, directory: Path) -> str:
+    """Return the database's URL: the configured one, or SQLite beside the configuration."""
+    return config.store.url or f"sqlite:///{directory.resolve() / 'ringfence.db'}"
+
+
+def server_names(config: Config) -> list[str]:
+    """Return every name and address that the listeners' certificate must carry."""
+    own = [url_host(config.node_url), url_host(config.admin_url), *config.certificates.names]
+    return list(dict.fromkeys([*own, "localhost", "127.0.0.1", "::1"]))
+
+
+def ca_copy(directory: Path) -> Path:
+    """Return the file that agents and admins pin."""
+    return directory / CA_COPY_NAME
+
+
+async def _every(seconds: float, duty: Callable[[], Awaitable[None]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await duty()
+        except StoreUnavailable:
+            log.warning("the database does not answer; trying again in %g s", seconds)
+        except Rejected as rejected:
+            log.warning("%s", rejected)

@@ -1,0 +1,94 @@
+"""Enrolment over plain HTTPS: first the challenge that only the right TPM can open, then the certificate.
+
+Checks what needs no store (key attributes, EK certificate, CSR) and leaves the binding of id, EK, AK and
+certificate to `controller.fleet`, which does it in one transaction. An answer never tells what was expected.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+from contract.credential import make_credential
+from contract.enrolment import SECRET_BYTES, check_ak, check_ek, check_identity, ek_digest
+from contract.errors import Rejected
+from contract.messages import (
+    MAX_ENROL_BYTES,
+    EnrolApproved,
+    EnrolBegin,
+    EnrolChallenge,
+    EnrolFinish,
+    EnrolPending,
+)
+from contract.wire import decode
+from controller.authority import csr_key
+from controller.issuing import Issuing
+from controller.records import EkTrust, EnrolmentRequest
+from controller.services import Services
+
+UNTRUSTED = "enrolment.ek-untrusted"
+
+
+async def begin(services: Services, untrusted: bytes) -> EnrolChallenge:
+    """Open an enrolment.
+
+    1. strict form (`message.malformed`), CSR signed by its own key (`csr.*`)
+    2. AK attributes (`ak.*`; b02)
+    3. EK attributes (`ek.attributes`), EK certificate or allow-list (b07, b08); where neither, the site's
+       policy decides (`enrolment.ek-untrusted`, with the reason)
+    4. id, EK and AK are free or the same as before (`enrolment.*`; b04, b06, b12)
+    5. a fresh secret, encrypted so that only the TPM with both keys can open it (b01, b03)
+    """
+    now = time.time()
+    message = decode(untrusted, EnrolBegin, max_bytes=MAX_ENROL_BYTES)  # 1
+    csr_key(message.csr)
+    facts = check_ak(message.ak_public)  # 2
+    check_ek(message.ek_public)  # 3
+    allowed = await services.fleet.preregistered_eks()
+    trust: EkTrust
+    doubt: Rejected | None = None
+    try:
+        trust = check_identity(
+            message.ek_public, message.ek_certificate, services.ek_roots, allowed, now
+        ).source
+    except Rejected as rejected:
+        trust, doubt = "unverified", rejected
+    secret = secrets.token_bytes(SECRET_BYTES)
+    request = EnrolmentRequest(
+        node=message.node,
+        site=message.site,
+        ek_id=ek_digest(message.ek_public),
+        ek_public=message.ek_public,
+        ak_public=message.ak_public,
+        ak_name=facts.name,
+        csr=message.csr,
+        ek_trust=trust,
+        token=message.token,
+        secret=secret,
+    )
+    try:
+        enrolment = await services.fleet.begin_enrolment(request, now=now)  # 4
+    except Rejected as rejected:
+        if rejected.code == UNTRUSTED and doubt is not None:
+            raise Rejected(UNTRUSTED, f"{doubt.code}: {doubt.detail}") from None
+        raise
+    blob, encrypted = make_credential(message.ek_public, facts.name, secret)  # 5
+    services.bell.ring()
+    return EnrolChallenge(enrolment=enrolment, credential_blob=blob, encrypted_secret=encrypted)
+
+
+async def finish(services: Services, issuing: Issuing, untrusted: bytes) -> EnrolApproved | EnrolPending:
+    """Check the proof and let the node in, where approved. Raises Rejected `enrolment.*` (b03, b05)."""
+    now = time.time()
+    message = decode(untrusted, EnrolFinish, max_bytes=MAX_ENROL_BYTES)
+    admitted = await services.fleet.finish_enrolment(message, issuing.issue(now), now=now)
+    services.bell.ring()
+    if admitted is None:
+        return EnrolPending(retry_s=services.config.enrolment.retry_s)
+    return EnrolApproved(
+        node=admitted.identity.node,
+        site=admitted.identity.site,
+        chain=admitted.certificate.chain,
+        directive_key=services.keys.directive_public,
+        root_metadata=services.signed_files.newest_root,
+    )

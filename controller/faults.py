@@ -1,0 +1,14 @@
+"""How a fault of ours is written to the log: where and what type, but not its message, which may quote a secret."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+log = logging.getLogger("ringfence.fault")
+
+
+def log_fault(where: str, fault: BaseException) -> None:
+    """Log a fault with its call stack."""
+    frames = "".join(traceback.format_tb(fault.__traceback__))
+    log.error("fault in %s: %s\n%s", where, type(fault).__name__, frames)

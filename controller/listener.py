@@ -1,0 +1,212 @@
+"""One TLS listener with limits on strangers, around an aiohttp application.
+
+asyncio's own server shows a connection to the application only after the handshake, so half-open handshakes
+would be unbounded and uncounted. This accepts by itself: it counts every connection that has shown no client
+certificate under its address (IPv6: its /64), bounds handshakes and connections, and cuts slow ones off.
+
+Relies on aiohttp's keep-alive timer, which runs from the first byte on and so bounds a slow head as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import logging
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Coroutine
+
+from aiohttp import web
+
+from controller.config import Limits
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 4096
+_FULL_PAUSE_S = 0.05
+_SWEEP_S = 0.5
+_PASSING_ERRORS = frozenset(
+    {errno.ECONNABORTED, errno.EINTR, errno.EPROTO, errno.ENETDOWN, errno.EHOSTUNREACH}
+)
+
+
+class Listener:
+    """A listening socket, its TLS context and its counters."""
+
+    def __init__(self, app: web.Application, context: ssl.SSLContext, limits: Limits) -> None:
+        """Serve `app` under `context`; call `start` to listen."""
+        self._context = context
+        self._limits = limits
+        self._runner = web.AppRunner(
+            app,
+            handle_signals=False,
+            access_log=None,
+            keepalive_timeout=limits.request_s,
+            auto_decompress=False,
+            shutdown_timeout=2.0,
+        )
+        self._handshakes = asyncio.Semaphore(limits.handshakes)
+        self._strangers: Counter[str] = Counter()
+        self._connections: dict[asyncio.Transport, str | None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._socket: socket.socket | None = None
+        self.refused = 0
+        """Connections closed at once because their address had too many."""
+        self.failed_handshakes = 0
+
+    @property
+    def port(self) -> int:
+        """The port that is listened on."""
+        assert self._socket is not None  # noqa: S101  (asked for before start: our bug)
+        return int(self._socket.getsockname()[1])
+
+    @property
+    def connections(self) -> int:
+        """Connections with a finished handshake."""
+        return len(self._connections)
+
+    async def start(self, host: str, port: int) -> None:
+        """Listen on `host` (`::` and empty: every address of both families) and `port` (0: any)."""
+        await self._runner.setup()
+        self._socket = _bound(host, port)
+        self._spawn(self._accept(self._socket))
+        self._spawn(self._sweep())
+
+    async def stop(self) -> None:
+        """Stop accepting, let requests end, close the rest."""
+        if self._socket is not None:
+            self._socket.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._runner.cleanup()
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._handshakes.acquire()
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except OSError as error:
+                self._handshakes.release()
+                if error.errno in _PASSING_ERRORS:
+                    continue
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    log.warning("cannot accept: %s", error.strerror)
+                    await asyncio.sleep(_FULL_PAUSE_S)
+                    continue
+                raise
+            source = source_of(str(address[0]))
+            if self._full(source):
+                self._drop_closed()
+            if self._full(source):
+                self._handshakes.release()
+                self.refused += 1
+                connection.close()
+                continue
+            self._strangers[source] += 1
+            self._spawn(self._serve(connection, source))
+
+    def _full(self, source: str) -> bool:
+        return (
+            len(self._connections) >= self._limits.connections
+            or self._strangers[source] >= self._limits.per_address
+        )
+
+    async def _serve(self, connection: socket.socket, source: str) -> None:
+        """Shake hands, hand over to aiohttp, and count the connection until it shows a certificate or ends."""
+        server = self._runner.server
+        assert server is not None  # noqa: S101  (set up in start)
+        transport: asyncio.BaseTransport | None = None
+        try:
+            connection.setblocking(False)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+                server,
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=self._limits.handshake_s,
+                ssl_shutdown_timeout=2.0,
+            )
+        except (OSError, TimeoutError, asyncio.IncompleteReadError):
+            self.failed_handshakes += 1
+            connection.close()
+        finally:
+            self._handshakes.release()
+            if transport is None:
+                self._forget(source)
+        if isinstance(transport, asyncio.Transport):
+            tls = transport.get_extra_info("ssl_object")
+            stranger = tls is None or tls.getpeercert(binary_form=True) is None
+            if not stranger:
+                self._forget(source)
+            self._connections[transport] = source if stranger else None
+
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            self._drop_closed()
+
+    def _drop_closed(self) -> None:
+        closed = [transport for transport in self._connections if transport.is_closing()]
+        for transport in closed:
+            source = self._connections.pop(transport)
+            if source is not None:
+                self._forget(source)
+
+    def _forget(self, source: str) -> None:
+        self._strangers[source] -= 1
+        if self._strangers[source] <= 0:
+            del self._strangers[source]
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def source_of(address: str) -> str:
+    """Return what counts as one stranger: an IPv4 address, or an IPv6 /64 (RFC 6177, clause 2: the usual site)."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 4:
+        return str(ip)
+    if ip.ipv4_mapped is not None:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(ip) >> 64 << 64, 64)))
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """Return a non-blocking listening socket; `::` takes IPv4 too where the machine has IPv6."""
+    found = socket.getaddrinfo(host or "::", port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, kind, protocol, _, address = found[0]
+    listening = socket.socket(family, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def server_context(certificate: str, key: str, *, node_trust: str | None) -> ssl.SSLContext:
+    """Return a TLS 1.3 server context; with `node_trust` (PEM) a client certificate is asked for and verified.
+
+    No session tickets: a resumed session would not look at the client certificate's dates again.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.num_tickets = 0
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.load_cert_chain(certificate, key)
+    if node_trust is not None:
+        context.load_verify_locations(cadata=node_trust)
+        context.verify_mode = ssl.CERT_OPTIONAL
+        context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context

@@ -1,0 +1,39 @@
+"""What the surfaces of one controller process share: named parts, of which each surface takes what it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptography import x509
+
+from controller.bell import Bell
+from controller.config import Config
+from controller.failures import Failures
+from controller.fleet import Fleet
+from controller.keys import Keys
+from controller.metrics import Metrics
+from controller.records import Change
+from controller.sessions import Sessions
+from controller.signed_files import SignedFiles
+
+
+@dataclass(slots=True, kw_only=True)
+class Services:
+    """The parts of a running controller."""
+
+    config: Config
+    fleet: Fleet
+    keys: Keys
+    sessions: Sessions
+    signed_files: SignedFiles
+    metrics: Metrics
+    bell: Bell
+    failures: Failures
+    ek_roots: list[x509.Certificate]
+
+    async def tell(self, change: Change, now: float, *, ask_for_report: bool = False) -> None:
+        """Give every connected node that a change of ours touches its new directive at once."""
+        self.bell.ring()
+        await self.sessions.tell(change.affected, now)
+        if ask_for_report:
+            await self.sessions.challenge(change.affected, now)

@@ -1,0 +1,331 @@
+"""Sessions: one WebSocket for each node. Challenge, report, answer; and orders that cannot wait.
+
+A session is opened over mutual TLS for the node that the certificate names, if that very certificate is bound to
+it. A second one replaces the first once it is authenticated. Every report uses up a nonce before anything is
+verified. A report that does not verify, for whatever reason, is recorded as a failure of that node and judged:
+there is no path on which an error looks like health.
+
+Refuses to do: judge (controller.judge), store (controller.fleet). Relies on: TLS having verified the certificate.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+
+from aiohttp import WSMsgType, web
+
+from contract.directive import Directive
+from contract.envelope import directive_signer, sign_directive
+from contract.errors import Rejected
+from contract.messages import (
+    MAX_FRAME_BYTES,
+    PROTOCOL,
+    Answer,
+    Certificate,
+    Challenge,
+    FromAgent,
+    Hello,
+    Message,
+    Order,
+    Refused,
+    Renew,
+    Report,
+)
+from contract.wire import decode, encode
+from controller.appraisal import Appraiser, LogWanted, parsed_body, qualifying_of
+from controller.authority import CertifiedNode
+from controller.bell import Bell
+from controller.faults import log_fault
+from controller.fleet import Fleet
+from controller.issuing import Issuing
+from controller.metrics import Metrics
+from controller.nonces import Nonces
+from controller.records import Evidence, Outcome, SessionRecord
+from controller.store import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+NONCE_INTERVALS = 3.0
+SEND_S = 10.0
+"""A node that does not take a frame for so long has its connection closed."""
+PUSH_AT_ONCE = 256
+CLOSE_REPLACED = 4001
+CLOSE_REFUSED = 4002
+CLOSE_SILENT = 4003
+MIN_SILENCE_S = 30.0
+
+
+class Session:
+    """One node's open connection and what its next report will be held against."""
+
+    __slots__ = ("appraiser", "greeted", "identity", "log_wanted", "nonces", "number", "socket", "stale")
+
+    def __init__(self, socket: web.WebSocketResponse, identity: CertifiedNode, record: SessionRecord) -> None:
+        """`record` is what the store said when it let the session open."""
+        self.socket = socket
+        self.identity = identity
+        self.appraiser = Appraiser(record)
+        self.nonces = Nonces()
+        self.greeted = False
+        """Hello is sent: only then may anything else be."""
+        self.log_wanted = record.boot is None
+        """The agent was told to send its firmware log."""
+        self.stale = False
+        """Something outside changed the record: read it again before the next report is judged."""
+        self.number = 0
+
+    @property
+    def node(self) -> str:
+        """Name of the node."""
+        return self.identity.node
+
+    def nonce(self) -> bytes:
+        """Issue the next nonce; its age is measured by the clock that nobody sets."""
+        return self.nonces.issue(time.monotonic(), NONCE_INTERVALS * self.appraiser.record.interval_s)
+
+    async def send(self, message: Message) -> None:
+        """Send one message, or close the connection when the node does not take it in time."""
+        try:
+            async with asyncio.timeout(SEND_S):
+                await self.socket.send_bytes(encode(message))
+        except (TimeoutError, ConnectionError):
+            await self.close(CLOSE_SILENT)
+
+    async def close(self, code: int) -> None:
+        """Close without waiting for long; a socket that is not open yet sees by itself that it was replaced."""
+        if not self.socket.prepared:
+            return
+        try:
+            async with asyncio.timeout(SEND_S):
+                await self.socket.close(code=code)
+        except (TimeoutError, ConnectionError):
+            log.debug("session of %s did not close in time", self.node)
+
+
+class Sessions:
+    """All open sessions of this process."""
+
+    def __init__(self, fleet: Fleet, issuing: Issuing, metrics: Metrics, bell: Bell) -> None:
+        """Signs with the directive key of `issuing`."""
+        self._fleet = fleet
+        self._issuing = issuing
+        self._signer = directive_signer(issuing.keys.directive)
+        self._metrics = metrics
+        self._bell = bell
+        self._open: dict[str, Session] = {}
+        self._opening: Counter[str] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        """Number of open sessions."""
+        return len(self._open)
+
+    async def serve(self, request: web.Request, identity: CertifiedNode) -> web.WebSocketResponse:
+        """Run one session from upgrade to end. Raises Rejected `session.*` before the upgrade."""
+        self._opening[identity.node] += 1
+        try:
+            record = await self._fleet.open_session(identity.node, identity.fingerprint, now=time.time())
+            socket = web.WebSocketResponse(
+                protocols=(PROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=2.0
+            )
+            session = Session(socket, identity, record)
+            self._take_over(session)
+        finally:
+            self._opening[identity.node] -= 1
+            if not self._opening[identity.node]:
+                del self._opening[identity.node]
+        try:
+            await socket.prepare(request)
+            await self._greet(session)
+            if self._open.get(session.node) is not session:
+                await session.close(CLOSE_REPLACED)
+            await self._converse(session)
+        finally:
+            await self._leave(session)
+        return socket
+
+    async def tell(self, nodes: Sequence[str], now: float) -> None:
+        """Send new directives to those of `nodes` that are connected, at once."""
+        connected = [node for node in dict.fromkeys(nodes) if node in self._open]
+        for node in connected:
+            self._open[node].stale = True
+        for begin in range(0, len(connected), PUSH_AT_ONCE):
+            directives = await self._fleet.directives_for(connected[begin : begin + PUSH_AT_ONCE], now=now)
+            orders = [self._order(node, directive) for node, directive in directives.items()]
+            await asyncio.gather(*orders)
+
+    async def challenge(self, nodes: Sequence[str], now: float) -> None:
+        """Ask those of `nodes` that are connected to report now."""
+        sessions = [self._open[node] for node in dict.fromkeys(nodes) if node in self._open]
+        for session in sessions:
+            session.stale = True
+        sessions = [session for session in sessions if session.greeted]
+        await asyncio.gather(*(session.send(Challenge(nonce=session.nonce())) for session in sessions))
+
+    async def stop(self) -> None:
+        """Close every session; nodes come back by themselves."""
+        for session in list(self._open.values()):
+            self._spawn(session.close(1001))
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _take_over(self, session: Session) -> None:
+        before = self._open.get(session.node)
+        self._open[session.node] = session
+        self._metrics.sessions.set(len(self._open))
+        if before is not None:
+            self._spawn(before.close(CLOSE_REPLACED))
+
+    async def _leave(self, session: Session) -> None:
+        if self._open.get(session.node) is not session:
+            return
+        del self._open[session.node]
+        self._metrics.sessions.set(len(self._open))
+        if session.node not in self._opening:
+            try:
+                await self._fleet.close_session(session.node, now=time.time())
+            except StoreUnavailable:
+                log.warning("the end of a session of %s is not stored; the sweep will see it", session.node)
+
+    async def _greet(self, session: Session) -> None:
+        directive = await self._fleet.directive_for(session.node, now=time.time())
+        hello = Hello(
+            node=session.node,
+            nonce=session.nonce(),
+            interval_s=session.appraiser.record.interval_s,
+            event_log_wanted=session.log_wanted,
+            directive=sign_directive(directive, self._signer),
+        )
+        await session.send(hello)
+        session.greeted = True
+        if session.stale:  # something changed while we were greeting
+            await self.tell([session.node], time.time())
+
+    async def _converse(self, session: Session) -> None:
+        while not session.socket.closed:
+            silence_s = max(MIN_SILENCE_S, (NONCE_INTERVALS + 1) * session.appraiser.record.interval_s)
+            try:
+                frame = await session.socket.receive(timeout=silence_s)
+            except TimeoutError:
+                await session.close(CLOSE_SILENT)
+                return
+            if frame.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+                return
+            try:
+                await self._take(session, frame.data if frame.type is WSMsgType.BINARY else b"")
+            except Rejected as rejected:
+                self._metrics.rejected.labels(rejected.code).inc()
+                await session.send(Refused(code=rejected.code, detail=rejected.detail[:2048]))
+                await session.close(CLOSE_REFUSED)
+                return
+            except StoreUnavailable:
+                # No new trust while the database is away: the agent keeps its events and comes back (c03).
+                await session.send(Refused(code="store.unavailable"))
+                await session.close(CLOSE_REFUSED)
+                return
+
+    async def _take(self, session: Session, untrusted: bytes) -> None:
+        """Take one frame. Raises Rejected when the session must end; what the node did wrong is recorded then."""
+        if time.time() >= session.identity.not_after:
+            raise Rejected("certificate.expired", "open a session with the renewed one")
+        try:
+            message: Report | Renew = decode(untrusted, FromAgent, max_bytes=MAX_FRAME_BYTES)  # type: ignore[arg-type]
+        except Rejected as rejected:
+            await self._fleet.reject_evidence(session.node, rejected, now=time.time())
+            self._bell.ring()
+            raise
+        if isinstance(message, Renew):
+            issue = self._issuing.issue(time.time())
+            certificate = await self._fleet.renew_certificate(
+                session.node, message.csr, issue, now=time.time()
+            )
+            await session.send(Certificate(chain=certificate.chain))
+        else:
+            await self._report(session, message)
+
+    async def _report(self, session: Session, report: Report) -> None:
+        begun = time.perf_counter()
+        try:
+            outcome = await self._judged(session, report)
+        except LogWanted:
+            # Number 0 answers no report: nothing is acknowledged or confirmed. The Challenge brings the log at once.
+            session.log_wanted = True
+            await session.send(Answer(number=0, nonce=session.nonce(), tier="none", event_log_wanted=True))
+            await session.send(Challenge(nonce=session.nonce()))
+            return
+        session.appraiser = session.appraiser.renewed(outcome.session)
+        session.log_wanted = outcome.session.boot is None
+        if outcome.affected:
+            self._spawn(self.tell(outcome.affected, time.time()))
+        answer = Answer(
+            number=session.number,
+            nonce=session.nonce(),
+            tier=outcome.tier,
+            findings=outcome.findings,
+            events_acked=outcome.events_acked,
+            event_log_wanted=session.log_wanted,
+            directive=None if outcome.directive is None else sign_directive(outcome.directive, self._signer),
+        )
+        await session.send(answer)
+        self._metrics.reports.labels(outcome.tier).inc()
+        self._metrics.report_seconds.observe(time.perf_counter() - begun)
+        self._bell.ring()
+
+    async def _judged(self, session: Session, report: Report) -> Outcome:
+        """Verify and store one report; whatever goes wrong on the way is stored as this node's failure (c07)."""
+        if session.stale:
+            session.stale = False
+            session.appraiser = session.appraiser.renewed(await self._fleet.session(session.node))
+        try:
+            evidence = await self._appraised(session, report)
+            return await self._fleet.take_report(session.node, evidence, now=time.time())
+        except (LogWanted, StoreUnavailable):
+            raise
+        except Rejected as error:
+            rejected = error
+        except Exception as fault:  # outermost place of the node listener: recorded, and no trust comes of it
+            log_fault(f"verification of a report of {session.node}", fault)
+            self._metrics.faults.inc()
+            rejected = Rejected("verification.failed", "a fault of the controller; its log says more")
+        self._metrics.rejected.labels(rejected.code).inc()
+        return await self._fleet.reject_evidence(session.node, rejected, now=time.time())
+
+    async def _appraised(self, session: Session, report: Report) -> Evidence:
+        candidates = session.nonces.candidates()
+        try:
+            body = parsed_body(report)
+        except Rejected:
+            session.nonces.consume(None, time.monotonic())
+            raise
+        session.number = body.number
+        record, chosen = session.appraiser.record, None
+        if (
+            len(candidates) > 1
+        ):  # a Challenge crossed the report: see which nonce it is over, before it is used up
+            over = (c for c in candidates if qualifying_of(record, report, body, c) in report.quote)
+            chosen = next(over, None)
+        nonce = session.nonces.consume(chosen, time.monotonic())
+        asked = session.log_wanted
+        if report.event_log is None:
+            try:
+                return session.appraiser.appraise(report, body, nonce)
+            except LogWanted:
+                if asked:
+                    raise Rejected("boot.event-log-withheld", "asked for and not sent") from None
+                raise
+        # A firmware log takes milliseconds: other nodes' reports need not wait for it.
+        return await asyncio.to_thread(session.appraiser.appraise, report, body, nonce)
+
+    async def _order(self, node: str, directive: Directive) -> None:
+        session = self._open.get(node)
+        if session is not None and session.greeted:
+            await session.send(Order(directive=sign_directive(directive, self._signer)))
+            self._metrics.orders.inc()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
