@@ -9,9 +9,11 @@ Relies on: packages swtpm, swtpm-tools; the TCTI `swtpm` of tpm2-tss with a Unix
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import tempfile
@@ -24,6 +26,11 @@ from tpm2_pytss import ESAPI, ESYS_TR, TPM2_ALG, TPML_DIGEST_VALUES, TPMT_HA, TP
 EV_NO_ACTION = 3
 SHA256 = 0x000B
 _SEARCH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
+
+
+def _die_with_parent() -> None:
+    """Leave no TPM behind when a test run is killed (prctl(2), PR_SET_PDEATHSIG): start it from a lasting thread."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
 class EkAuthority:
@@ -125,12 +132,24 @@ class SoftwareTpm:
             env={**os.environ, "PATH": _SEARCH},
             start_new_session=True,
             stdin=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent,
         )  # fmt: skip
         deadline = time.monotonic() + 10
-        while not (self._sockets / "tpm.ctrl").exists():
+        while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"swtpm did not start: {self._log.read_text()}")
             time.sleep(0.005)
+
+    def _answers(self) -> bool:
+        """Ask the control channel (CMD_GET_CAPABILITY): it answers only once the TPM's own socket listens."""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(5)
+            try:
+                control.connect(f"{self._sockets}/tpm.ctrl")
+                control.sendall(b"\0\0\0\1")
+                return bool(control.recv(64))
+            except OSError:
+                return False
 
     def stop(self) -> None:
         """Switch off, as when the power goes."""
