@@ -132,7 +132,7 @@ class SoftwareTpm:
             env={**os.environ, "PATH": _SEARCH},
             start_new_session=True,
             stdin=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509  (only prctl)
         )  # fmt: skip
         deadline = time.monotonic() + 10
         while not self._answers():
