@@ -48,6 +48,15 @@ class ControllerConfig(Section, frozen=True, kw_only=True):
         """Port part of the url."""
         return urlsplit(self.url).port or DEFAULT_NODE_PORT
 
+    def literal_addresses(self) -> list[str]:
+        """Return the addresses that need no name service: configured, or the url's own."""
+        if self.addresses:
+            return list(self.addresses)
+        try:
+            return [str(ipaddress.ip_address(self.host))]
+        except ValueError:
+            return []
+
 
 class TpmConfig(Section, frozen=True, kw_only=True):
     """How to reach the TPM, and which keys of it to use."""

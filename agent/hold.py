@@ -183,9 +183,7 @@ class Hold:
         trusted, self.ready = self.ready, None
         if trusted is None:
             return None
-        ref = BaselineRef(
-            name=trusted.name, version=trusted.version, sha256=bytes.fromhex(trusted.sha256)
-        )
+        ref = BaselineRef(name=trusted.name, version=trusted.version, sha256=bytes.fromhex(trusted.sha256))
         try:
             held = _held(ref, trusted.baseline)
             check(held)
@@ -216,7 +214,11 @@ class Hold:
         highest = {**self.state.highest, name: max(version, self.state.highest.get(name, 0))}
         self.change(last_good=slot, pending=None, pending_starts=0, highest=highest, damaged=False)
         self._tell(
-            Told(kind="baseline.confirmed", severity="info", summary=f"{_file(slot.ref)} is in force and confirmed")
+            Told(
+                kind="baseline.confirmed",
+                severity="info",
+                summary=f"{_file(slot.ref)} is in force and confirmed",
+            )
         )
 
     def revert(self, code: str, reason: str) -> Held:

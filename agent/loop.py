@@ -65,8 +65,8 @@ class Loop:
         spool: Spool,
         host: Host,
         netfilter: Netfilter,
-        tpm: Tpm | None,
         *,
+        tpm: Tpm | None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = boottime,
     ) -> None:
@@ -86,10 +86,10 @@ class Loop:
         self.beat = monotonic()
         """When the loop last came round; the watchdog looks at it."""
         self.failure: BaseException | None = None
-        self.on_report: Callable[[], None] = lambda: None
+        self.on_report: Callable[[], object] = lambda: None
         self.on_fetch: Callable[[WantedBaseline, int], None] = lambda wanted, highest: None
         self.on_redial: Callable[[], None] = lambda: None
-        self.on_failure: Callable[[], None] = lambda: None
+        self.on_failure: Callable[[], object] = lambda: None
 
         self.hold = Hold(config, store, self.tell, now=now())
         self._around = Surroundings(
@@ -288,7 +288,11 @@ class Loop:
             self.hold.pending_since = self._monotonic()
         if boot_id != self.hold.state.boot_id:
             self.hold.change(boot_id=boot_id)
-        self.tell(Told(kind="agent.started", severity="info", summary="rules are in force", detail={"boot": boot_id}))
+        self.tell(
+            Told(
+                kind="agent.started", severity="info", summary="rules are in force", detail={"boot": boot_id}
+            )
+        )
         self._reconcile_holdings()
 
     def _reconcile_holdings(self) -> None:
@@ -302,7 +306,13 @@ class Loop:
                 self.hold.pending_session = self._session
                 self._adopt(held, silent=True)
                 self.hold.pending_since = self._monotonic()
-                self.tell(Told(kind="baseline.applied", severity="info", summary=f"{step.wanted.name}/{step.wanted.version}.toml"))
+                self.tell(
+                    Told(
+                        kind="baseline.applied",
+                        severity="info",
+                        summary=f"{step.wanted.name}/{step.wanted.version}.toml",
+                    )
+                )
                 self.on_redial()
             elif isinstance(step, plan.Confirm):
                 self.hold.confirm()
@@ -375,7 +385,9 @@ class Loop:
             new.insert(0, directives.Response(name="isolate", reason=self.stance.reason))
         self._requests = wanted
         names = set(self.hold.state.responses)
-        standing = {each.name for each in wanted} | ({"isolate"} if self.stance.posture == "isolated" else set())
+        standing = {each.name for each in wanted} | (
+            {"isolate"} if self.stance.posture == "isolated" else set()
+        )
         for request in new:
             try:
                 told = known[request.name].apply(self._around, request)
@@ -398,9 +410,7 @@ class Loop:
 
     def _endpoints(self) -> tuple[ControllerEndpoint, ...]:
         where = self._config.controller
-        host = where.host
-        literal = [host] if ":" in host or host.replace(".", "").isdigit() else []
-        addresses = where.addresses or literal or self.hold.state.controller_addresses
+        addresses = where.literal_addresses() or self.hold.state.controller_addresses
         return tuple(ControllerEndpoint(address, where.port) for address in addresses)
 
     # ---- one section
@@ -427,7 +437,10 @@ class Loop:
         if not silent:
             healed = [msgspec.structs.replace(d, repaired=True) for d in found if d.key not in remaining]
             self.healed = (self.healed + healed)[-_HEALED_KEPT:]
-        told += [Told(kind=n.kind, severity=n.severity, summary=n.summary, detail=n.detail) for n in probe.notices(now)]
+        told += [
+            Told(kind=n.kind, severity=n.severity, summary=n.summary, detail=n.detail)
+            for n in probe.notices(now)
+        ]
         if told:
             self.spool.append(told, now)
             if any(each.severity != "info" for each in told):

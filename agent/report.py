@@ -32,6 +32,8 @@ class Prepared(NamedTuple):
     healed: int
     """How many healed drifts it carries."""
     event_log: bytes
+    event_log_sha256: bytes
+    """Empty where there is no log."""
 
 
 class Reporter:
@@ -68,6 +70,7 @@ class Reporter:
                 break
             shown.append(drift)
         event_log = self.event_log()
+        log_sha256 = hashlib.sha256(event_log).digest() if event_log else b""
         body = ReportBody(
             node=self._node,
             number=self._number,
@@ -84,7 +87,7 @@ class Reporter:
             drifts=shown,
             events=loop.spool.peek(MAX_EVENTS_PER_REPORT, _EVENT_BYTES),
             events_dropped=loop.spool.dropped,
-            event_log_sha256=hashlib.sha256(event_log).digest() if event_log else b"",
+            event_log_sha256=log_sha256,
         )
         pending = state.pending.ref.sha256 if state.pending else None
-        return Prepared(encode(body), self._number, pending, len(healed), event_log)
+        return Prepared(encode(body), self._number, pending, len(healed), event_log, log_sha256)

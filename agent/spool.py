@@ -10,8 +10,10 @@ Relies on: one thread at a time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,10 +36,10 @@ _decoder = msgspec.msgpack.Decoder(Event)
 class Spool:
     """Append, look at the oldest, acknowledge."""
 
-    def __init__(self, folder: Path, *, max_bytes: int, now: float) -> None:
+    def __init__(self, folder: Path, node: str, *, max_bytes: int, now: float) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._claim(node)
         self._acked, self.dropped = self._read_acked()
         self._segments = sorted(int(p.stem) for p in folder.glob("*.log") if p.stem.isdigit())
         self._sizes = {first: self._mend(first) for first in self._segments}
@@ -107,6 +109,16 @@ class Spool:
         while len(self._segments) > 1 and self._segments[1] <= seq + 1:
             self._remove_oldest()
         self._write_acked()
+
+    def _claim(self, node: str) -> None:
+        """Take the folder for this node; one that another node wrote is set aside, not sent as ours."""
+        owner = self._folder / "node"
+        if owner.exists() and owner.read_text().strip() != node:
+            self._folder.replace(self._folder.with_name(f"{self._folder.name}.foreign-{time.time_ns()}"))
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not owner.exists():
+            with contextlib.suppress(OSError):  # a full disk: claimed at a later start
+                replace_file(owner, node.encode() + b"\n")
 
     def _unacked(self) -> Iterator[Event]:
         for event in self._read(self._segments):

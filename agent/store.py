@@ -9,6 +9,7 @@ Refuses: to guess. Relies on: rename being atomic and fsync being honoured by th
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
@@ -115,10 +116,14 @@ class Store:
         self._save("state", state)
 
     def set_aside(self) -> None:
-        """Keep a damaged state file for people to look at, under another name."""
-        for path in (self.folder / "state",):
-            if path.exists():
-                path.replace(path.with_suffix(".damaged"))
+        """Keep every damaged file for people to look at, under another name."""
+        kinds: dict[str, type[Struct]] = {"state": State, "keys": Keys, "enrolled": Enrolled}
+        for name, kind in kinds.items():
+            try:
+                self._load(name, kind)
+            except Damaged:
+                with contextlib.suppress(OSError):
+                    (self.folder / name).replace(self.folder / f"{name}.damaged")
 
     def keys(self, make: Callable[[], Keys]) -> Keys:
         """Return the node's keys, made and stored first where there are none. Raises Damaged, OSError."""

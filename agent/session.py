@@ -1,0 +1,195 @@
+"""One session with the controller: Hello, then reports, answers, orders, challenges, until the socket closes.
+
+Refuses: to have two reports out at once, to use a nonce twice, to go on after a message that does not belong.
+Relies on: agent.uplink for the socket, the worker and the TPM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from typing import TYPE_CHECKING, cast
+
+import aiohttp
+
+from agent.enrol import Identity, identity_of, signing_request
+from agent.report import Prepared
+from agent.store import Enrolled, Keys
+from contract import wire
+from contract.errors import Rejected
+from contract.messages import (
+    MAX_FRAME_BYTES,
+    Answer,
+    Certificate,
+    Challenge,
+    FromController,
+    Hello,
+    Message,
+    Order,
+    Refused,
+    Renew,
+)
+
+if TYPE_CHECKING:
+    from agent.uplink import Uplink
+
+log = logging.getLogger("ringfence.session")
+
+ANSWER_S = 30.0
+MIN_GAP_S = 0.2
+"""Between two reports that do not wait for the interval."""
+TPM_RETRY_S = 2.0
+
+
+class SessionEnded(Exception):
+    """The session is over for a reason that a new one may cure."""
+
+
+class Session:
+    """One WebSocket, from Hello to its end."""
+
+    def __init__(
+        self,
+        uplink: Uplink,
+        socket_: aiohttp.ClientWebSocketResponse,
+        hello: Hello,
+        number: int,
+        *,
+        enrolled: Enrolled,
+        identity: Identity,
+        keys: Keys,
+    ) -> None:
+        self._up = uplink
+        self._socket = socket_
+        self._number = number
+        self._enrolled = enrolled
+        self._identity = identity
+        self._keys = keys
+        self._nonce: bytes | None = hello.nonce
+        self._interval_s = hello.interval_s
+        self._log_wanted = hello.event_log_wanted
+        self._sent: Prepared | None = None
+        self._sent_at = 0.0
+        self._next = 0.0
+        self._renewing = False
+
+    async def run(self) -> None:
+        """Report and listen until the socket closes or a new dial is wanted."""
+        reader = asyncio.create_task(receive(self._socket))
+        try:
+            while not self._up.redial.is_set():
+                now = time.monotonic()
+                if self._sent is not None and now - self._sent_at > ANSWER_S:
+                    raise SessionEnded("no answer to a report")
+                if self._nonce is not None and self._sent is None and now >= self._due_at():
+                    await self._report()
+                await self._renew_if_time()
+                await self._wait(reader)
+                if reader.done():
+                    message = reader.result()
+                    reader = asyncio.create_task(receive(self._socket))
+                    await self._take(message)
+        finally:
+            reader.cancel()
+            with contextlib.suppress(
+                asyncio.CancelledError, OSError, aiohttp.ClientError, SessionEnded, Rejected
+            ):
+                await reader
+
+    def _due_at(self) -> float:
+        return min(self._next, self._sent_at + MIN_GAP_S) if self._up.due.is_set() else self._next
+
+    async def _wait(self, reader: asyncio.Task[object]) -> None:
+        """Sleep until something came, something is due, or a second has gone."""
+        now = time.monotonic()
+        until = self._due_at() - now if self._nonce is not None and self._sent is None else 1.0
+        due = asyncio.create_task(self._up.due.wait()) if not self._up.due.is_set() else None
+        redial = asyncio.create_task(self._up.redial.wait())
+        waits: set[asyncio.Task[object]] = {reader, redial}
+        if due is not None:
+            waits.add(due)
+        try:
+            await asyncio.wait(waits, timeout=max(0.0, min(1.0, until)), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            redial.cancel()
+            if due is not None:
+                due.cancel()
+
+    async def _report(self) -> None:
+        nonce = self._nonce
+        assert nonce is not None  # noqa: S101  (checked by the caller)
+        self._up.due.clear()
+        prepared = await self._up.prepare()
+        report = await self._up.quoted(prepared, nonce, self._identity, self._log_wanted)
+        if report is None:
+            self._next = time.monotonic() + TPM_RETRY_S
+            return
+        self._nonce = None
+        self._sent, self._sent_at = prepared, time.monotonic()
+        await self._socket.send_bytes(wire.encode(report))
+
+    async def _take(self, message: object) -> None:
+        if isinstance(message, Answer):
+            await self._answer(message)
+        elif isinstance(message, Order):
+            await self._up.directive(message.directive, self._enrolled)
+        elif isinstance(message, Challenge):
+            self._nonce, self._sent = message.nonce, None
+            self._next = 0.0
+        elif isinstance(message, Certificate):
+            self._renewing = False
+            identity_of(message.chain, self._keys)
+            renewed = Enrolled(
+                site=self._enrolled.site,
+                chain=message.chain,
+                directive_key=self._enrolled.directive_key,
+                root_metadata=self._enrolled.root_metadata,
+            )
+            await asyncio.to_thread(self._up.store.save_enrolled, renewed)
+            self._up.redial.set()
+        else:
+            raise SessionEnded(refusal(message, "answer"))
+
+    async def _answer(self, answer: Answer) -> None:
+        sent, self._sent = self._sent, None
+        self._nonce = answer.nonce
+        self._log_wanted = answer.event_log_wanted
+        self._next = time.monotonic() + self._interval_s * random.uniform(0.9, 1.0)  # noqa: S311  (jitter)
+        if sent is None or answer.number != sent.number:
+            return
+        for finding in answer.findings:
+            log.info("controller: %s: %s", finding.code, finding.detail)
+        loop, number = self._up.loop, self._number
+        await self._up.ask(
+            lambda: loop.answered(
+                number, named_pending=sent.pending, events_acked=answer.events_acked, healed=sent.healed
+            )
+        )
+        if answer.directive is not None:
+            await self._up.directive(answer.directive, self._enrolled)
+        if await self._up.ask(lambda: bool(loop.spool.peek(1, 1))):
+            self._up.due.set()
+
+    async def _renew_if_time(self) -> None:
+        if not self._renewing and self._sent is None and time.time() >= self._identity.renew_at():
+            self._renewing = True
+            csr = signing_request(self._keys, self._up.config.node)
+            await self._socket.send_bytes(wire.encode(Renew(csr=csr)))
+
+
+async def receive(socket_: aiohttp.ClientWebSocketResponse) -> object:
+    """Return the next message. Raises SessionEnded when there is none, Rejected when it is none of ours."""
+    message = await socket_.receive()
+    if message.type is not aiohttp.WSMsgType.BINARY:
+        raise SessionEnded(f"closed by the controller ({message.type.name}, {socket_.close_code})")
+    return wire.decode(message.data, cast(type[Message], FromController), max_bytes=MAX_FRAME_BYTES)
+
+
+def refusal(message: object, wanted: str) -> str:
+    """Say in words what came in place of what was wanted."""
+    if isinstance(message, Refused):
+        return f"refused: {message.code}: {message.detail}"
+    return f"wanted {wanted}, found {type(message).__name__}"

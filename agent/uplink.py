@@ -1,0 +1,264 @@
+"""The only network client: enrolment, the session, signed files. Everything it receives is judged elsewhere.
+
+One WebSocket over mutual TLS that this side opens. It reports on the controller's interval, at once when there
+is something to say, and asks for a new certificate in time. After a baseline was put in force it hangs up and
+dials anew: an established flow would hide that the new rules let no new one through.
+
+Refuses: any server certificate that the configured CA did not issue for the configured host; frames over the
+limit; redirects. Relies on: agent.loop for every decision, agent.tpm for every signature.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+
+from agent.config import AgentConfig
+from agent.dial import Dialler, read_capped
+from agent.enrol import Identity, blobs_of, identity_of
+from agent.loop import Loop
+from agent.report import Prepared, Reporter
+from agent.responses import Told
+from agent.session import ANSWER_S, Session, SessionEnded, receive, refusal
+from agent.store import Damaged, Enrolled, Keys, Store
+from agent.tpm import Tpm, TpmUnavailable
+from agent.updates import Updates
+from contract.binding import QUOTED_PCRS, qualifying_data
+from contract.directive import WantedBaseline
+from contract.errors import Rejected
+from contract.messages import (
+    MAX_FRAME_BYTES,
+    PROTOCOL,
+    SESSION_PATH,
+    Hello,
+    Report,
+    never_more,
+)
+from contract.trust import TrustedBaseline
+
+T = TypeVar("T")
+log = logging.getLogger("ringfence.uplink")
+
+DIAL_S = 10.0
+HEARTBEAT_S = 15.0
+BACKOFF_S = (0.25, 30.0)
+"""First and longest wait between dials; doubled each time, with jitter."""
+_CONTENT_TYPE = "application/msgpack"
+_PASSING = (OSError, TimeoutError, asyncio.TimeoutError, aiohttp.ClientError)
+
+
+class Uplink:
+    """Everything between this node and its controller. `run` on the asyncio thread."""
+
+    def __init__(self, config: AgentConfig, store: Store, loop: Loop, tpm: Tpm) -> None:
+        self.config = config
+        self.store = store
+        self.loop = loop
+        self._tpm = tpm
+        self._dial = Dialler(
+            config, store, resolved=self._resolved, kept=lambda: loop.hold.state.controller_addresses
+        )
+        self._reporter = Reporter(loop, config.node, config.tpm.event_log)
+        self.due = asyncio.Event()
+        self.redial = asyncio.Event()
+        self._fetch: asyncio.Task[None] | None = None
+        self._updates: Updates | None = None
+        self._http: aiohttp.ClientSession | None = None
+        self._home = asyncio.get_running_loop()
+        self._tpm_told = False
+        loop.on_report = lambda: self._soon(self.due.set)
+        loop.on_redial = lambda: self._soon(self.redial.set)
+        loop.on_fetch = lambda wanted, highest: self._soon(self._start_fetch, wanted, highest)
+
+    def _soon(self, call: object, *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the event loop is closing: nobody to tell
+            self._home.call_soon_threadsafe(call, *args)  # type: ignore[arg-type]
+
+    async def ask(self, job: Callable[[], T]) -> T:
+        return await asyncio.wrap_future(self.loop.call(job))
+
+    async def _resolved(self, addresses: list[str]) -> None:
+        await self.ask(lambda: self.loop.controller_resolved(addresses))
+
+    # ---- life
+
+    async def run(self) -> None:
+        """Enrol if that was not done, then keep a session up until cancelled."""
+        enrolled, keys = await self._enrolled()
+        wait_s = BACKOFF_S[0]
+        while True:
+            identity = identity_of(enrolled.chain, keys)
+            self.redial.clear()
+            began = time.monotonic()
+            try:
+                async with self._dial.client(enrolled, keys) as http:
+                    self._http = http
+                    await self._session(http, enrolled, identity, keys)
+            except (*_PASSING, SessionEnded, Rejected) as error:
+                log.info("session: %s: %s", type(error).__name__, error)
+            finally:
+                self._http = None
+                await self.ask(self.loop.session_closed)
+            enrolled = await self._again(enrolled, identity)
+            if self.redial.is_set():
+                wait_s = BACKOFF_S[0]
+                continue
+            if time.monotonic() - began > 2 * BACKOFF_S[1]:
+                wait_s = BACKOFF_S[0]
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.redial.wait(), wait_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+            wait_s = min(wait_s * 2, BACKOFF_S[1])
+
+    async def _again(self, enrolled: Enrolled, identity: Identity) -> Enrolled:
+        """Return what the next dial uses: a renewed certificate, or a new one where the old has run out."""
+        try:
+            if time.time() >= identity.not_after:
+                return await self._dial.enrol(self._tpm)
+            return await asyncio.to_thread(self.store.enrolled) or enrolled
+        except (*_PASSING, Rejected, TpmUnavailable, Damaged) as error:
+            log.warning("certificate: %s", error)
+            return enrolled
+
+    async def _enrolled(self) -> tuple[Enrolled, Keys]:
+        wait_s = 1.0
+        while True:
+            try:
+                enrolled, keys = self.store.enrolled(), self.store.stored_keys()
+            except Damaged as damage:
+                log.error("%s; enrolling anew", damage)
+                self.store.set_aside()
+                enrolled = keys = None
+            if enrolled is not None and keys is not None:
+                await asyncio.to_thread(self._use_ak, keys)
+                return enrolled, keys
+            try:
+                await self._dial.enrol(self._tpm)
+            except (*_PASSING, Rejected, TpmUnavailable) as error:
+                log.warning("enrolment: %s; trying again", error)
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+                wait_s = min(wait_s * 2, BACKOFF_S[1])
+
+    def _use_ak(self, keys: Keys) -> None:
+        with contextlib.suppress(TpmUnavailable):  # loaded when first needed
+            self._tpm.use_ak(blobs_of(keys))
+
+    # ---- the session
+
+    async def _session(
+        self, http: aiohttp.ClientSession, enrolled: Enrolled, identity: Identity, keys: Keys
+    ) -> None:
+        url = "wss" + (self._dial.base + SESSION_PATH).removeprefix("https")
+        async with http.ws_connect(
+            url,
+            protocols=(PROTOCOL,),
+            max_msg_size=MAX_FRAME_BYTES,
+            heartbeat=HEARTBEAT_S,
+            timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+        ) as socket_:
+            hello = await asyncio.wait_for(receive(socket_), ANSWER_S)
+            if not isinstance(hello, Hello):
+                raise SessionEnded(refusal(hello, "hello"))
+            number = await self.ask(self.loop.session_opened)
+            session = Session(self, socket_, hello, number, enrolled=enrolled, identity=identity, keys=keys)
+            if hello.directive is not None:
+                await self.directive(hello.directive, enrolled)
+            await session.run()
+
+    async def directive(self, untrusted: bytes, enrolled: Enrolled) -> None:
+        """Hand a directive to the worker."""
+        await self.ask(lambda: self.loop.take_directive(untrusted, enrolled.directive_key))
+
+    # ---- signed files
+
+    def _start_fetch(self, wanted: WantedBaseline, highest: int) -> None:
+        if self._fetch is not None:
+            self._fetch.cancel()
+        self._fetch = asyncio.create_task(self._keep_fetching(wanted, highest))
+
+    async def _keep_fetching(self, wanted: WantedBaseline, highest: int) -> None:
+        wait_s = 0.2
+        while True:
+            try:
+                trusted = await asyncio.to_thread(self._get_baseline, wanted, highest)
+            except Rejected as refused:
+                await self._delivered(wanted, refused)
+                return
+            except _PASSING as error:
+                log.info("fetching %s/%d: %s", wanted.name, wanted.version, error)
+                await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
+                wait_s = min(wait_s * 2, BACKOFF_S[1])
+                continue
+            await self._delivered(wanted, trusted)
+            return
+
+    async def _delivered(self, wanted: WantedBaseline, result: TrustedBaseline | Rejected) -> None:
+        await self.ask(lambda: self.loop.deliver(wanted, result))
+
+    def _get_baseline(self, wanted: WantedBaseline, highest: int) -> TrustedBaseline:
+        if self._updates is None:
+            self._updates = self._open_updates()
+        return self._updates.get(wanted, now=time.time(), highest_version=highest)
+
+    def _open_updates(self) -> Updates:
+        pinned = self.config.root_metadata
+        if pinned:
+            root = Path(pinned).read_bytes()
+        else:
+            enrolled = self.store.enrolled()
+            root = enrolled.root_metadata if enrolled else b""
+        return Updates(Path(self.config.state_dir), self._fetch_file, root_metadata=root or None)
+
+    def _fetch_file(self, path: str, max_bytes: int) -> bytes:
+        """Fetch for `Updates`, on its thread. Raises FileNotFoundError for 404, another OSError to try again."""
+        return asyncio.run_coroutine_threadsafe(self._get(path, max_bytes), self._home).result(ANSWER_S)
+
+    async def _get(self, path: str, max_bytes: int) -> bytes:
+        http = self._http
+        if http is None:
+            raise OSError("no session")
+        try:
+            async with http.get(self._dial.base + path, allow_redirects=False) as reply:
+                if reply.status == 404:
+                    raise FileNotFoundError(path)
+                if reply.status != 200:
+                    raise OSError(f"{path}: HTTP {reply.status}")
+                return await read_capped(reply, max_bytes)
+        except (TimeoutError, aiohttp.ClientError) as error:
+            raise OSError(f"{path}: {error}") from None
+
+    # ---- reports
+
+    async def prepare(self) -> Prepared:
+        """Have the worker write the next report."""
+        return await self.ask(lambda: self._reporter.prepare(time.time()))
+
+    async def quoted(
+        self, prepared: Prepared, nonce: bytes, identity: Identity, with_log: bool
+    ) -> Report | None:
+        """Have the TPM quote over it; None when the TPM cannot now (told once)."""
+        data = qualifying_data(
+            nonce=nonce,
+            node=self.config.node,
+            certificate_sha256=identity.sha256,
+            body=prepared.body,
+            event_log_sha256=prepared.event_log_sha256,
+        )
+        try:
+            attest, signature, pcrs = await asyncio.to_thread(self._tpm.quote, data, sorted(QUOTED_PCRS))
+        except TpmUnavailable as error:
+            if not self._tpm_told:
+                told = Told(kind="tpm.unavailable", severity="warning", summary=never_more(str(error), 2048))
+                await self.ask(lambda: self.loop.spool.append([told], time.time()))
+            self._tpm_told = True
+            return None
+        self._tpm_told = False
+        event_log = prepared.event_log if with_log and prepared.event_log else None
+        return Report(body=prepared.body, quote=attest, signature=signature, pcrs=pcrs, event_log=event_log)
