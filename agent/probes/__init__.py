@@ -108,7 +108,10 @@ class Probe(ABC, Generic[S]):
 
     @abstractmethod
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
-        """Mend what can be mended of `drifts` (from the last `observe`). What stays is seen by the next `observe`."""
+        """Mend what can be mended of `drifts` (from the last `observe`). What stays is seen by the next `observe`.
+
+        May raise OSError or Rejected where nothing at all could be done: the loop reports it and goes on.
+        """
 
     def undo(self) -> None:
         """Put back what `repair` changed, where it was remembered: the baseline is being reverted."""

@@ -39,6 +39,8 @@ class Case:
     """What the machine is, as a witness other than the probe sees it; what `repair` and `undo` may change."""
     trace: Callable[[], object]
     """As `state`, and so fine that a write of the same value shows."""
+    run: Callable[[Callable[[], Any]], Any] = lambda work: work()
+    """Calls the probe where it has to run: on a thread inside a namespace, for instance."""
     mends: bool = True
     undoes: bool = True
     """False where what was repaired cannot be put back: a process that was killed."""

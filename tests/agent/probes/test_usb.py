@@ -263,7 +263,7 @@ def test_a_device_that_comes_wakes_the_agent_within_a_second(tree: UsbTree) -> N
         events.stop()
 
 
-def test_d04_uevents_that_are_not_of_usb_do_not_wake_the_agent(tree: UsbTree) -> None:
+def test_uevents_that_are_not_of_usb_do_not_wake_the_agent(tree: UsbTree) -> None:
     woken = threading.Event()
     kernel = Namespace("uevents")
     try:
