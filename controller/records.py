@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 
 from contract.directive import Directive, WantedBaseline
 from contract.messages import BaselineRef, Drift, Finding, Posture, ReportBody, Severity, Tier
+from contract.quote import Counters
 
 Standing = Literal["healthy", "overdue", "unreachable", "untrusted", "isolated"]
 Trigger = Literal["untrusted"]
@@ -173,22 +174,12 @@ class EnrolTokenView(Record, frozen=True, kw_only=True):
 # -- evidence --------------------------------------------------------------------------------------------
 
 
-class CountersRecord(Record, frozen=True, kw_only=True):
-    """TPMS_CLOCK_INFO and firmware version of the last accepted quote (TPM 2.0 Part 2, 10.11.1)."""
-
-    reset: int
-    restart: int
-    clock: int
-    safe: bool
-    firmware_version: int
-
-
 class BootRecord(Record, frozen=True, kw_only=True):
     """The boot that was appraised last. Good for reports with the same three values; anything else is appraised anew."""
 
     reset: int
     pcrs_sha256: bytes
-    """The quote's PCR digest."""
+    """SHA-256 over the quoted PCR values in ascending order."""
     event_log_sha256: bytes
     """Empty when the machine has no log."""
     findings: list[Finding] = []
@@ -199,7 +190,7 @@ class Evidence(Record, frozen=True, kw_only=True):
     `verify_quote` has returned."""
 
     body: ReportBody
-    counters: CountersRecord
+    counters: Counters
     findings: tuple[Finding, ...]
     """Of the quote and of the boot."""
     boot: BootRecord
@@ -218,7 +209,7 @@ class SessionRecord(Record, frozen=True, kw_only=True):
     ak_public: bytes
     certificate_sha256: bytes
     interval_s: float
-    counters: CountersRecord | None
+    counters: Counters | None
     boot: BootRecord | None
     reference: bytes | None
     """As stored from Evidence.reference; None until the first accepted boot."""
@@ -239,6 +230,27 @@ class Outcome(Record, frozen=True, kw_only=True):
     """Other nodes whose directive changed: push `directives_for` to those that are connected."""
     session: SessionRecord
     """Replaces the one held."""
+
+
+class NodeState(Record, frozen=True, kw_only=True):
+    """What changes with every report and is only ever read with its node: one document in the node's row."""
+
+    boot_id: str = ""
+    agent_version: str = ""
+    uptime_s: float = 0.0
+    posture: Posture | None = None
+    baseline: BaselineRef | None = None
+    pending: BaselineRef | None = None
+    directive_accepted: int = 0
+    fenced: list[str] = []
+    addresses: list[str] = []
+    drifts: list[Drift] = []
+    findings: list[Finding] = []
+    counters: Counters | None = None
+    boot: BootRecord | None = None
+    events_dropped: int = 0
+    suspicions: list[str] = []
+    """Keys of what is suspected now: only what is not here yet is fresh (controller.judge)."""
 
 
 # -- directives and holds --------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from controller.records import (
     Standing,
     StandingChange,
 )
-from controller.store import Store
+from controller.store import Duplicate, Store
 
 
 class Fleet:
@@ -53,6 +53,10 @@ class Fleet:
     def __init__(self, store: Store, settings: FleetSettings) -> None:
         self._store = store
         self._settings = settings
+
+    async def start(self) -> None:
+        """Call once before listening: no session of an earlier process is open any more."""
+        await self._store.run(nodes.disconnect_all)
 
     # -- sites ---------------------------------------------------------------------------------------------
 
@@ -93,16 +97,25 @@ class Fleet:
         `enrolment.unknown`, `enrolment.proof` (b03), `enrolment.rejected`, `enrolment.expired`,
         `enrolment.identity-conflict` (b05).
         """
-        return await self._store.run(lambda tx: enrolments.finish(tx, self._settings, finish, issue, now=now))
+        try:
+            return await self._store.run(
+                lambda tx: enrolments.finish(tx, self._settings, finish, issue, now=now)
+            )
+        except Duplicate:
+            # Another controller bound the id, the EK or the AK between our look and our write.
+            raise Rejected("enrolment.identity-conflict", "bound by somebody else a moment ago") from None
 
     async def approve(
         self, enrolment: str, *, actor: str, now: float, site: str | None = None, replace: bool = False
     ) -> EnrolmentView:
         """Approve. `site` where the node named none (or another). `replace` says that the node of this id now has
         this AK (same TPM, new key) — without it a changed AK is refused with `enrolment.identity-conflict`."""
-        return await self._store.run(
-            lambda tx: enrolments.approve(tx, enrolment, actor=actor, now=now, site=site, replace=replace)
-        )
+        try:
+            return await self._store.run(
+                lambda tx: enrolments.approve(tx, enrolment, actor=actor, now=now, site=site, replace=replace)
+            )
+        except Duplicate:
+            raise Rejected("enrolment.identity-conflict", "bound by somebody else a moment ago") from None
 
     async def reject(self, enrolment: str, *, actor: str, reason: str, now: float) -> EnrolmentView:
         """Raises Rejected `enrolment.unknown`, `enrolment.decided`, `reason.missing`."""

@@ -1,0 +1,250 @@
+"""Use cases of isolation: holds, and the directives that carry them to the nodes.
+
+A node is held by a hold of its own or of its site. While a node has a hold of its own, every other node of the
+site fences its addresses: a suspect need not obey. A directive says the whole of what is wanted and is written
+anew, with a higher number, whenever anything in it changes.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+
+from contract.directive import MAX_FENCED_ADDRESSES, Directive, Response
+from contract.errors import Rejected
+from contract.messages import Posture
+from controller.fleet import acts, sites
+from controller.fleet.paging import cut, number
+from controller.records import Change, FleetSettings, HoldView, Page
+from controller.standing import standing
+from controller.store import Transaction, access, events, holds, nodes
+from controller.store.nodes import NodeRow
+
+
+def place(
+    tx: Transaction,
+    *,
+    node: str | None,
+    site: str,
+    reason: str,
+    actor: str,
+    automatic: bool,
+    incident: int | None,
+    now: float,
+) -> tuple[HoldView, list[str]]:
+    """Isolate a node, or the whole site when `node` is None; return the hold and the nodes whose directive is due.
+
+    The caller has made sure that the target is not held, and holds the breaker's lock when nobody asked for it.
+    """
+    hold = holds.place(
+        tx,
+        node=node,
+        site=site,
+        reason=reason,
+        actor=actor,
+        automatic=automatic,
+        incident=incident,
+        now=now,
+    )
+    names = [row.node for row in nodes.of_site(tx, site)]
+    held = names if node is None else [node]
+    nodes.set_due(tx, names)
+    nodes.set_posture(tx, held, "isolated", "isolated", now)
+    kind, target = ("site.isolated", f"site {site}") if node is None else ("node.isolated", f"node {node}")
+    events.add(
+        tx,
+        kind,
+        "critical",
+        f"{target} isolated by {actor}: {reason}",
+        now=now,
+        node=node,
+        site=site,
+        detail={"actor": actor, "reason": reason, "hold": str(hold.id)},
+    )
+    return hold, names
+
+
+def isolate(
+    tx: Transaction, *, node: str | None, site: str | None, actor: str, reason: str, now: float
+) -> Change:
+    """See Fleet.isolate_node and Fleet.isolate_site. Exactly one of node and site is given: none is never all."""
+    why = acts.checked_reason(reason)
+    of_site, target = _target(tx, node, site)
+    if _hold_on(tx, of_site, node) is not None:
+        raise Rejected("hold.exists", f"{target} is isolated already")
+    hold, affected = place(
+        tx, node=node, site=of_site, reason=why, actor=actor, automatic=False, incident=None, now=now
+    )
+    access.note(tx, actor=actor, act="isolated", target=target, reason=why, now=now)
+    return Change(affected=affected, holds=[hold])
+
+
+def release(
+    tx: Transaction, *, node: str | None, site: str | None, actor: str, reason: str, now: float
+) -> Change:
+    """See Fleet.release_node and Fleet.release_site."""
+    why = acts.checked_reason(reason)
+    of_site, target = _target(tx, node, site)
+    hold = _hold_on(tx, of_site, node)
+    if hold is None:
+        raise Rejected("hold.none", f"{target} has no isolation of its own")
+    released = holds.release(tx, hold.id, actor=actor, reason=why, now=now)
+    rows = nodes.of_site(tx, of_site)
+    left = holds.active_of_site(tx, of_site)
+    nodes.set_due(tx, [row.node for row in rows])
+    for row in rows:
+        if row.wanted_posture == "isolated" and posture_of(row.node, left) == "normal":
+            stands = standing(
+                tier=row.tier,
+                held=False,
+                last_report_at=row.last_report_at,
+                interval_s=row.policy.interval_s,
+                now=now,
+            )
+            nodes.set_posture(tx, [row.node], "normal", stands, now)
+    events.add(
+        tx,
+        "site.released" if node is None else "node.released",
+        "warning",
+        f"{target} released by {actor}: {why}",
+        now=now,
+        node=node,
+        site=of_site,
+        detail={"actor": actor, "reason": why, "hold": str(hold.id)},
+    )
+    access.note(tx, actor=actor, act="released", target=target, reason=why, now=now)
+    return Change(affected=[row.node for row in rows], holds=[released])
+
+
+def list_(
+    tx: Transaction, *, active: bool, site: str | None, after: str | None, limit: int
+) -> Page[HoldView]:
+    """See Fleet.list_holds."""
+    page = holds.page(tx, active=active, site=site, before=number(after), limit=limit + 1)
+    return cut(page, limit, lambda view: str(view.id))
+
+
+def _target(tx: Transaction, node: str | None, site: str | None) -> tuple[str, str]:
+    if (node is None) == (site is None):
+        raise Rejected("target.invalid", "wanted exactly one node or one site")
+    if node is not None:
+        row = nodes.load(tx, node, lock=True)
+        if row is None:
+            raise Rejected("node.unknown", node[:63])
+        return row.site, f"node {node}"
+    return sites.known(tx, site or "").site, f"site {site}"
+
+
+def _hold_on(tx: Transaction, site: str, node: str | None) -> HoldView | None:
+    return next((hold for hold in holds.active_of_site(tx, site) if hold.node == node), None)
+
+
+# -- directives ------------------------------------------------------------------------------------------
+
+
+def posture_of(node: str, active: Sequence[HoldView]) -> Posture:
+    """Return the posture that the holds of its site leave a node."""
+    return "isolated" if any(hold.node is None or hold.node == node for hold in active) else "normal"
+
+
+def directives(
+    tx: Transaction, settings: FleetSettings, names: Sequence[str], *, now: float
+) -> dict[str, Directive]:
+    """See Fleet.directives_for."""
+    made: dict[str, Directive] = {}
+    by_site: dict[str, tuple[list[HoldView], list[NodeRow]]] = {}
+    for name in sorted(set(names)):
+        row = nodes.load(tx, name, lock=True)
+        if row is None:
+            continue
+        if row.site not in by_site:
+            by_site[row.site] = _isolation_of(tx, row.site)
+        active, neighbours = by_site[row.site]
+        made[name] = written(settings, row, active, neighbours, floor=0, now=now)
+        nodes.set_issued(tx, name, made[name].number, now)
+    return made
+
+
+def directive(tx: Transaction, settings: FleetSettings, row: NodeRow, *, floor: int, now: float) -> Directive:
+    """Return a new directive for one node, numbered above what was issued and above `floor`. The caller stores the
+    number."""
+    active, neighbours = _isolation_of(tx, row.site)
+    return written(settings, row, active, neighbours, floor=floor, now=now)
+
+
+def _isolation_of(tx: Transaction, site: str) -> tuple[list[HoldView], list[NodeRow]]:
+    active = holds.active_of_site(tx, site)
+    return active, nodes.of_site(tx, site) if any(hold.node for hold in active) else []
+
+
+def written(
+    settings: FleetSettings,
+    row: NodeRow,
+    active: Sequence[HoldView],
+    neighbours: Sequence[NodeRow],
+    *,
+    floor: int,
+    now: float,
+) -> Directive:
+    """Write a directive. Pure.
+
+    Its number is higher than any issued before and any that the node has ever accepted, also when the database
+    is older than the node remembers (ATTACKS c02).
+    """
+    posture = posture_of(row.node, active)
+    own = [hold for hold in active if hold.node is None or hold.node == row.node]
+    reason = "; ".join(hold.reason for hold in own)[:2048]
+    responses: list[Response] = []
+    if posture == "isolated":
+        responses.append(Response(name="isolate", reason=reason))
+    suspects = {hold.node for hold in active if hold.node is not None and hold.node != row.node}
+    addresses = fenced_addresses(suspects, neighbours, settings.protected_addresses)
+    if addresses:
+        responses.append(
+            Response(
+                name="fence", addresses=addresses, reason=f"isolated: {', '.join(sorted(suspects))}"[:2048]
+            )
+        )
+    return Directive(
+        node=row.node,
+        number=max(row.directive_number, row.state.directive_accepted, floor) + 1,
+        issued=now,
+        expires=now + settings.directive_lifetime_s,
+        posture=posture,
+        reason=reason,
+        baseline=row.baseline,
+        responses=responses,
+    )
+
+
+def fenced_addresses(
+    suspects: set[str], neighbours: Sequence[NodeRow], protected: Sequence[str]
+) -> list[str]:
+    """Return the addresses of the suspects that may be dropped. Pure.
+
+    A suspect names its own addresses, so it could name another's to have it cut off: what any other node of the
+    site also has, what is protected, and what is no host's address at all is left out.
+    """
+    spared = {ipaddress.ip_address(text) for text in protected}
+    claimed: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
+    for row in neighbours:
+        into = claimed if row.node in suspects else spared
+        into.update(_addresses(row.state.addresses))
+    usable = (
+        address
+        for address in claimed - spared
+        if not (address.is_loopback or address.is_multicast or address.is_unspecified)
+    )
+    return [str(a) for a in sorted(usable, key=lambda a: (a.version, int(a)))][:MAX_FENCED_ADDRESSES]
+
+
+def _addresses(
+    untrusted_texts: Sequence[str],
+) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    found = []
+    for text in untrusted_texts:
+        try:
+            found.append(ipaddress.ip_address(text.partition("/")[0].partition("%")[0]))
+        except ValueError:
+            continue
+    return found

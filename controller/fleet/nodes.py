@@ -1,0 +1,135 @@
+"""Use cases of reading nodes, and the sweep that judges silence."""
+
+from __future__ import annotations
+
+from contract.errors import Rejected
+from contract.messages import Severity
+from controller.fleet.paging import cut
+from controller.records import (
+    FleetCounts,
+    FleetSettings,
+    NodeDetail,
+    NodeView,
+    Page,
+    Standing,
+    StandingChange,
+)
+from controller.standing import OVERDUE_INTERVALS, standing
+from controller.store import Transaction, enrolments, events, holds, incidents, sites
+from controller.store import nodes as rows
+from controller.store.nodes import NodeRow
+
+_SEVERITY: dict[Standing, Severity] = {"overdue": "info", "unreachable": "warning"}
+
+
+def _view(row: NodeRow) -> NodeView:
+    return NodeView(
+        node=row.node,
+        site=row.site,
+        standing=row.standing,
+        standing_since=row.standing_since,
+        tier=row.tier,
+        last_report_at=row.last_report_at,
+        connected=row.connected,
+        posture=row.state.posture,
+        wanted_posture=row.wanted_posture,
+        baseline=row.state.baseline,
+        drifts=len(row.state.drifts),
+        agent_version=row.state.agent_version,
+        ek_trust=row.ek_trust,
+    )
+
+
+def list_(
+    tx: Transaction, *, site: str | None, standing: Standing | None, after: str | None, limit: int
+) -> Page[NodeView]:
+    """See Fleet.list_nodes."""
+    page = rows.page(tx, site=site, standing=standing, after=after, limit=limit + 1)
+    return cut([_view(row) for row in page], limit, lambda view: view.node)
+
+
+def detail(tx: Transaction, node: str) -> NodeDetail:
+    """See Fleet.node."""
+    row = rows.load(tx, node)
+    if row is None:
+        raise Rejected("node.unknown", node[:63])
+    active = holds.active_of_site(tx, row.site)
+    return NodeDetail(
+        summary=_view(row),
+        ek_id=row.ek_id,
+        ak_name=row.ak_name,
+        approved_at=row.approved_at,
+        approved_by=row.approved_by,
+        certificate_sha256=(row.certificate_sha256 or b"").hex(),
+        certificate_not_after=row.certificate_not_after,
+        boot_id=row.state.boot_id,
+        uptime_s=row.state.uptime_s,
+        addresses=row.state.addresses,
+        fenced=row.state.fenced,
+        findings=row.state.findings,
+        drifts=row.state.drifts,
+        pending=row.state.pending,
+        directive_number=row.directive_number,
+        directive_accepted=row.state.directive_accepted,
+        events_dropped=row.state.events_dropped,
+        boot_reference_at=row.reference_at,
+        boot_candidate=rows.candidate(tx, node) is not None,
+        holds=[hold for hold in active if hold.node is None or hold.node == node],
+    )
+
+
+def disconnect_all(tx: Transaction) -> None:
+    """See Fleet.start."""
+    rows.disconnect_all(tx)
+
+
+def sweep(tx: Transaction, settings: FleetSettings, *, now: float) -> list[StandingChange]:
+    """See Fleet.sweep."""
+    changes: list[StandingChange] = []
+    for row in rows.silent(tx, now=now, started=settings.started, intervals=OVERDUE_INTERVALS):
+        stands = standing(
+            tier=row.tier,
+            held=row.wanted_posture == "isolated",
+            last_report_at=row.last_report_at,
+            interval_s=row.policy.interval_s,
+            now=now,
+            started=settings.started,
+        )
+        if stands == row.standing:
+            continue
+        rows.set_standing(tx, row.node, stands, now)
+        events.add(
+            tx,
+            f"node.{stands}",
+            _SEVERITY.get(stands, "info"),
+            f"{row.node}: {row.standing} -> {stands}: no evidence since {row.last_report_at:.0f}",
+            now=now,
+            node=row.node,
+            site=row.site,
+        )
+        changes.append(StandingChange(node=row.node, site=row.site, before=row.standing, after=stands))
+    return changes
+
+
+def counts(tx: Transaction) -> FleetCounts:
+    """See Fleet.counts."""
+    by_standing: dict[Standing, int] = {
+        "healthy": 0,
+        "overdue": 0,
+        "unreachable": 0,
+        "untrusted": 0,
+        "isolated": 0,
+    }
+    for (_, stands), count in rows.count_by_standing(tx).items():
+        by_standing[stands] += count
+    by_state = incidents.count_by_state(tx)
+    return FleetCounts(
+        nodes=by_standing,
+        connected=rows.count_connected(tx),
+        sites=sites.count(tx),
+        sites_isolated=len(holds.active_on_sites(tx)),
+        incidents_open=by_state.get("open", 0),
+        incidents_needing_a_person=by_state.get("needs-person", 0),
+        enrolments_waiting=enrolments.count_open(tx, states=("proved",)),
+        last_event=events.last_id(tx),
+    )

@@ -1,0 +1,405 @@
+"""Use cases of sessions and evidence. `take` is the hot path: one SELECT and one UPDATE when nothing is wrong."""
+
+from __future__ import annotations
+
+import msgspec
+
+from contract.directive import Directive
+from contract.errors import Rejected
+from contract.messages import Finding, ReportBody, Tier
+from controller import judge
+from controller.breaker import window_start
+from controller.fleet import acts, incidents, isolation
+from controller.records import (
+    Change,
+    Evidence,
+    FleetSettings,
+    Issue,
+    IssuedCertificate,
+    NodeIdentity,
+    NodeState,
+    Outcome,
+    SessionRecord,
+    Standing,
+)
+from controller.standing import standing
+from controller.store import Refused, Transaction, events, holds, nodes
+from controller.store.nodes import NodeRow
+
+MAX_SUSPICIONS = 1024
+
+
+# -- sessions --------------------------------------------------------------------------------------------
+
+
+def _known(tx: Transaction, node: str, *, lock: bool = False) -> NodeRow:
+    row = nodes.load(tx, node, lock=lock)
+    if row is None:
+        raise Rejected("session.unknown-node", node[:63])
+    return row
+
+
+def _session(row: NodeRow) -> SessionRecord:
+    return SessionRecord(
+        node=row.node,
+        site=row.site,
+        ek_public=row.ek_public,
+        ak_public=row.ak_public,
+        certificate_sha256=row.certificate_sha256 or b"",
+        interval_s=row.policy.interval_s,
+        counters=row.state.counters,
+        boot=row.state.boot,
+        reference=row.reference,
+        boot_section=row.boot_section,
+        directive_number=row.directive_number,
+    )
+
+
+def open_session(
+    tx: Transaction, node: str, certificate_sha256: bytes, *, now: float
+) -> SessionRecord | Refused:
+    """See Fleet.open_session."""
+    row = _known(tx, node, lock=True)
+    if certificate_sha256 == row.next_certificate_sha256:
+        nodes.set_certificates(
+            tx, node, current=certificate_sha256, following=None, not_after=row.certificate_not_after
+        )
+    elif certificate_sha256 != row.certificate_sha256:  # also when none was handed out yet
+        rejected = Rejected("session.certificate", f"not the certificate that is bound to {node}")
+        events.add(
+            tx,
+            "session.refused",
+            "critical",
+            f"{node}: a session with a certificate that is not bound to it",
+            now=now,
+            node=node,
+            site=row.site,
+            detail={"code": rejected.code, "presented_sha256": certificate_sha256.hex()},
+        )
+        return Refused(rejected)
+    nodes.set_connected(tx, node, True)
+    return msgspec.structs.replace(_session(row), certificate_sha256=certificate_sha256)
+
+
+def check_certificate(tx: Transaction, node: str, certificate_sha256: bytes) -> None:
+    """See Fleet.check_certificate."""
+    row = _known(tx, node)
+    if certificate_sha256 not in {row.certificate_sha256, row.next_certificate_sha256}:
+        raise Rejected("session.certificate", f"not the certificate that is bound to {node}")
+
+
+def close_session(tx: Transaction, node: str, *, now: float) -> None:
+    """See Fleet.close_session."""
+    nodes.set_connected(tx, node, False)
+
+
+def session(tx: Transaction, node: str) -> SessionRecord:
+    """See Fleet.session."""
+    return _session(_known(tx, node))
+
+
+def renew_certificate(
+    tx: Transaction, node: str, csr: bytes, issue: Issue, *, now: float
+) -> IssuedCertificate:
+    """See Fleet.renew_certificate."""
+    row = _known(tx, node, lock=True)
+    issued = issue(NodeIdentity(node=node, site=row.site), csr)
+    nodes.set_certificates(
+        tx, node, current=row.certificate_sha256, following=issued.sha256, not_after=issued.not_after
+    )
+    events.add(
+        tx, "certificate.renewed", "info", f"{node}: certificate renewed", now=now, node=node, site=row.site
+    )
+    return issued
+
+
+# -- evidence --------------------------------------------------------------------------------------------
+
+
+def take(tx: Transaction, settings: FleetSettings, node: str, evidence: Evidence, *, now: float) -> Outcome:
+    """See Fleet.take_report."""
+    row = _known(tx, node, lock=True)
+    body = evidence.body
+    appraisal = judge.appraise(
+        [*evidence.findings, *_obedience(row, body, now)],
+        body.drifts,
+        posture=body.posture,
+        wanted_posture=row.wanted_posture,
+        obeyed=_settled(row, body, now),
+    )
+    if body.events:
+        events.add_agents(tx, node, row.site, body.events, now)
+    _remember_boot(tx, row, evidence, appraisal.tier, now)
+    lasting = [s.key for s in appraisal.suspicions if s.lasting][:MAX_SUSPICIONS]
+    gone = sorted(set(row.state.suspicions).difference(lasting))
+    affected, drifted = _follow(tx, settings, row, appraisal, now)
+    if gone:
+        incidents.withdraw(tx, node, row.site, gone, now)
+    state = NodeState(
+        boot_id=body.boot_id,
+        agent_version=body.agent_version,
+        uptime_s=body.uptime_s,
+        posture=body.posture,
+        baseline=body.baseline,
+        pending=body.pending,
+        directive_accepted=max(row.state.directive_accepted, body.directive_number),
+        fenced=body.fenced,
+        # A suspect names no addresses: those that it had while it was trusted are the ones to fence.
+        addresses=row.state.addresses
+        if appraisal.tier == "contraindicated" and row.state.addresses
+        else body.addresses,
+        drifts=[drift for drift in body.drifts if not drift.repaired],
+        findings=appraisal.findings,
+        counters=evidence.counters,
+        boot=evidence.boot,
+        events_dropped=body.events_dropped,
+        suspicions=lasting,
+    )
+    return _settle(
+        tx, settings, row, state, appraisal, now=now, reported=body, affected=affected, drifted=drifted
+    )
+
+
+def reject_evidence(
+    tx: Transaction, settings: FleetSettings, node: str, rejected: Rejected, *, now: float
+) -> Outcome:
+    """See Fleet.reject_evidence. Nothing of the refused report is stored but the refusal."""
+    row = _known(tx, node, lock=True)
+    appraisal = judge.appraise_rejection(rejected, row.tier)
+    grave = appraisal.tier == "contraindicated" and bool(appraisal.suspicions)
+    events.add(
+        tx,
+        "evidence.rejected",
+        "critical" if grave else "warning",
+        f"{node}: evidence refused: {rejected.code}",
+        now=now,
+        node=node,
+        site=row.site,
+        detail={"code": rejected.code[:256], "detail": rejected.detail[:2048]},
+    )
+    affected, _ = _follow(tx, settings, row, appraisal, now)
+    keys = [s.key for s in appraisal.suspicions]
+    state = msgspec.structs.replace(
+        row.state,
+        findings=appraisal.findings if grave else row.state.findings,
+        suspicions=list(dict.fromkeys([*row.state.suspicions, *keys]))[:MAX_SUSPICIONS],
+    )
+    return _settle(
+        tx, settings, row, state, appraisal, now=now, reported=None, affected=affected, drifted=False
+    )
+
+
+def _settled(row: NodeRow, body: ReportBody, now: float) -> bool:
+    """The newest directive has been accepted, and for so long that it must show."""
+    return (
+        not row.directive_due
+        and body.directive_number == row.directive_number
+        and now - row.directive_issued_at >= row.policy.interval_s
+    )
+
+
+def _obedience(row: NodeRow, body: ReportBody, now: float) -> list[Finding]:
+    wanted = row.baseline
+    if wanted is None or body.pending is not None or not _settled(row, body, now):
+        return []
+    held = body.baseline
+    if held is not None and held.sha256.hex() == wanted.sha256:
+        return []
+    found = "none" if held is None else f"{held.name} {held.version}"
+    return [Finding(code="baseline.differs", detail=f"wanted {wanted.name} {wanted.version}, found {found}")]
+
+
+def _remember_boot(tx: Transaction, row: NodeRow, evidence: Evidence, tier: Tier, now: float) -> None:
+    before = row.state.boot
+    if before is not None and before.reset != evidence.boot.reset:
+        events.add(
+            tx, "node.rebooted", "info", f"{row.node} has booted", now=now, node=row.node, site=row.site
+        )
+    if evidence.reference is None:
+        return
+    if tier == "contraindicated":
+        nodes.set_reference(tx, row.node, reference=None, accepted_at=None, candidate=evidence.reference)
+    elif row.reference is None:
+        nodes.set_reference(tx, row.node, reference=evidence.reference, accepted_at=now, candidate=None)
+        events.add(
+            tx,
+            "boot.reference-learned",
+            "info",
+            f"{row.node}: this boot is from now on the reference",
+            now=now,
+            node=row.node,
+            site=row.site,
+        )
+    else:
+        nodes.set_reference(tx, row.node, reference=None, accepted_at=None, candidate=None)
+
+
+def _follow(
+    tx: Transaction, settings: FleetSettings, row: NodeRow, appraisal: judge.Appraisal, now: float
+) -> tuple[list[str], bool]:
+    """Record what is fresh and isolate where the judge says so. Return the nodes whose directive is due, and
+    whether the node drifted in a way of its own."""
+    known = frozenset(row.state.suspicions)
+    fresh = [s for s in appraisal.suspicions if s.key not in known]
+    if not fresh:
+        return [], False
+    facts = _facts(tx, settings, row, fresh, now)
+    decision = judge.decide(appraisal, known, row.policy, settings.breaker, facts)
+    made = incidents.record(tx, decision.fresh, decision.recommend, node=row.node, site=row.site, now=now)
+    incident = made.get("untrusted") or next(iter(made.values()), None)
+    affected: set[str] = set()
+    done: list[str] = []
+    for target, reason in ((row.node, decision.hold_node), (None, decision.hold_site)):
+        if not reason:
+            continue
+        _, names = isolation.place(
+            tx,
+            node=target,
+            site=row.site,
+            reason=reason,
+            actor="controller",
+            automatic=True,
+            incident=incident,
+            now=now,
+        )
+        affected.update(names)
+        done.append(f"{'site ' + row.site if target is None else 'node ' + target} isolated")
+    if done and incident is not None:
+        incidents.note(tx, incident, done=done, now=now)
+    return sorted(affected - {row.node}), judge.drifts_alone(decision.fresh, settings.breaker, facts)
+
+
+def _facts(
+    tx: Transaction, settings: FleetSettings, row: NodeRow, fresh: list[judge.Suspicion], now: float
+) -> judge.FleetFacts:
+    holds.lock_breaker(tx)
+    since = window_start(settings.breaker, now)
+    active = holds.active_of_site(tx, row.site)
+    rule = row.policy.drifting_nodes
+    return judge.FleetFacts(
+        fleet_nodes=nodes.count(tx),
+        node_holds_in_window=holds.automatic_since(tx, since, sites=False),
+        site_holds_in_window=holds.automatic_since(tx, since, sites=True),
+        node_held=any(hold.node == row.node for hold in active),
+        site_held=any(hold.node is None for hold in active),
+        others=incidents.others_with(tx, [s.key for s in fresh], node=row.node, now=now),
+        drifting_others=0
+        if rule is None
+        else nodes.drifting(tx, row.site, since=now - rule.window_s, without=row.node),
+    )
+
+
+def _settle(
+    tx: Transaction,
+    settings: FleetSettings,
+    row: NodeRow,
+    state: NodeState,
+    appraisal: judge.Appraisal,
+    *,
+    now: float,
+    reported: ReportBody | None,
+    affected: list[str],
+    drifted: bool,
+) -> Outcome:
+    """Write the row and make the outcome. `reported` None: nothing was accepted, silence goes on."""
+    fresh_row = row
+    if affected or appraisal.suspicions:
+        fresh_row = _known(tx, row.node)  # holds may have been placed on it a moment ago
+    last_report_at = now if reported is not None else row.last_report_at
+    stands = standing(
+        tier=appraisal.tier,
+        held=fresh_row.wanted_posture == "isolated",
+        last_report_at=last_report_at,
+        interval_s=row.policy.interval_s,
+        now=now,
+        started=settings.started,
+    )
+    if stands not in {row.standing, "isolated"}:  # an isolation has told of itself
+        _tell_standing(tx, row, stands, now)
+    state_row = msgspec.structs.replace(fresh_row, state=state)
+    floor = reported.directive_number if reported is not None else 0
+    directive = _directive(tx, settings, state_row, reported, floor=floor, now=now)
+    number, issued = (
+        (fresh_row.directive_number, fresh_row.directive_issued_at)
+        if directive is None
+        else (directive.number, now)
+    )
+    nodes.write(
+        tx,
+        row,
+        tier=appraisal.tier,
+        standing=stands,
+        standing_since=now if stands != row.standing else row.standing_since,
+        last_report_at=last_report_at,
+        last_drift_at=now if drifted else row.last_drift_at,
+        directive=(number, issued, fresh_row.directive_due and directive is None),
+        state=state,
+    )
+    return Outcome(
+        tier=appraisal.tier,
+        findings=appraisal.findings,
+        events_acked=max((event.seq for event in reported.events), default=0) if reported else 0,
+        directive=directive,
+        affected=affected,
+        session=msgspec.structs.replace(_session(state_row), directive_number=number),
+    )
+
+
+def _tell_standing(tx: Transaction, row: NodeRow, stands: Standing, now: float) -> None:
+    events.add(
+        tx,
+        f"node.{stands}",
+        "critical" if stands == "untrusted" else "info",
+        f"{row.node}: {row.standing} -> {stands}",
+        now=now,
+        node=row.node,
+        site=row.site,
+    )
+
+
+def _directive(
+    tx: Transaction,
+    settings: FleetSettings,
+    row: NodeRow,
+    reported: ReportBody | None,
+    *,
+    floor: int,
+    now: float,
+) -> Directive | None:
+    """Return a new directive when something changed or the node has not got the newest one.
+
+    One that the node has had time to accept and did not is written again at most once an interval: a node that
+    refuses it must not make us both spin.
+    """
+    due = row.directive_due
+    if reported is not None and not due and reported.directive_number != row.directive_number:
+        ahead = reported.directive_number > row.directive_number
+        due = ahead or now - row.directive_issued_at >= row.policy.interval_s / 2
+    return isolation.directive(tx, settings, row, floor=floor, now=now) if due else None
+
+
+def accept_boot(tx: Transaction, node: str, *, actor: str, reason: str, now: float) -> Change:
+    """See Fleet.accept_boot."""
+    row = nodes.load(tx, node, lock=True)
+    if row is None:
+        raise Rejected("node.unknown", node[:63])
+    why = acts.checked_reason(reason)
+    seen = nodes.candidate(tx, node)
+    if seen is None:
+        raise Rejected("boot.no-candidate", f"{node} has shown no boot that differs from its reference")
+    nodes.set_reference(tx, node, reference=seen, accepted_at=now, candidate=None)
+    # Without a boot on record the next report is appraised from its log anew.
+    nodes.set_state(tx, node, msgspec.structs.replace(row.state, boot=None))
+    acts.record(
+        tx,
+        "boot.accepted",
+        f"{node}: changed boot accepted by {actor}: {why}"[:2048],
+        actor=actor,
+        target=f"node {node}",
+        reason=why,
+        now=now,
+        severity="warning",
+        node=node,
+        site=row.site,
+    )
+    return Change(affected=[node])

@@ -1,0 +1,271 @@
+"""The controller's decision, pure: appraise evidence, then decide what follows.
+
+`appraise` turns verified findings, drifts or a rejection into a tier and the suspicions behind it. `decide`
+turns fresh suspicions, the site's policy and facts of the fleet into incidents, holds or a recommendation.
+
+Rules that hold whatever the input:
+1. A finding whose code is not listed here contraindicates: what nobody has weighed does not pass.
+2. Only what is *fresh* (a suspicion that was not there in the record) can isolate. So a release by a person
+   stands until something new is seen or the node was well in between.
+3. Nothing is isolated past the breaker, and nothing for a new value that so many other nodes have as well:
+   that is one update nobody told us about, not many compromises.
+4. A failure of our own (`verification.failed`) takes trust away but isolates nobody.
+
+Refuses to do: read a clock, a database or a socket; compare quotes (contract.quote) or boots (contract.boot).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+from contract.errors import Rejected
+from contract.messages import Drift, Finding, Posture, Severity, Tier
+from controller.breaker import may_isolate_node, may_isolate_site
+from controller.records import BreakerLimits, IncidentKind, Record, SitePolicy
+
+OWN_FAILURE = "verification.failed"
+
+_WEIGHT: tuple[tuple[str, Tier], ...] = (
+    ("quote.safe", "affirming"),
+    ("quote.unsafe", "affirming"),
+    ("quote.clock-unsafe", "affirming"),
+    ("quote.firmware", "warning"),
+    ("boot.observe", "warning"),
+    ("boot.reference-learned", "affirming"),
+    ("eventlog.note", "affirming"),
+    ("posture.differs", "warning"),
+    ("baseline.differs", "warning"),
+    ("drift.", "warning"),
+    # Late or crossed, not forged: the next report will do. Nothing was accepted.
+    ("nonce.", "warning"),
+    ("message.", "warning"),
+    ("report.", "warning"),
+)
+_RANK: dict[Tier, int] = {"none": 0, "affirming": 1, "warning": 2, "contraindicated": 3}
+_FOUND = re.compile(r"found (.+)\Z", re.DOTALL)
+MAX_FINDINGS = 64
+
+
+class Suspicion(Record, frozen=True, kw_only=True):
+    """One reason for distrust, with the key that makes it the same suspicion on another node."""
+
+    key: str
+    kind: IncidentKind
+    severity: Severity
+    title: str
+    finding: Finding
+    lasting: bool = True
+    """False for what the node has already undone."""
+    can_isolate: bool = False
+
+
+class Appraisal(Record, frozen=True, kw_only=True):
+    """The result for one piece of evidence."""
+
+    tier: Tier
+    findings: list[Finding]
+    suspicions: list[Suspicion]
+
+
+class FleetFacts(Record, frozen=True, kw_only=True):
+    """What must be known of the fleet before anything is isolated."""
+
+    fleet_nodes: int
+    node_holds_in_window: int
+    site_holds_in_window: int
+    node_held: bool
+    site_held: bool
+    others: Mapping[str, int]
+    """By suspicion key: nodes that have it, besides the one that is judged."""
+    drifting_others: int = 0
+    """Other nodes of the site that drifted within the policy's window, each in its own way."""
+
+
+class Decision(Record, frozen=True, kw_only=True):
+    """What is to be done about fresh suspicions."""
+
+    fresh: list[Suspicion]
+    hold_node: str = ""
+    """The reason, when the node is to be isolated."""
+    hold_site: str = ""
+    recommend: tuple[str, ...] = ()
+    """What a person should look at, and why it was not done."""
+
+
+def weight(code: str) -> Tier:
+    """Return the tier that a finding of this code allows at best."""
+    for prefix, tier in _WEIGHT:
+        if code.startswith(prefix):
+            return tier
+    return "contraindicated"
+
+
+def found_value(finding: Finding) -> str:
+    """Return what was found, without what was wanted: the same new value on nodes that began differently is one."""
+    match = _FOUND.search(finding.detail)
+    return match.group(1) if match else finding.detail
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _suspect_finding(finding: Finding) -> Suspicion:
+    place = "" if finding.pcr is None else str(finding.pcr)
+    distrusted = weight(finding.code) == "contraindicated"
+    return Suspicion(
+        key=f"finding:{finding.code}:{place}:{_digest(found_value(finding))}",
+        kind="untrusted" if distrusted else "drift",
+        severity="critical" if distrusted else "warning",
+        title=_short(f"{finding.code}: {finding.detail}"),
+        finding=finding,
+        can_isolate=distrusted,
+    )
+
+
+def _suspect_drift(drift: Drift) -> Suspicion:
+    by = f" by {drift.culprit}" if drift.culprit else ""
+    mended = " (repaired)" if drift.repaired else ""
+    detail = f"{drift.section} {drift.key}{by}{mended}: wanted {drift.wanted}, found {drift.found}"
+    return Suspicion(
+        key=f"drift:{drift.section}:{_digest(drift.key, drift.found)}",
+        kind="drift",
+        severity="warning",
+        title=_short(f"{drift.section}: {drift.key}{by}{mended}"),
+        finding=Finding(code=f"drift.{drift.section}", detail=detail[:2048]),
+        lasting=not drift.repaired,
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def appraise(
+    findings: Sequence[Finding],
+    drifts: Sequence[Drift],
+    *,
+    posture: Posture,
+    wanted_posture: Posture,
+    obeyed: bool,
+) -> Appraisal:
+    """Appraise evidence that verified.
+
+    `obeyed`: the node says it has the newest directive, so its posture must be the wanted one. The tier is the
+    worst that any finding or unrepaired drift allows; `affirming` only when there is nothing left to say.
+    """
+    tier: Tier = "affirming"
+    kept: list[Finding] = []
+    suspicions: list[Suspicion] = []
+    said = list(findings)
+    if obeyed and posture != wanted_posture:
+        said.append(Finding(code="posture.differs", detail=f"wanted {wanted_posture}, found {posture}"))
+    for finding in said:
+        allowed = weight(finding.code)
+        kept.append(finding)
+        if allowed != "affirming":
+            suspicions.append(_suspect_finding(finding))
+        tier = _worse(tier, allowed)
+    for drift in drifts:
+        suspicion = _suspect_drift(drift)
+        suspicions.append(suspicion)
+        if not drift.repaired:
+            kept.append(suspicion.finding)
+            tier = _worse(tier, "warning")
+    return Appraisal(tier=tier, findings=kept[:MAX_FINDINGS], suspicions=_unique(suspicions))
+
+
+def appraise_rejection(rejected: Rejected, before: Tier) -> Appraisal:
+    """Appraise evidence that did not verify. The key is the code alone: details of refused bytes are noise, and
+    one fault on many nodes at once must be one incident.
+
+    Late or crossed messages leave the tier as it was: nothing was proved, nothing disproved.
+    """
+    finding = Finding(code=rejected.code[:256], detail=rejected.detail[:2048])
+    if weight(rejected.code) != "contraindicated":
+        return Appraisal(tier=before, findings=[finding], suspicions=[])
+    suspicion = Suspicion(
+        key=f"rejected:{rejected.code[:200]}",
+        kind="untrusted",
+        severity="critical",
+        title=_short(f"evidence refused: {rejected.code}: {rejected.detail}"),
+        finding=finding,
+        can_isolate=rejected.code != OWN_FAILURE,
+    )
+    return Appraisal(tier="contraindicated", findings=[finding], suspicions=[suspicion])
+
+
+def decide(
+    appraisal: Appraisal,
+    known_keys: Collection[str],
+    policy: SitePolicy,
+    limits: BreakerLimits,
+    facts: FleetFacts,
+) -> Decision:
+    """Decide what follows from what is fresh in an appraisal. `known_keys`: suspicions already on record."""
+    fresh = [s for s in appraisal.suspicions if s.key not in known_keys]
+    recommend: list[str] = []
+    hold_node, hold_site = "", ""
+    grave = [s for s in fresh if s.can_isolate]
+    if grave:
+        shared = _shared(grave, limits, facts)
+        reason = grave[0].title
+        if "untrusted" in policy.isolate_node_on and not facts.node_held:
+            hold_node = _try(reason, "node", shared or _node_brake(limits, facts), recommend)
+        if "untrusted" in policy.isolate_site_on and not facts.site_held:
+            hold_site = _try(reason, "site", shared or _site_brake(limits, facts), recommend)
+    drifting = [s for s in fresh if s.kind == "drift" and not _shared([s], limits, facts)]
+    rule = policy.drifting_nodes
+    if (
+        rule
+        and drifting
+        and not hold_site
+        and not facts.site_held
+        and facts.drifting_others + 1 >= rule.count
+    ):
+        reason = f"{facts.drifting_others + 1} nodes drifted within {rule.window_s:g} s"
+        hold_site = _try(reason, "site", _site_brake(limits, facts), recommend)
+    return Decision(fresh=fresh, hold_node=hold_node, hold_site=hold_site, recommend=tuple(recommend))
+
+
+def drifts_alone(fresh: Sequence[Suspicion], limits: BreakerLimits, facts: FleetFacts) -> bool:
+    """Whether a node drifted in a way that is not one that many others have as well."""
+    return any(s.kind == "drift" and not _shared([s], limits, facts) for s in fresh)
+
+
+def _shared(suspicions: Sequence[Suspicion], limits: BreakerLimits, facts: FleetFacts) -> str:
+    """Return why not, when every one of them is a value that enough other nodes have as well.
+
+    One value of its own is enough to be a suspect: an attacker must not hide behind an update.
+    """
+    others = [facts.others.get(s.key, 0) for s in suspicions]
+    if others and min(others) >= limits.same_value_nodes:
+        return f"the same new value on {min(others)} other nodes: looks like an update nobody told us about"
+    return ""
+
+
+def _node_brake(limits: BreakerLimits, facts: FleetFacts) -> str:
+    return may_isolate_node(
+        limits, fleet_nodes=facts.fleet_nodes, placed_in_window=facts.node_holds_in_window
+    )
+
+
+def _site_brake(limits: BreakerLimits, facts: FleetFacts) -> str:
+    return may_isolate_site(limits, placed_in_window=facts.site_holds_in_window)
+
+
+def _try(reason: str, target: str, why_not: str, recommend: list[str]) -> str:
+    if why_not:
+        recommend.append(f"isolate the {target}: not done, {why_not}")
+        return ""
+    return reason
+
+
+def _worse(one: Tier, other: Tier) -> Tier:
+    return one if _RANK[one] >= _RANK[other] else other
+
+
+def _unique(suspicions: Sequence[Suspicion]) -> list[Suspicion]:
+    return list({s.key: s for s in suspicions}.values())

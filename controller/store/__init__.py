@@ -1,0 +1,240 @@
+"""The one way to the database: SQLite by default, PostgreSQL by URL.
+
+One thread owns one connection. Jobs that wait together share one transaction (group commit), so a thousand
+reports a second cost far fewer than a thousand commits. When one of them fails, the transaction is rolled back
+and each is run again alone: so a job must be a function of the database only, and must bear being run twice.
+
+A job returns its result, or raises; to record something *and* refuse, it returns `Refused(Rejected)`, which
+is committed and then raised to the caller: hostile input cannot break up a group.
+
+SQLite runs with WAL and synchronous=FULL: an acknowledged event is deleted by the agent, and an isolation must
+outlive a power cut, so a commit must be on the disk; group commit is what makes that cheap.
+
+Refuses to do: decide anything. Relies on: SQLAlchemy Core and Alembic, which nothing outside this package imports.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import TypeVar, cast
+
+import alembic.command
+import alembic.config
+import sqlalchemy
+from sqlalchemy.engine import Connection, Engine, make_url
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+
+from contract.errors import Rejected
+
+T = TypeVar("T")
+Transaction = Connection
+
+GROUP_JOBS = 128
+"""So many jobs share a transaction at most: bounds what one failing job makes the others repeat."""
+QUEUE_JOBS = 20_000
+"""Past this the store refuses at once instead of promising answers that nobody waits for any more."""
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+
+
+class StoreUnavailable(Exception):
+    """The database did not answer: nothing was stored. Try again."""
+
+
+class Duplicate(Exception):
+    """A UNIQUE constraint refused a row. Use cases turn it into their own Rejected."""
+
+
+class Refused:
+    """A job's result that says: commit what I wrote, then raise this to the caller."""
+
+    __slots__ = ("rejected",)
+
+    def __init__(self, rejected: Rejected) -> None:
+        self.rejected = rejected
+
+
+class _Job:
+    __slots__ = ("fn", "future", "loop")
+
+    def __init__(
+        self,
+        fn: Callable[[Transaction], object],
+        future: asyncio.Future[object],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.fn = fn
+        self.future = future
+        self.loop = loop
+
+
+def _engine(url: str) -> Engine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        # isolation_level None: BEGIN is ours, so that it can be BEGIN IMMEDIATE (no upgrade deadlock between programs).
+        engine = sqlalchemy.create_engine(
+            parsed, connect_args={"isolation_level": None, "check_same_thread": False, "timeout": 10}
+        )
+
+        @sqlalchemy.event.listens_for(engine, "connect")
+        def _pragmas(raw: object, _record: object) -> None:
+            cursor = raw.cursor()  # type: ignore[attr-defined]
+            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "busy_timeout=10000"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+        @sqlalchemy.event.listens_for(engine, "begin")
+        def _begin(connection: Connection) -> None:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+        return engine
+    if parsed.get_backend_name() == "postgresql":
+        return sqlalchemy.create_engine(
+            parsed.set(drivername="postgresql+psycopg"),
+            pool_pre_ping=True,
+            pool_size=1,
+            # A statement that hangs must not hold every session for ever.
+            connect_args={
+                "connect_timeout": 5,
+                "options": "-c statement_timeout=30000 -c lock_timeout=10000",
+            },
+        )
+    raise Rejected("store.url", f"{parsed.get_backend_name()}: wanted sqlite or postgresql")
+
+
+def migrate(url: str) -> None:
+    """Bring the database to the newest schema; creates it where it is empty. Raises StoreUnavailable."""
+    engine = _engine(url)
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+    except (OperationalError, InterfaceError) as error:
+        raise StoreUnavailable(str(error.orig)) from error
+    finally:
+        engine.dispose()
+
+
+class Store:
+    """A thread with a connection. `run` from any event loop; `close` waits for what was queued."""
+
+    def __init__(self, url: str) -> None:
+        """`url` as SQLAlchemy has it: `sqlite:////var/lib/ringfence/ringfence.db`, `postgresql://user@host/name`.
+
+        Raises Rejected `store.url`. The schema must be there: call `migrate` first.
+        """
+        self._engine = _engine(url)
+        self._connection: Connection | None = None
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
+        self._thread.start()
+
+    async def run(self, fn: Callable[[Transaction], T | Refused]) -> T:
+        """Run `fn` in a transaction and return its result once that is on the disk.
+
+        Raises what `fn` raises (nothing is stored then), the Rejected of a `Refused` (what it wrote is stored),
+        and StoreUnavailable.
+        """
+        if self._closed or self._queue.qsize() > QUEUE_JOBS:
+            raise StoreUnavailable("closed" if self._closed else "too many jobs are waiting")
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[object] = loop.create_future()
+        self._queue.put(_Job(fn, future, loop))
+        result = await future
+        if isinstance(result, Refused):
+            raise result.rejected
+        return cast(T, result)
+
+    def run_sync(self, fn: Callable[[Transaction], T | Refused]) -> T:
+        """As `run`, for programs without an event loop (`init`)."""
+        return asyncio.run(self.run(fn))
+
+    def close(self) -> None:
+        """Finish what is queued, then close the connection. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self._queue.put(None)
+        self._thread.join()
+
+    # -- the thread ----------------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        going = True
+        while going:
+            jobs, going = self._next_jobs()
+            if jobs:
+                self._settle(jobs)
+        self._drop_connection()
+        self._engine.dispose()
+
+    def _next_jobs(self) -> tuple[list[_Job], bool]:
+        job = self._queue.get()
+        jobs: list[_Job] = []
+        while job is not None:
+            jobs.append(job)
+            if len(jobs) >= GROUP_JOBS:
+                return jobs, True
+            try:
+                job = self._queue.get_nowait()
+            except Empty:
+                return jobs, True
+        return jobs, False
+
+    def _settle(self, jobs: list[_Job]) -> None:
+        if len(jobs) > 1:
+            try:
+                results = self._transact(jobs)
+            except BaseException:  # noqa: S110  (an outermost place: each runs alone below and tells its own caller)
+                pass
+            else:
+                for job, result in zip(jobs, results, strict=True):
+                    _deliver(job, result, None)
+                return
+        for job in jobs:
+            try:
+                [result] = self._transact([job])
+            except BaseException as error:  # (an outermost place: it goes to the caller)
+                _deliver(job, None, error)
+            else:
+                _deliver(job, result, None)
+
+    def _transact(self, jobs: list[_Job]) -> list[object]:
+        try:
+            connection = self._connection
+            if connection is None:
+                connection = self._connection = self._engine.connect()
+            with connection.begin():
+                return [job.fn(connection) for job in jobs]
+        except IntegrityError as error:
+            raise Duplicate(str(error.orig)) from error
+        except DBAPIError as error:
+            if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
+                self._drop_connection()
+                raise StoreUnavailable(str(error.orig)) from error
+            raise
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+
+
+def _deliver(job: _Job, result: object, error: BaseException | None) -> None:
+    def settle() -> None:
+        if job.future.cancelled():
+            return
+        if error is not None:
+            job.future.set_exception(error)
+        else:
+            job.future.set_result(result)
+
+    try:
+        job.loop.call_soon_threadsafe(settle)
+    except RuntimeError:  # the loop was closed while we worked: nobody waits any more
+        return

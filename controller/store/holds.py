@@ -1,0 +1,109 @@
+"""Rows of holds: isolations in force, and those that were."""
+
+from __future__ import annotations
+
+from sqlalchemy import ColumnElement, Row, func, insert, select, text, update
+
+from controller.records import HoldView
+from controller.store import Transaction
+from controller.store.schema import holds
+
+_BREAKER_LOCK = 0x52464252
+"""Any number, the same in every controller."""
+
+
+def lock_breaker(tx: Transaction) -> None:
+    """Until this transaction ends nobody else counts or places holds: two controllers share one breaker."""
+    if tx.dialect.name == "postgresql":
+        tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _BREAKER_LOCK})
+
+
+def _view(row: Row[tuple[object, ...]]) -> HoldView:
+    return HoldView(**row._mapping)
+
+
+def place(
+    tx: Transaction,
+    *,
+    node: str | None,
+    site: str,
+    reason: str,
+    actor: str,
+    automatic: bool,
+    incident: int | None,
+    now: float,
+) -> HoldView:
+    """Add a hold. Raises the database's own integrity error when the target has one in force."""
+    made = tx.execute(
+        insert(holds)
+        .values(
+            node=node,
+            site=site,
+            reason=reason,
+            actor=actor,
+            automatic=automatic,
+            incident=incident,
+            placed_at=now,
+        )
+        .returning(*holds.c)
+    ).one()
+    return _view(made)
+
+
+def release(tx: Transaction, hold: int, *, actor: str, reason: str, now: float) -> HoldView:
+    """End a hold."""
+    return _view(
+        tx.execute(
+            update(holds)
+            .where(holds.c.id == hold)
+            .values(released_at=now, released_by=actor, release_reason=reason)
+            .returning(*holds.c)
+        ).one()
+    )
+
+
+_ACTIVE = select(*holds.c).where(holds.c.released_at.is_(None))
+
+
+def active_of_site(tx: Transaction, site: str) -> list[HoldView]:
+    """Holds in force on the site or on any node of it."""
+    return [_view(row) for row in tx.execute(_ACTIVE.where(holds.c.site == site).order_by(holds.c.id))]
+
+
+def active_on_sites(tx: Transaction) -> dict[str, HoldView]:
+    """Holds in force on whole sites, by site."""
+    return {row.site: _view(row) for row in tx.execute(_ACTIVE.where(holds.c.node.is_(None)))}
+
+
+def automatic_since(tx: Transaction, since: float, *, sites: bool) -> int:
+    """Holds on nodes (or on sites) that no person placed, placed after `since`."""
+    target: ColumnElement[bool] = holds.c.node.is_(None) if sites else holds.c.node.is_not(None)
+    return int(
+        tx.execute(
+            select(func.count())
+            .select_from(holds)
+            .where(holds.c.automatic.is_(True), holds.c.placed_at > since, target)
+        ).scalar_one()
+    )
+
+
+def page(
+    tx: Transaction,
+    *,
+    active: bool,
+    site: str | None,
+    node: str | None = None,
+    before: int | None,
+    limit: int,
+) -> list[HoldView]:
+    """Newest first, ids below `before`."""
+    statement = select(*holds.c).order_by(holds.c.id.desc()).limit(limit)
+    if active:
+        statement = statement.where(holds.c.released_at.is_(None))
+    if site is not None:
+        statement = statement.where(holds.c.site == site)
+    if node is not None:
+        statement = statement.where(holds.c.node == node)
+    if before is not None:
+        statement = statement.where(holds.c.id < before)
+    return [_view(row) for row in tx.execute(statement)]

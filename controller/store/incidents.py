@@ -1,0 +1,191 @@
+"""Rows of incidents, and which node is in which for which suspicion."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import msgspec
+from sqlalchemy import Row, func, insert, or_, select, update
+
+from contract.messages import Finding, Severity
+from controller.records import IncidentKind, IncidentState, IncidentView
+from controller.store import Transaction
+from controller.store.schema import incident_nodes, incidents
+
+SHOWN_NODES = 100
+_decode_findings = msgspec.json.Decoder(list[Finding]).decode
+_decode_done = msgspec.json.Decoder(list[str]).decode
+_encode = msgspec.json.encode
+
+
+def others(tx: Transaction, keys: Collection[str], *, without: str, since: float) -> dict[str, int]:
+    """Count, by key, the other nodes that had it after `since`, in whatever incident."""
+    rows = tx.execute(
+        select(incident_nodes.c.key, func.count(incident_nodes.c.node.distinct()))
+        .where(
+            incident_nodes.c.key.in_(keys), incident_nodes.c.since > since, incident_nodes.c.node != without
+        )
+        .group_by(incident_nodes.c.key)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def standing_for(tx: Transaction, keys: Collection[str], *, reopened_since: float) -> dict[str, int]:
+    """Return, by key, the newest incident that is open for it, or that was resolved after `reopened_since`."""
+    rows = tx.execute(
+        select(incident_nodes.c.key, func.max(incidents.c.id))
+        .join(incidents, incidents.c.id == incident_nodes.c.incident)
+        .where(
+            incident_nodes.c.key.in_(keys),
+            or_(
+                incidents.c.state.in_(("open", "needs-person")),
+                (incidents.c.state == "resolved") & (incidents.c.updated_at > reopened_since),
+            ),
+        )
+        .group_by(incident_nodes.c.key)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+def open_(
+    tx: Transaction, *, kind: IncidentKind, severity: Severity, site: str, title: str, now: float
+) -> int:
+    """Add an incident and return its id."""
+    return int(
+        tx.execute(
+            insert(incidents)
+            .values(
+                kind=kind,
+                severity=severity,
+                state="open",
+                site=site,
+                title=title,
+                findings="[]",
+                done="[]",
+                opened_at=now,
+                updated_at=now,
+            )
+            .returning(incidents.c.id)
+        ).scalar_one()
+    )
+
+
+def attach(tx: Transaction, incident: int, node: str, keys: dict[str, bool], now: float) -> None:
+    """Put a node into an incident for these keys; the value says whether the suspicion lasts."""
+    there = {
+        row[0]
+        for row in tx.execute(
+            select(incident_nodes.c.key).where(
+                incident_nodes.c.incident == incident,
+                incident_nodes.c.node == node,
+                incident_nodes.c.key.in_(list(keys)),
+            )
+        )
+    }
+    for key, active in keys.items():
+        if key in there:
+            tx.execute(
+                update(incident_nodes)
+                .where(
+                    incident_nodes.c.incident == incident,
+                    incident_nodes.c.node == node,
+                    incident_nodes.c.key == key,
+                )
+                .values(active=active, since=now)
+            )
+        else:
+            tx.execute(
+                insert(incident_nodes).values(incident=incident, node=node, key=key, since=now, active=active)
+            )
+
+
+def withdraw(tx: Transaction, node: str, keys: Sequence[str]) -> list[int]:
+    """A node no longer shows these; return the incidents it was in for them."""
+    where = (
+        incident_nodes.c.node == node,
+        incident_nodes.c.active.is_(True),
+        incident_nodes.c.key.in_(keys),
+    )
+    touched = sorted({row[0] for row in tx.execute(select(incident_nodes.c.incident).where(*where))})
+    if touched:
+        tx.execute(update(incident_nodes).where(*where).values(active=False))
+    return touched
+
+
+def still_active(tx: Transaction, incident: int) -> bool:
+    """Whether any node still shows any of its suspicions."""
+    return (
+        tx.execute(
+            select(incident_nodes.c.node)
+            .where(incident_nodes.c.incident == incident, incident_nodes.c.active.is_(True))
+            .limit(1)
+        ).first()
+        is not None
+    )
+
+
+def change(
+    tx: Transaction,
+    incident: int,
+    *,
+    state: IncidentState,
+    findings: list[Finding],
+    done: list[str],
+    now: float,
+    severity: Severity | None = None,
+    closed_by: str | None = None,
+) -> None:
+    """Write an incident's new state; `closed_by` closes it."""
+    values: dict[str, object] = {
+        "state": state,
+        "findings": _encode(findings).decode(),
+        "done": _encode(done).decode(),
+        "updated_at": now,
+        "closed_at": now if state in {"closed", "resolved"} else None,
+        "closed_by": closed_by,
+    }
+    if severity is not None:
+        values["severity"] = severity
+    tx.execute(update(incidents).where(incidents.c.id == incident).values(values))
+
+
+def _view(row: Row[tuple[object, ...]], nodes: list[str], total: int) -> IncidentView:
+    values = dict(row._mapping)
+    values["findings"] = _decode_findings(values["findings"])
+    values["done"] = _decode_done(values["done"])
+    return IncidentView(**values, nodes=nodes, nodes_total=total)
+
+
+def _with_nodes(tx: Transaction, row: Row[tuple[object, ...]]) -> IncidentView:
+    of = incident_nodes.c.incident == row._mapping["id"]
+    total = tx.execute(select(func.count(incident_nodes.c.node.distinct())).where(of)).scalar_one()
+    names = tx.execute(
+        select(incident_nodes.c.node).where(of).distinct().order_by(incident_nodes.c.node).limit(SHOWN_NODES)
+    )
+    return _view(row, [name[0] for name in names], int(total))
+
+
+def load(tx: Transaction, incident: int) -> IncidentView | None:
+    """One incident."""
+    row = tx.execute(select(*incidents.c).where(incidents.c.id == incident)).first()
+    return None if row is None else _with_nodes(tx, row)
+
+
+def page(
+    tx: Transaction, *, state: str | None, site: str | None, before: int | None, limit: int
+) -> list[IncidentView]:
+    """Newest first, ids below `before`."""
+    statement = select(*incidents.c).order_by(incidents.c.id.desc()).limit(limit)
+    if state is not None:
+        statement = statement.where(incidents.c.state == state)
+    if site is not None:
+        statement = statement.where(incidents.c.site == site)
+    if before is not None:
+        statement = statement.where(incidents.c.id < before)
+    return [_with_nodes(tx, row) for row in tx.execute(statement)]
+
+
+def count_by_state(tx: Transaction) -> dict[str, int]:
+    """Incidents by state."""
+    rows = tx.execute(select(incidents.c.state, func.count()).group_by(incidents.c.state))
+    return {row[0]: row[1] for row in rows}

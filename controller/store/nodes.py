@@ -1,0 +1,369 @@
+"""Rows of nodes: the hot path is one SELECT and one UPDATE, both prepared once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import msgspec
+from sqlalchemy import and_, bindparam, exists, func, insert, or_, select, update
+
+from contract.directive import WantedBaseline
+from contract.messages import Posture, Tier
+from controller.records import EkTrust, NodeState, Record, SitePolicy, Standing
+from controller.store import Transaction
+from controller.store.schema import baselines, boot_references, holds, nodes, sites
+
+_decode_state = msgspec.json.Decoder(NodeState).decode
+_decode_policy = msgspec.json.Decoder(SitePolicy).decode
+_encode = msgspec.json.encode
+
+
+@lru_cache(maxsize=1024)
+def policy_of(text: str) -> SitePolicy:
+    """Decode a stored policy; the same text gives the same object."""
+    return _decode_policy(text)
+
+
+class NodeRow(Record, frozen=True, kw_only=True):
+    """A node with what its site adds."""
+
+    node: str
+    site: str
+    ek_id: str
+    ek_public: bytes
+    ak_public: bytes
+    ak_name: str
+    ek_trust: EkTrust
+    certificate_sha256: bytes | None
+    """None until it is handed out."""
+    next_certificate_sha256: bytes | None
+    certificate_not_after: float
+    approved_at: float
+    approved_by: str
+    tier: Tier
+    standing: Standing
+    standing_since: float
+    last_report_at: float | None
+    last_drift_at: float | None
+    connected: bool
+    directive_number: int
+    directive_issued_at: float
+    directive_due: bool
+    wanted_posture: Posture
+    state: NodeState
+    policy: SitePolicy
+    reference: bytes | None
+    reference_at: float | None
+    boot_section: bytes
+    baseline: WantedBaseline | None
+    """Chosen for the site."""
+
+
+_FROM = (
+    nodes.join(sites, sites.c.site == nodes.c.site)
+    .outerjoin(boot_references, boot_references.c.node == nodes.c.node)
+    .outerjoin(
+        baselines,
+        and_(baselines.c.name == sites.c.baseline_name, baselines.c.version == sites.c.baseline_version),
+    )
+)
+_SELECT = select(
+    *nodes.c,
+    sites.c.policy,
+    sites.c.baseline_name,
+    sites.c.baseline_version,
+    boot_references.c.reference,
+    boot_references.c.accepted_at,
+    baselines.c.boot_section,
+    baselines.c.sha256,
+).select_from(_FROM)
+_LOAD = _SELECT.where(nodes.c.node == bindparam("wanted_node"))
+# One row, one writer at a time, also with several controllers; SQLite has one writer anyway.
+_LOAD_LOCKED = _LOAD.with_for_update(of=nodes)
+_OF_SITE = _SELECT.where(nodes.c.site == bindparam("wanted_site")).order_by(nodes.c.node)
+
+_HOT = (
+    "tier",
+    "standing",
+    "standing_since",
+    "last_report_at",
+    "last_drift_at",
+    "directive_number",
+    "directive_issued_at",
+    "directive_due",
+    "state",
+)
+_WRITE = (
+    update(nodes)
+    .where(nodes.c.node == bindparam("of_node"))
+    .values({name: bindparam("to_" + name) for name in _HOT})
+)
+
+
+def _row(row: Sequence[object]) -> NodeRow:
+    (*plain, state, policy, name, version, reference, reference_at, boot_section, sha256) = row
+    chosen = None
+    if name is not None:
+        chosen = WantedBaseline(name=name, version=version, sha256=sha256)  # type: ignore[arg-type]
+    return NodeRow(
+        **dict(zip(_PLAIN, plain, strict=True)),  # type: ignore[arg-type]
+        baseline=chosen,
+        state=_decode_state(state),  # type: ignore[arg-type]
+        policy=policy_of(str(policy)),
+        reference=reference,  # type: ignore[arg-type]
+        reference_at=reference_at,  # type: ignore[arg-type]
+        boot_section=boot_section or b"",  # type: ignore[arg-type]
+    )
+
+
+_PLAIN = tuple(column.name for column in nodes.c)[:-1]
+
+
+def load(tx: Transaction, node: str, *, lock: bool = False) -> NodeRow | None:
+    """Read one node; with `lock`, nobody else changes it until this transaction ends."""
+    row = tx.execute(_LOAD_LOCKED if lock else _LOAD, {"wanted_node": node}).first()
+    return None if row is None else _row(row)
+
+
+def of_site(tx: Transaction, site: str) -> list[NodeRow]:
+    """All nodes of a site, by name."""
+    return [_row(row) for row in tx.execute(_OF_SITE, {"wanted_site": site})]
+
+
+def write(
+    tx: Transaction,
+    before: NodeRow,
+    *,
+    tier: Tier,
+    standing: Standing,
+    standing_since: float,
+    last_report_at: float | None,
+    last_drift_at: float | None,
+    directive: tuple[int, float, bool],
+    state: NodeState,
+) -> None:
+    """Write what a report changed. `directive`: number, issued at, still due."""
+    tx.execute(
+        _WRITE,
+        {
+            "of_node": before.node,
+            "to_tier": tier,
+            "to_standing": standing,
+            "to_standing_since": standing_since,
+            "to_last_report_at": last_report_at,
+            "to_last_drift_at": last_drift_at,
+            "to_directive_number": directive[0],
+            "to_directive_issued_at": directive[1],
+            "to_directive_due": directive[2],
+            "to_state": _encode(state).decode(),
+        },
+    )
+
+
+def bound(tx: Transaction, *, node: str, ek_id: str, ak_name: str) -> list[tuple[str, str, str]]:
+    """Return (node, EK id, AK name) of every node that has any of the three."""
+    rows = tx.execute(
+        select(nodes.c.node, nodes.c.ek_id, nodes.c.ak_name).where(
+            or_(nodes.c.node == node, nodes.c.ek_id == ek_id, nodes.c.ak_name == ak_name)
+        )
+    )
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
+def add(
+    tx: Transaction,
+    *,
+    node: str,
+    site: str,
+    ek_id: str,
+    ek_public: bytes,
+    ak_public: bytes,
+    ak_name: str,
+    ek_trust: EkTrust,
+    approved_by: str,
+    now: float,
+) -> None:
+    """Bind id, EK and AK in one row; the certificate follows when it is handed out. Raises the database's own integrity error when any is taken."""
+    tx.execute(
+        insert(nodes).values(
+            node=node,
+            site=site,
+            ek_id=ek_id,
+            ek_public=ek_public,
+            ak_public=ak_public,
+            ak_name=ak_name,
+            ek_trust=ek_trust,
+            certificate_not_after=0.0,
+            approved_at=now,
+            approved_by=approved_by,
+            tier="none",
+            standing="unreachable",
+            standing_since=now,
+            connected=False,
+            directive_number=0,
+            directive_issued_at=0.0,
+            directive_due=True,
+            wanted_posture=_posture_of_new(tx, site),
+            state=_encode(NodeState()).decode(),
+        )
+    )
+
+
+def _posture_of_new(tx: Transaction, site: str) -> str:
+    held = tx.execute(
+        select(exists().where(holds.c.site == site, holds.c.node.is_(None), holds.c.released_at.is_(None)))
+    )
+    return "isolated" if held.scalar_one() else "normal"
+
+
+def replace_ak(tx: Transaction, node: str, *, ak_public: bytes, ak_name: str) -> None:
+    """Same TPM, new AK. The TPM's counters stay on record: they are the TPM's, not the key's."""
+    tx.execute(
+        update(nodes)
+        .where(nodes.c.node == node)
+        .values(ak_public=ak_public, ak_name=ak_name, directive_due=True)
+    )
+
+
+def set_certificates(
+    tx: Transaction, node: str, *, current: bytes | None, following: bytes | None, not_after: float
+) -> None:
+    """Note which client certificates are good."""
+    tx.execute(
+        update(nodes)
+        .where(nodes.c.node == node)
+        .values(
+            certificate_sha256=current, next_certificate_sha256=following, certificate_not_after=not_after
+        )
+    )
+
+
+def set_connected(tx: Transaction, node: str, connected: bool) -> None:
+    """A session opened or closed."""
+    tx.execute(update(nodes).where(nodes.c.node == node).values(connected=connected))
+
+
+def disconnect_all(tx: Transaction) -> None:
+    """At start: sessions of the process before are gone."""
+    tx.execute(update(nodes).where(nodes.c.connected).values(connected=False))
+
+
+def set_state(tx: Transaction, node: str, state: NodeState) -> None:
+    """Replace the state document alone."""
+    tx.execute(update(nodes).where(nodes.c.node == node).values(state=_encode(state).decode()))
+
+
+def set_posture(
+    tx: Transaction, names: Sequence[str], wanted: Posture, standing: Standing | None, now: float
+) -> None:
+    """Want another posture of these nodes: their directive is due. `standing` None leaves it as it is."""
+    values: dict[str, object] = {"wanted_posture": wanted, "directive_due": True}
+    if standing is not None:
+        values |= {"standing": standing, "standing_since": now}
+    tx.execute(update(nodes).where(nodes.c.node.in_(names)).values(values))
+
+
+def set_due(tx: Transaction, names: Sequence[str]) -> None:
+    """The directive of these nodes must be written anew."""
+    tx.execute(update(nodes).where(nodes.c.node.in_(names)).values(directive_due=True))
+
+
+_ISSUED = (
+    update(nodes)
+    .where(nodes.c.node == bindparam("of_node"))
+    .values(
+        directive_number=bindparam("to_number"),
+        directive_issued_at=bindparam("to_issued"),
+        directive_due=False,
+    )
+)
+
+
+def set_issued(tx: Transaction, node: str, number: int, issued: float) -> None:
+    """A directive was written."""
+    tx.execute(_ISSUED, {"of_node": node, "to_number": number, "to_issued": issued})
+
+
+def set_standing(tx: Transaction, node: str, standing: Standing, now: float) -> None:
+    """The sweep found another standing."""
+    tx.execute(update(nodes).where(nodes.c.node == node).values(standing=standing, standing_since=now))
+
+
+def silent(tx: Transaction, *, now: float, started: float, intervals: float) -> list[NodeRow]:
+    """Nodes that are shown as healthy or overdue although they have been silent for so many intervals, all of
+    them while this controller (up since `started`) was listening."""
+    silence = intervals * sites.c.interval_s
+    statement = _SELECT.where(
+        nodes.c.standing.in_(("healthy", "overdue")),
+        nodes.c.last_report_at <= now - silence,
+        silence <= now - started,
+    ).order_by(nodes.c.node)
+    return [_row(row) for row in tx.execute(statement)]
+
+
+def page(
+    tx: Transaction, *, site: str | None, standing: Standing | None, after: str | None, limit: int
+) -> list[NodeRow]:
+    """By name, after the cursor."""
+    statement = _SELECT.order_by(nodes.c.node).limit(limit)
+    if site is not None:
+        statement = statement.where(nodes.c.site == site)
+    if standing is not None:
+        statement = statement.where(nodes.c.standing == standing)
+    if after is not None:
+        statement = statement.where(nodes.c.node > after)
+    return [_row(row) for row in tx.execute(statement)]
+
+
+def count(tx: Transaction) -> int:
+    """Nodes of the fleet."""
+    return int(tx.execute(select(func.count()).select_from(nodes)).scalar_one())
+
+
+def count_by_standing(
+    tx: Transaction, sites_: Sequence[str] | None = None
+) -> dict[tuple[str, Standing], int]:
+    """Count by (site, standing)."""
+    statement = select(nodes.c.site, nodes.c.standing, func.count()).group_by(nodes.c.site, nodes.c.standing)
+    if sites_ is not None:
+        statement = statement.where(nodes.c.site.in_(sites_))
+    return {(row[0], row[1]): row[2] for row in tx.execute(statement)}
+
+
+def count_connected(tx: Transaction) -> int:
+    """Nodes with an open session."""
+    return int(tx.execute(select(func.count()).select_from(nodes).where(nodes.c.connected)).scalar_one())
+
+
+def drifting(tx: Transaction, site: str, *, since: float, without: str) -> int:
+    """Other nodes of the site that drifted after `since`."""
+    return int(
+        tx.execute(
+            select(func.count())
+            .select_from(nodes)
+            .where(nodes.c.site == site, nodes.c.last_drift_at > since, nodes.c.node != without)
+        ).scalar_one()
+    )
+
+
+# -- boot references -------------------------------------------------------------------------------------
+
+
+def candidate(tx: Transaction, node: str) -> bytes | None:
+    """The boot seen last that is not the reference, encoded."""
+    return tx.execute(
+        select(boot_references.c.candidate).where(boot_references.c.node == node)
+    ).scalar_one_or_none()
+
+
+def set_reference(
+    tx: Transaction, node: str, *, reference: bytes | None, accepted_at: float | None, candidate: bytes | None
+) -> None:
+    """Store reference and candidate; None for a reference leaves the one there is."""
+    values: dict[str, object] = {"candidate": candidate}
+    if reference is not None:
+        values |= {"reference": reference, "accepted_at": accepted_at}
+    done = tx.execute(update(boot_references).where(boot_references.c.node == node).values(values))
+    if done.rowcount == 0:
+        tx.execute(insert(boot_references).values(node=node, **values))
