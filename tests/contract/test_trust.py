@@ -280,6 +280,13 @@ def test_c01_root_with_one_key_offline_and_online_is_rejected(
     assert node.refused() == "metadata.roles"
 
 
+def test_c01_root_without_consistent_snapshots_is_rejected(kit: SigningKit, node: Node) -> None:
+    """Without them a file can change between the look at its hash and its download."""
+    raw = resigned(kit.roots[0], lambda s: s.update(version=2, consistent_snapshot=False), *kit.root_signers)
+    node.serve("2.root.json", raw)
+    assert node.refused() == "metadata.malformed"
+
+
 def test_c01_role_without_a_key_that_is_there_is_rejected(kit: SigningKit, node: Node) -> None:
     def lose(signed: dict[str, Any]) -> None:
         signed["keys"].pop(signed["roles"]["targets"]["keyids"][0])
@@ -452,9 +459,11 @@ def test_a07_baseline_that_is_not_on_the_signed_list_is_rejected(kit: SigningKit
 
 
 def test_a07_order_for_other_content_than_was_signed_is_rejected(kit: SigningKit, node: Node) -> None:
+    signed = kit.files["factory/1.toml"]
     kit.files["factory/1.toml"] += b"# more\n"
     wanted = kit.wanted("factory", 1)
-    assert refused_baseline(node.refresh(), wanted, kit.files["factory/1.toml"]) == "baseline.digest"
+    for raw in (signed, kit.files["factory/1.toml"]):
+        assert refused_baseline(node.refresh(), wanted, raw) == "baseline.digest"
 
 
 @pytest.mark.parametrize("change", [b"#", b" ", b"\n"])

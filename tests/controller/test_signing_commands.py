@@ -135,6 +135,17 @@ def test_one_person_signs_and_the_controller_takes_it(bench: Bench) -> None:
     assert read_bundle(bench.folder / "out") == read_bundle(bench.repository)
 
 
+def test_one_version_after_the_other_reaches_the_controller(bench: Bench) -> None:
+    bench.new()
+    state: dict[str, bytes] = {}
+    for version in (1, 2, 5):
+        bench.baseline(version)
+        bench.good(bench.sign(version))
+        new = Repository(bench.online).accept(read_bundle(bench.repository), state, now=time.time() + version)
+        assert [b.version for b in new.baselines] == [version]
+        state |= new.files
+
+
 def test_c01_two_people_must_sign_and_one_twice_does_not_do(bench: Bench) -> None:
     bench.new("--plain --targets-threshold 2")
     bench.baseline(1)
