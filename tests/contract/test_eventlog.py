@@ -1,0 +1,298 @@
+"""Part L of the attacks, against `contract.eventlog` and `contract.eventdata`, on logs of real boots."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from contract import eventlog
+from contract.errors import Rejected
+from contract.eventdata import covered, describe, oddities
+from contract.eventlog import EventLog, explain, parse_event_log, replay
+from tests.contract.forge import CASES, VECTORS, Case
+
+PUBLIC = VECTORS.parents[2] / "shared/evidence/public"
+LOGS = [VECTORS / name / "eventlog.bin" for name in CASES] + sorted(PUBLIC.rglob("*.eventlog.bin"))
+RUNTIME = (10, 11, 12, 13, 15)
+ALGORITHMS = ((0x04, 20), (0x0B, 32))
+
+
+def header(
+    algorithms: tuple[tuple[int, int], ...] = ALGORITHMS, *, count: int | None = None, vendor: bytes = b"\0"
+) -> bytes:
+    """Return the first record."""
+    table = b"".join(struct.pack("<HH", *algorithm) for algorithm in algorithms)
+    spec = b"Spec ID Event03\0" + struct.pack("<IBBBB", 0, 0, 2, 0, 2)
+    spec += struct.pack("<I", len(algorithms) if count is None else count) + table + vendor
+    return struct.pack("<II20sI", 0, 3, b"", len(spec)) + spec
+
+
+def record(pcr: int, kind: int, data: bytes, *, hashed: bytes | None = None) -> bytes:
+    """Return one record of both banks; `hashed` is what the digests are made of, where not the data."""
+    what = data if hashed is None else hashed
+    digests = struct.pack("<H", 4) + hashlib.sha1(what).digest()
+    digests += struct.pack("<H", 11) + hashlib.sha256(what).digest()
+    return struct.pack("<III", pcr, kind, 2) + digests + struct.pack("<I", len(data)) + data
+
+
+def separators(*leave_out: int) -> bytes:
+    return b"".join(record(pcr, eventlog.EV_SEPARATOR, bytes(4)) for pcr in range(8) if pcr not in leave_out)
+
+
+def secure_boot(value: bytes = b"\1", name: str = "SecureBoot", name_chars: int | None = None) -> bytes:
+    chars = len(name) if name_chars is None else name_chars
+    data = struct.pack("<16sQQ", b"g" * 16, chars, len(value)) + name.encode("utf-16-le") + value
+    return record(7, eventlog.EV_EFI_VARIABLE_DRIVER_CONFIG, data)
+
+
+def refused(code: str, log: bytes) -> str:
+    with pytest.raises(Rejected) as caught:
+        parse_event_log(log)
+    assert caught.value.code == code
+    return caught.value.detail
+
+
+def codes(log: bytes) -> list[str]:
+    return [finding.code for finding in oddities(parse_event_log(log))]
+
+
+def edited(case: Case, old: bytes, new: bytes) -> EventLog:
+    """Return the case's log with bytes exchanged for as many others."""
+    raw = case.read("eventlog.bin")
+    assert raw.count(old) >= 1
+    assert len(old) == len(new)
+    return parse_event_log(raw.replace(old, new))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_recorded_logs_lead_to_the_recorded_pcrs(name: str) -> None:
+    case = Case(name)
+    log = parse_event_log(case.read("eventlog.bin"))
+    assert explain(log, case.pcrs, RUNTIME) == []
+    assert oddities(log) == []
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_tpm2_eventlog_agrees_on_every_log(path: Path) -> None:
+    log = parse_event_log(path.read_bytes())
+    shown = subprocess.run(["tpm2_eventlog", path], capture_output=True, text=True, check=True).stdout
+    bank = shown.partition("\npcrs:")[2].partition("sha256:")[2].partition("sha384:")[0]
+    witness = {int(pcr): value for pcr, value in re.findall(r"(\d+)\s*: 0x([0-9a-f]{64})", bank)}
+    ours = {pcr: value.hex() for pcr, value in replay(log).items()}
+    if log.startup_locality:
+        # tpm2_eventlog 5.4 (Debian 12) extends the locality event instead of starting from it.
+        del ours[0], witness[0]
+    assert ours == witness
+    types = re.findall(r"^  EventType: (\S+)", shown, re.MULTILINE)[1:]
+    assert [event.type_name for event in log.events] == types
+
+
+@pytest.mark.parametrize("path", LOGS, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_l17_logs_of_real_machines_hold_nothing_odd(path: Path) -> None:
+    log = parse_event_log(path.read_bytes())
+    assert oddities(log) == []
+    assert all(describe(event).isprintable() for event in log.events)
+
+
+def test_l17_event_without_a_pcr_extends_nothing() -> None:
+    plain = header() + separators()
+    log = parse_event_log(plain + record(0xFFFFFFFF, eventlog.EV_NO_ACTION, b"vendor"))
+    assert replay(log) == replay(parse_event_log(plain))
+    refused("eventlog.pcr-index", plain + record(0xFFFFFFFF, eventlog.EV_ACTION, b"vendor"))
+    refused("eventlog.pcr-index", plain + record(24, eventlog.EV_NO_ACTION, b"vendor"))
+
+
+def test_l17_stray_byte_of_older_shim_is_known() -> None:
+    data = struct.pack("<16sQQ", b"g" * 16, 4, 3) + "Shim".encode("utf-16-le") + b"abc"
+    kind = eventlog.EV_EFI_VARIABLE_AUTHORITY
+    assert codes(header() + separators() + record(7, kind, data + b"\0", hashed=data)) == []
+    assert codes(header() + separators() + record(7, kind, data + b"\0\0", hashed=data)) == ["eventlog.data"]
+
+
+def test_l17_pcrs_extended_at_run_time_are_no_finding() -> None:
+    case = Case("good-rsa")
+    log = parse_event_log(case.read("eventlog.bin"))
+    quoted = {**case.all_pcrs, 9: bytes(32), 11: b"r" * 32}
+    assert [f.pcr for f in explain(log, quoted, RUNTIME)] == [9]
+    assert explain(log, quoted, (9, *RUNTIME)) == []
+
+
+def test_l01_replay_that_differs_from_the_pcrs_is_found() -> None:
+    case = Case("good-rsa")
+    other = parse_event_log(Case("cmdline-changed").read("eventlog.bin"))
+    found = explain(other, case.pcrs, RUNTIME)
+    assert [(f.code, f.pcr) for f in found] == [("eventlog.replay", 8), ("eventlog.replay", 9)]
+    untouched = parse_event_log(header() + separators())
+    assert [f.pcr for f in explain(untouched, {5: bytes(32), 9: b"x" * 32, 14: bytes(32)}, ())] == [5, 9]
+
+
+def test_l02_event_type_swapped_to_an_ignored_one_is_found() -> None:
+    case = Case("good-rsa")
+    raw = bytearray(case.read("eventlog.bin"))
+    at = raw.index(struct.pack("<III", 9, eventlog.EV_IPL, 3))
+    raw[at + 4 : at + 8] = struct.pack("<I", eventlog.EV_NO_ACTION)
+    found = explain(parse_event_log(bytes(raw)), case.pcrs, RUNTIME)
+    assert [(f.code, f.pcr) for f in found] == [("eventlog.replay", 9)]
+
+
+def test_l03_data_that_no_digest_covers_is_only_the_logs_word() -> None:
+    size = struct.pack("<I", 30)
+    old, new = b"(hd0,gpt2)/boot/grub/grub.cfg\0", b"(hd0,gpt2)/boot/grub/evil.cfg\0"
+    log = edited(Case("good-rsa"), size + old, size + new)
+    assert oddities(log) == []
+    changed = [event for event in log.events if b"evil.cfg" in event.untrusted_data and event.pcr == 9]
+    assert [covered(event) for event in changed] == [None] * len(changed)
+    assert changed
+
+
+def test_l04_data_edited_where_the_digest_covers_it_is_found() -> None:
+    case = Case("good-rsa")
+    log = edited(case, b"console=ttyS0 quiet ima_policy=tcb", b"console=ttyS0 quiet ima_policy=off")
+    assert explain(log, case.pcrs, RUNTIME) == []
+    assert {f.code for f in oddities(log)} == {"eventlog.data"}
+    action = edited(case, b"Exit Boot Services Invocation", b"Exit Boot Services Invocatiom")
+    assert [f.code for f in oddities(action)] == ["eventlog.data"]
+
+
+def test_l05_secure_boot_twice_or_after_the_separator_is_found() -> None:
+    before = separators(7)
+    end = record(7, eventlog.EV_SEPARATOR, bytes(4))
+    assert codes(header() + secure_boot() + before + end) == []
+    assert codes(header() + secure_boot(b"\0") + secure_boot() + before + end) == ["eventlog.secure-boot"]
+    assert codes(header() + before + end + secure_boot()) == ["eventlog.secure-boot"]
+
+
+@pytest.mark.parametrize("pcr", range(8))
+def test_l06_separator_missing_doubled_or_in_error_is_found(pcr: int) -> None:
+    assert codes(header() + separators(pcr)) == ["eventlog.separator"]
+    twice = separators() + record(pcr, eventlog.EV_SEPARATOR, bytes(4))
+    assert codes(header() + twice) == ["eventlog.separator"]
+    error = separators(pcr) + record(pcr, eventlog.EV_SEPARATOR, b"\1\0\0\0")
+    assert codes(header() + error) == ["eventlog.separator"]
+
+
+def test_l07_events_after_exit_boot_services_are_found() -> None:
+    left = record(5, eventlog.EV_EFI_ACTION, b"Exit Boot Services Returned with Success")
+    late = record(4, eventlog.EV_EFI_BOOT_SERVICES_APPLICATION, bytes(32))
+    assert codes(header() + separators() + late + left) == []
+    assert codes(header() + separators() + left + late) == ["eventlog.after-exit"]
+
+
+def test_l08_startup_locality_sets_the_start_of_pcr_0() -> None:
+    def at(data: bytes) -> bytes:
+        return record(0, eventlog.EV_NO_ACTION, b"StartupLocality\0" + data)
+
+    for padding in (b"", b"\0", b"\0" * 7):
+        log = parse_event_log(header() + at(b"\3" + padding) + separators())
+        start = bytes(31) + b"\3"
+        assert replay(log)[0] == hashlib.sha256(start + hashlib.sha256(bytes(4)).digest()).digest()
+    for bad in (at(b""), at(b"\5"), at(b"\3\1"), at(b"\3") * 2, separators() + at(b"\3")):
+        refused("eventlog.locality", header() + bad)
+    elsewhere = record(1, eventlog.EV_NO_ACTION, b"StartupLocality\0\3")
+    refused("eventlog.locality", header() + elsewhere)
+
+
+@pytest.mark.parametrize(
+    ("algorithms", "count"),
+    [
+        (((0x0B, 0),), None),
+        (((0x0B, 65535),), None),
+        (((0x0B, 31),), None),
+        (((0x0B, 32), (0x0B, 32)), None),
+        (((0x0B, 32), (0x99, 32)), None),
+        (((0x0B, 32),), 2**32 - 1),
+        (((0x0B, 32),), 9),
+        (((0x0B, 32),), 0),
+    ],
+)
+def test_l09_bad_algorithm_table_is_rejected(
+    algorithms: tuple[tuple[int, int], ...], count: int | None
+) -> None:
+    refused("eventlog.algorithms", header(algorithms, count=count))
+
+
+def test_l09_table_that_does_not_fit_its_record_is_rejected() -> None:
+    refused("eventlog.header", header(count=3))
+    refused("eventlog.header", header(vendor=b"\5"))
+    refused("eventlog.header", header(vendor=b""))
+
+
+@pytest.mark.parametrize("name", ["good-rsa", "secureboot-on"])
+def test_l10_cut_short_at_every_byte_is_rejected_or_found(name: str) -> None:
+    case = Case(name)
+    raw = case.read("eventlog.bin")
+    borders = 0
+    for end in range(len(raw)):
+        try:
+            log = parse_event_log(raw[:end])
+        except Rejected as rejected:
+            assert rejected.code in ("eventlog.empty", "eventlog.truncated")
+            continue
+        borders += 1
+        assert explain(log, case.pcrs, RUNTIME), f"cut at {end} went unseen"
+    assert borders == len(parse_event_log(raw).events)
+
+
+def test_l10_the_detail_tells_where() -> None:
+    raw = Case("good-rsa").read("eventlog.bin")
+    assert re.search(r"offset \d+, event 49", refused("eventlog.truncated", raw[:-1]))
+
+
+def test_l11_sha1_only_log_is_rejected() -> None:
+    refused("eventlog.no-sha256", header(((0x04, 20),)))
+    old = struct.pack("<II20sI", 0, 8, b"", 4) + bytes(4)
+    refused("eventlog.no-sha256", old * 3)
+
+
+def test_l11_record_without_a_sha256_digest_is_rejected() -> None:
+    sha1_only = struct.pack("<IIIH", 0, 1, 1, 4) + bytes(20) + struct.pack("<I", 0)
+    refused("eventlog.digests", header() + sha1_only)
+    for count in (0, 3, 2**32 - 1):
+        refused("eventlog.digests", header() + struct.pack("<III", 0, 1, count) + bytes(200))
+    twice = struct.pack("<III", 0, 1, 2) + (struct.pack("<H", 11) + bytes(32)) * 2 + bytes(4)
+    refused("eventlog.digests", header() + twice)
+
+
+def test_a_record_with_its_digests_in_another_order_is_read() -> None:
+    digests = struct.pack("<H", 11) + b"2" * 32 + struct.pack("<H", 4) + b"1" * 20
+    log = parse_event_log(header() + struct.pack("<III", 3, 1, 2) + digests + struct.pack("<I", 1) + b"d")
+    assert (log.events[0].sha256, log.events[0].untrusted_data) == (b"2" * 32, b"d")
+
+
+@pytest.mark.parametrize("chars", [2**64 - 1, 2**63, 2**32, 11, 9])
+def test_l12_name_lengths_that_do_not_fit_are_found(chars: int) -> None:
+    raw = header() + secure_boot(name_chars=chars) + separators()
+    assert codes(raw) == ["eventlog.secure-boot"]
+    assert describe(parse_event_log(raw).events[0]) == "lengths that do not fit"
+
+
+def test_l13_no_log_or_zero_bytes_is_rejected() -> None:
+    refused("eventlog.empty", b"")
+    refused("eventlog.truncated", b"\0")
+    refused("eventlog.no-sha256", bytes(4096))
+
+
+def test_l14_firmware_debugger_is_found() -> None:
+    debugger = record(7, eventlog.EV_EFI_ACTION, b"UEFI Debug Mode")
+    assert codes(header() + debugger + separators()) == ["eventlog.debugger"]
+
+
+def test_l16_newline_in_the_kernel_command_line_stays_on_one_line() -> None:
+    text = b"quiet\nPCR 8: all good\x1b[2J\xe2\x80\xae"
+    data = b"kernel_cmdline: " + text + b"\0"
+    log = parse_event_log(header() + record(8, eventlog.EV_IPL, data, hashed=text))
+    shown = describe(log.events[0])
+    assert shown == r"kernel_cmdline: quiet\nPCR 8: all good\x1b[2J" + "\\u202e"
+    assert covered(log.events[0]) is True
+
+
+def test_time_and_memory_are_bounded() -> None:
+    smallest = struct.pack("<III", 0, 1, 2) + struct.pack("<H", 4) + bytes(20)
+    smallest += struct.pack("<H", 11) + bytes(32) + bytes(4)
+    refused("eventlog.too-many", header() + smallest * 9000)
+    refused("eventlog.too-large", header() + bytes(2**20))
