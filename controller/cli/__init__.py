@@ -1,0 +1,78 @@
+"""`ringfence`: the admin command, over the admin API and nothing else (offline signing needs no controller).
+
+Exit codes: 0 done, 1 refused, 2 wrong usage, 3 not logged in or not allowed, 4 controller not reachable,
+70 a fault of this program, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import click
+
+from contract.errors import Rejected
+from controller.cli.access import completion, events, login, tokens, whoami
+from controller.cli.baseline import baseline
+from controller.cli.client import Refused, Unreachable
+from controller.cli.enrolments import enrolments
+from controller.cli.fleet import accept_boot, incidents, isolate, node, nodes, release, site, sites, status
+from controller.cli.keys import keys
+from controller.cli.show import harmless
+from controller.faults import log_fault
+
+REFUSED, USAGE, NOT_ALLOWED, UNREACHABLE, FAULT, INTERRUPTED = 1, 2, 3, 4, 70, 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=__doc__)
+@click.version_option(package_name="ringfence")
+def cli() -> None:
+    """Ringfence: see, hold and isolate a fleet of inference sites."""
+
+
+for command in (
+    *(login, whoami, status, nodes, node, sites, site, enrolments, baseline, keys),
+    *(incidents, isolate, release, accept_boot, events, tokens, completion),
+):
+    cli.add_command(command)
+
+
+def main() -> NoReturn:
+    """Entry point."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        return INTERRUPTED
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return USAGE
+    except Rejected as rejected:
+        _complain(str(rejected))
+        return NOT_ALLOWED if rejected.code.startswith("login.") else REFUSED
+    except Refused as refused:
+        _complain(str(refused))
+        return NOT_ALLOWED if refused.status in (401, 403) else REFUSED
+    except Unreachable as error:
+        _complain(str(error))
+        return UNREACHABLE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        _complain(f"{error.strerror}: {error.filename or ''}")
+        return REFUSED
+    except Exception as fault:  # outermost place of the program
+        log_fault("ringfence", fault)
+        return FAULT
+    return 0
+
+
+def _complain(text: str) -> None:
+    click.echo(f"ringfence: {harmless(text)}", err=True)

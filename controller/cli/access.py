@@ -1,0 +1,144 @@
+"""`ringfence login, whoami, tokens, events, completion`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from click.shell_completion import get_completion_class
+
+from controller.cli.client import Client, segment
+from controller.cli.profile import Profile, load_profile, save_profile
+from controller.cli.show import at, harmless, items, json_option, show_facts, show_json, show_table, when
+
+LONG_POLL_S = 25
+
+
+@click.command()
+@click.option("--url", required=True, help="https://host:port of the admin listener.")
+@click.option(
+    "--ca",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    required=True,
+    help="The controller's controller-ca.pem.",
+)
+@click.option(
+    "--token-file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    help="File with the token; '-' is stdin. Default: ask.",
+)
+def login(url: str, ca: Path, token_file: Path | None) -> None:
+    """Keep URL, authority and token for the commands that follow."""
+    if token_file is None:
+        token = click.prompt("Token", hide_input=True)
+    elif str(token_file) == "-":
+        token = sys.stdin.readline()
+    else:
+        token = token_file.read_text()
+    profile = Profile(url=url.rstrip("/"), ca=ca.read_text(), token=token.strip())
+    with Client(profile) as client:
+        found = client.get("/me")
+    path = save_profile(profile)
+    click.echo(f"logged in to {found['controller']} as {found['name']} ({found['role']}); kept in {path}")
+
+
+@click.command()
+@json_option
+def whoami(as_json: bool) -> None:
+    """Name and role of the token in use."""
+    with Client(load_profile()) as client:
+        found = client.get("/me")
+    show_json(found) if as_json else show_facts(found)
+
+
+@click.group()
+def tokens() -> None:
+    """API tokens."""
+
+
+@tokens.command("list")
+@json_option
+def list_tokens(as_json: bool) -> None:
+    """List tokens, without the tokens."""
+    with Client(load_profile()) as client:
+        found = items(client.get("/tokens")["items"])
+    if as_json:
+        show_json(found)
+        return
+    rows = [
+        (at(t, "name"), at(t, "role"), when(at(t, "created_at")), when(at(t, "expires_at"))) for t in found
+    ]
+    show_table(("NAME", "ROLE", "MADE", "EXPIRES"), rows)
+
+
+@tokens.command("new")
+@click.argument("name")
+@click.option("--role", type=click.Choice(("viewer", "admin")), required=True)
+@click.option("--days", type=float, default=90.0, show_default=True)
+@json_option
+def new_token(name: str, role: str, days: float, as_json: bool) -> None:
+    """Make a token. It is shown this once."""
+    with Client(load_profile()) as client:
+        found = client.send("POST", "/tokens", {"name": name, "role": role, "days": days})
+    show_json(found) if as_json else click.echo(found["token"])
+
+
+@tokens.command("revoke")
+@click.argument("name")
+def revoke_token(name: str) -> None:
+    """Revoke a token at once."""
+    with Client(load_profile()) as client:
+        client.send("DELETE", f"/tokens/{segment(name)}")
+    click.echo(f"revoked {name}")
+
+
+@click.command()
+@click.option("--follow", is_flag=True, help="Wait for new ones until Ctrl-C.")
+@click.option("--after", type=click.IntRange(0), help="From this id on. Default: the last ones.")
+@click.option("--limit", type=click.IntRange(1, 500), default=50, show_default=True)
+@click.option("--node", "node_", help="Only of this node.")
+@click.option("--site", help="Only of this site.")
+@json_option
+def events(
+    *, follow: bool, after: int | None, limit: int, node_: str | None, site: str | None, as_json: bool
+) -> None:
+    """List events, oldest first. With --json each is one line."""
+    where = {"node": node_, "site": site}
+    with Client(load_profile()) as client:
+        if after is None:
+            newest = items(client.get("/events", {**where, "limit": limit, "newest_first": True})["items"])
+            found: list[object] = list(reversed(newest))
+            last = at(found[-1], "id") if found else 0
+        else:
+            page = client.get("/events", {**where, "after": after, "limit": limit})
+            found, last = items(page["items"]), page["after"]
+        _print_events(found, as_json)
+        while follow:
+            page = client.get("/events", {**where, "after": last, "limit": 500, "wait_s": LONG_POLL_S})
+            last = page["after"]
+            _print_events(items(page["items"]), as_json)
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
+@click.pass_context
+def completion(context: click.Context, shell: str) -> None:
+    """Print the completion script for SHELL: eval "$(ringfence completion bash)"."""
+    kind = get_completion_class(shell)
+    if kind is None:
+        raise click.UsageError(f"no completion for {shell}")
+    click.echo(kind(context.find_root().command, {}, "ringfence", "_RINGFENCE_COMPLETE").source())
+
+
+def _print_events(found: list[object], as_json: bool) -> None:
+    for event in found:
+        if as_json:
+            show_json(event)
+            continue
+        where = at(event, "node") or at(event, "site") or "-"
+        text = (
+            f"{at(event, 'id')} {when(at(event, 'at'))} {at(event, 'severity')} {where} {at(event, 'kind')}: "
+        )
+        click.echo(harmless(text + str(at(event, "summary"))))
+    sys.stdout.flush()
