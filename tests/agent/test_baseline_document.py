@@ -1,0 +1,121 @@
+"""docs/baseline.md against the schema, and the shipped baselines against the code that enforces them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+from msgspec import inspect
+
+from agent import probes
+from contract.baseline import Head, parse_baseline
+from contract.errors import Rejected
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = (ROOT / "docs/baseline.md").read_text()
+SHIPPED = sorted((ROOT / "baselines").glob("*.toml"))
+_ROW = re.compile(r"^\| `([a-z_0-9]+)` \| (.*?) \| (.*?) \| (.*) \|$")
+
+
+class Key(NamedTuple):
+    """One key as the document has to show it."""
+
+    table: str
+    name: str
+    default: str
+
+
+def _structs(kind: inspect.Type) -> list[inspect.StructType]:
+    if isinstance(kind, inspect.UnionType):
+        return [found for each in kind.types for found in _structs(each)]
+    return [kind] if isinstance(kind, inspect.StructType) else []
+
+
+def schema() -> list[Key]:
+    """Return every key that a baseline may have: table as it is written in TOML, key, and default."""
+    keys = list(_keys("baseline", inspect.type_info(Head), many=False))
+    for name, module in probes.sections().items():
+        keys += _keys(name, inspect.type_info(module.Section), many=False)
+    return keys
+
+
+def _keys(path: str, kind: inspect.Type, *, many: bool) -> Iterator[Key]:
+    table = f"[[{path}]]" if many else f"[{path}]"
+    for struct in _structs(kind):
+        below: list[tuple[str, inspect.Type, bool]] = []
+        for field in struct.fields:
+            inner = f"{path}.{field.encode_name}"
+            if isinstance(field.type, inspect.ListType) and _structs(field.type.item_type):
+                below.append((inner, field.type.item_type, True))
+            elif isinstance(field.type, inspect.DictType) and _structs(field.type.value_type):
+                below.append((f"{inner}.NAME", field.type.value_type, False))
+            elif _structs(field.type):
+                below.append((inner, field.type, False))
+            else:
+                yield Key(table, field.encode_name, _default(field))
+        for inner, inner_kind, is_list in below:
+            yield from _keys(inner, inner_kind, many=is_list)
+
+
+def _default(field: inspect.Field) -> str:
+    if field.required:
+        return "required"
+    value = field.default_factory() if field.default_factory is not msgspec.NODEFAULT else field.default
+    return "absent" if value is None else f"`{msgspec.json.encode(value).decode()}`"
+
+
+def documented() -> list[Key]:
+    """Return every key that the document shows, in its tables."""
+    found: list[Key] = []
+    tables: list[str] = []
+    for line in DOCUMENT.splitlines():
+        if line.startswith("#"):
+            tables = re.findall(r"`(\[.*?\]+)`", line)
+        elif row := _ROW.match(line):
+            assert tables and len(row.group(4)) > 10, line
+            found += [Key(table, row.group(1), row.group(3)) for table in tables]
+    return found
+
+
+def test_the_document_shows_every_key_once_with_its_default_and_no_other() -> None:
+    assert sorted(documented()) == sorted(schema())
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_baselines_are_taken_by_every_probe(path: Path) -> None:
+    baseline = parse_baseline(path.read_bytes(), file=path.name)
+    assert baseline.head.name == path.stem
+    assert set(probes.parse_sections(baseline)) == set(probes.sections())
+    assert baseline.head.offline.isolate_after_s is not None
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_shipped_rules_have_reasons_that_say_something(path: Path) -> None:
+    rules = len(re.findall(r"^\[\[", path.read_text(), flags=re.MULTILINE))
+    reasons = re.findall(r'^reason = "(.+)"$', path.read_text(), flags=re.MULTILINE)
+    assert len(reasons) == rules
+    assert all(" " in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_key_of_a_shipped_baseline_can_be_misspelt_only_loudly(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    for number, line in enumerate(lines):
+        if re.match(r"[a-z_0-9]+ = ", line):
+            changed = "\n".join([*lines[:number], "x" + line, *lines[number + 1 :]])
+            with pytest.raises(Rejected) as refused:
+                probes.parse_sections(parse_baseline(changed.encode(), file=path.name))
+            assert re.match(rf"{path.name}:\d+: [a-z_.\[\]0-9]+: ", refused.value.detail), line
+
+
+def test_examples_in_the_document_are_taken() -> None:
+    examples = re.findall(r"```toml\n(.*?)```", DOCUMENT, flags=re.DOTALL)
+    assert examples
+    head = '[baseline]\nname = "x"\nversion = 1\nsummary = "x"\n'
+    for example in examples:
+        text = example if "[baseline]" in example else head + example
+        probes.parse_sections(parse_baseline(text.encode(), file="example"))
