@@ -12,6 +12,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ import nftables
 from agent.firewall import compare, flows, netlink
 from agent.firewall.compare import Canonical
 from agent.firewall.events import Culprit, Events
-from agent.firewall.foreign import ForeignChain, foreign_chains
+from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
 from agent.firewall.render import OWN_TABLES, render, render_cut, render_lockdown
 from contract.errors import Rejected
 
@@ -33,6 +34,10 @@ _CLONE_NEWNET = 0x40000000
 _REMEMBERED_TEXTS = 8
 _MAX_ERROR_CHARS = 400
 _MAX_NOTED = 64
+_DORMANT = 1
+_FLAG_NAMES = {_DORMANT: "dormant", 2: "owner", 4: "persist"}
+_FLAGS_SAFE_SINCE = (1, 0, 8)
+"""Before it, libnftables' JSON reads freed memory where a table has flags."""
 
 
 class NetfilterError(OSError):
@@ -47,6 +52,7 @@ class Netfilter:
         self._context = _context()
         self._talk = netlink.Talk()
         self._sockets = netlink.Talk(netlink.NETLINK_SOCK_DIAG)
+        self._lists_flags = _version(self._context) >= _FLAGS_SAFE_SINCE
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
         self.prepared_cut: str | None = None
@@ -83,12 +89,12 @@ class Netfilter:
         Raises NetfilterError, also where libnftables prints something that is no JSON.
         """
         with self._lock:
-            return _listing(self._context, table)
+            return _listing(self._context, self._talk, table)
 
     def own(self) -> Canonical:
         """Return the canonical form of both our tables as they stand. Raises NetfilterError."""
         with self._lock:
-            return _own(self._context)
+            return _own(self._context, self._talk)
 
     def canonical(self, text: str) -> Canonical:
         """Return what `own` would return with nothing but `text` loaded.
@@ -104,13 +110,25 @@ class Netfilter:
         return known
 
     def foreign(self) -> list[ForeignChain]:
-        """Return the chains of other programs that accept, drop or rewrite. Raises NetfilterError."""
+        """Return the chains of other programs that accept, drop or rewrite. Raises NetfilterError.
+
+        A dormant table sees no packet and is passed over. One that cannot be listed safely counts as rewriting.
+        """
+        objects: list[compare.Object] = []
+        unread: list[ForeignChain] = []
         with self._lock:
-            return foreign_chains(_parsed(_run(self._context, "list ruleset")), OWN_TABLES)
+            for table in netlink.tables(self._talk):
+                if (table.family == "inet" and table.name in OWN_TABLES) or table.flags & _DORMANT:
+                    continue
+                if _is_plain(table.name) and (not table.flags or self._lists_flags):
+                    objects += _parsed(_run(self._context, f"list table {table.family} {table.name}"))
+                else:
+                    unread.append(unreadable(table.family, table.name))
+        return foreign_chains(objects, OWN_TABLES) + unread
 
     def remove_table(self, family: str, table: str) -> None:
         """Delete a foreign table; family and name as listed by the kernel. Raises NetfilterError."""
-        if not all(char.isalnum() or char in "_.-/" for char in family + table):
+        if not _is_plain(table):
             raise NetfilterError(errno.EINVAL, f"table {table!r} has a name that cannot be written")
         self.load(f"delete table {family} {table}\n")
 
@@ -162,20 +180,32 @@ def _parsed(listing: str) -> list[compare.Object]:
         raise NetfilterError(errno.EBADMSG, f"libnftables printed no JSON ({error})") from None
 
 
-def _listing(context: nftables.Nftables, table: str) -> Canonical:
-    present = {
-        str(value.get("name"))
-        for entry in _parsed(_run(context, "list tables inet"))
-        for kind, value in entry.items()
-        if kind == "table" and isinstance(value, dict)
-    }
-    if table not in present:
-        return {}
-    return compare.canonical(_parsed(_run(context, f"list table inet {table}")))
+def _version(context: nftables.Nftables) -> tuple[int, ...]:
+    for entry in _parsed(_run(context, "list counters")):
+        about = entry.get("metainfo")
+        if isinstance(about, dict):
+            return tuple(int(part) for part in re.findall(r"\d+", str(about.get("version")))[:3])
+    return ()
 
 
-def _own(context: nftables.Nftables) -> Canonical:
-    return {key: lines for table in OWN_TABLES for key, lines in _listing(context, table).items()}
+def _is_plain(name: str) -> bool:
+    """Tell whether a name that others chose can be written into a command as it stands."""
+    return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name) is not None
+
+
+def _listing(context: nftables.Nftables, talk: netlink.Talk, table: str) -> Canonical:
+    for present in netlink.tables(talk):
+        if (present.family, present.name) == ("inet", table):
+            if present.flags:
+                # Never listed: ours has no flags, and older libraries read freed memory when they print them.
+                names = [name for bit, name in _FLAG_NAMES.items() if present.flags & bit]
+                return {f"inet {table} table {table}": (f"flags {' '.join(names) or present.flags}",)}
+            return compare.canonical(_parsed(_run(context, f"list table inet {table}")))
+    return {}
+
+
+def _own(context: nftables.Nftables, talk: netlink.Talk) -> Canonical:
+    return {key: lines for table in OWN_TABLES for key, lines in _listing(context, talk, table).items()}
 
 
 def _loaded(text: str) -> Canonical:
@@ -184,7 +214,11 @@ def _loaded(text: str) -> Canonical:
         _run(context, text)
     except NetfilterError as error:
         raise Rejected("firewall.refused", str(error.strerror)) from None
-    return _own(context)
+    talk = netlink.Talk()
+    try:
+        return _own(context, talk)
+    finally:
+        talk.close()
 
 
 def _in_own_namespace(work: Callable[[], T]) -> T:

@@ -57,7 +57,7 @@ def canonical(objects: list[Object]) -> dict[str, tuple[str, ...]]:
 
 
 def changes(wanted: Canonical, found: Canonical) -> list[Change]:
-    """Return every object that differs. A table that is missing, or stands uncalled for, counts once."""
+    """Return every object that differs. A table that is missing, asleep or uncalled for counts once."""
     out: list[Change] = []
     whole: set[str] = set()
     for key in sorted(wanted.keys() | found.keys(), key=lambda each: (" table " not in each, each)):
@@ -67,9 +67,9 @@ def changes(wanted: Canonical, found: Canonical) -> list[Change]:
         before, now = wanted.get(key), found.get(key)
         if before == now:
             continue
+        if " table " in key:
+            whole.add(place)
         if before is None or now is None:
-            if " table " in key:
-                whole.add(place)
             out.append(
                 Change(key, ABSENT if before is None else _PRESENT, ABSENT if now is None else _shown(now))
             )

@@ -30,7 +30,6 @@ _BUFFER_BYTES = 8 * 1024 * 1024
 _POLL_S = 1.0
 _MAX_COMMAND_CHARS = 300
 _NEWGEN = 15
-_FAMILIES = {0: "unspec", 1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +131,7 @@ class Events:
         attributes = netlink.attributes(message.payload[netlink.NFGENMSG_BYTES :])
         if message.kind & 0xFF != _NEWGEN:
             # The first attribute of every nftables object but the generation is the name of its table.
-            family = _FAMILIES.get(message.payload[0], str(message.payload[0]))
+            family = netlink.FAMILIES.get(message.payload[0], str(message.payload[0]))
             self._tables.add((family, _clean(attributes.get(1, b"").rstrip(b"\0"))))
             return None
         tables, self._tables = frozenset(self._tables), set()

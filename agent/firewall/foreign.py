@@ -85,6 +85,11 @@ def foreign_chains(objects: list[Object], own_tables: Collection[str]) -> list[F
     ]
 
 
+def unreadable(family: str, table: str) -> ForeignChain:
+    """Return what stands for a table that cannot be listed: assumed to do its worst."""
+    return ForeignChain(family=family, table=table, chain="*", effects=frozenset({"rewrites"}))
+
+
 def _of_rule(statements: object) -> set[Effect]:
     out: set[Effect] = set()
     for statement in statements if isinstance(statements, list) else [statements]:

@@ -25,6 +25,7 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR = 2
 _DONE = 3
+_GETTABLE = 1
 _GETGEN = 16
 _TYPE_MASK = 0x3FFF
 """Upper bits: nested, network byte order."""
@@ -137,3 +138,26 @@ def generation(talk: Talk) -> int:
     """Return the number of the last nftables commit in the socket's network namespace (13 microseconds)."""
     answer = talk.ask(SUBSYSTEM_NFTABLES << 8 | _GETGEN, struct.pack("!BBH", 0, 0, 0))
     return int.from_bytes(attributes(answer.payload[NFGENMSG_BYTES:]).get(1, b""), "big")
+
+
+class Table(NamedTuple):
+    """One nftables table as the kernel lists it. The name may hold anything: other programs chose it."""
+
+    family: str
+    name: str
+    flags: int
+    """1 dormant, 2 owner, 4 persist."""
+
+
+FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+
+
+def tables(talk: Talk) -> list[Table]:
+    """Return every table of the socket's network namespace."""
+    out = []
+    for message in talk.dump(SUBSYSTEM_NFTABLES << 8 | _GETTABLE, struct.pack("!BBH", 0, 0, 0)):
+        found = attributes(message.payload[NFGENMSG_BYTES:])
+        family = FAMILIES.get(message.payload[0], str(message.payload[0]))
+        name = found.get(1, b"").rstrip(b"\0").decode("utf-8", "replace")
+        out.append(Table(family, name, int.from_bytes(found.get(2, b""), "big")))
+    return out

@@ -20,7 +20,7 @@ F01 = {
     "flush table inet ringfence": "inet ringfence chain",
     "delete table inet ringfence": "inet ringfence table ringfence",
     "rename chain inet ringfence input input2": "inet ringfence chain input",
-    "add table inet ringfence { flags dormant; }": "",
+    "add table inet ringfence { flags dormant; }": "inet ringfence table ringfence",
     "flush set inet ringfence zone4_enclave": "inet ringfence set zone4_enclave",
     "flush chain inet ringfence forward": "inet ringfence chain forward",
 }
@@ -33,7 +33,6 @@ F02 = {
     "add chain inet ringfence input { policy accept; }": "inet ringfence chain input",
     "add chain inet ringfence mine { type filter hook input priority -5; }": "inet ringfence chain mine",
     "add set inet ringfence mine { type ipv4_addr; }": "inet ringfence set mine",
-    'add chain inet ringfence input { comment "x"; }': None,
 }
 
 
@@ -46,14 +45,14 @@ def test_f01_a_table_flushed_deleted_renamed_or_dormant_is_seen_and_healed(
     assert node.namespace.ruleset() != before
     drifts = node.observe()
     assert drifts
-    assert any(drift.key.startswith(F01[change]) or drift.found == "?" for drift in drifts)
+    assert any(drift.key.startswith(F01[change]) for drift in drifts)
     node.repair(drifts)
     assert node.observe() == []
     assert node.namespace.ruleset() == before
     assert not opens(topology.sites["fw"].the_client.namespace, node.host.enclave[0], 9090, 0.1)
 
 
-@pytest.mark.parametrize("change", [change for change, key in F02.items() if key])
+@pytest.mark.parametrize("change", F02)
 def test_f02_one_rule_element_policy_or_chain_changed_is_seen_by_name_and_healed(
     node: FencedNode, change: str
 ) -> None:
@@ -152,6 +151,16 @@ def test_f03_a_foreign_drop_and_a_foreign_rewrite_are_told_apart_and_a_counter_i
     assert [drift.found for drift in node.observe()] == ["drops at input -400"]
     node.namespace.nft(FOREIGN.format(hook="input", priority=-400, rule="tcp dport set 8080"))
     assert [drift.found for drift in node.observe()] == ["drops and rewrites at input -400"]
+
+
+def test_f03_a_dormant_foreign_table_neither_counts_nor_blinds_us(node: FencedNode) -> None:
+    """Old libraries print the flags of a table from freed memory: nothing may depend on that listing."""
+    node.namespace.nft(
+        "table ip sleeper {\nflags dormant\nchain c {\ntype nat hook prerouting priority -100\n}\n}\n"
+    )
+    assert node.observe() == []
+    node.namespace.run("nft", "insert rule inet ringfence input accept")
+    assert [drift.key for drift in node.observe()] == ["inet ringfence chain input"]
 
 
 def test_f03_foreign_tables_are_removed_only_where_the_baseline_says_so(node: FencedNode) -> None:
