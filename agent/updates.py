@@ -158,7 +158,9 @@ class Updates:
         versions = [int(m[1]) for p in self._roots.iterdir() if (m := _ROOT_NAME.fullmatch(p.name))]
         if not versions:
             raise Rejected(
-                "metadata.no-root", "no trusted root.json: the node is not enrolled, or it was removed"
+                "metadata.no-root",
+                "no trusted root.json: push a baseline to the controller before nodes enrol, "
+                "or name root_metadata in agent.toml",
             )
         return (self._roots / f"{min(versions)}.root.json").read_bytes()
 

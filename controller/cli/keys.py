@@ -80,7 +80,9 @@ def new(
     """
     online = RoleKeys([read_public_key(online_key)], 1)
     if any((out / name).exists() for name in ("keys", "repository")):
-        raise click.ClickException(f"{out}: there are keys or a repository already; nothing was changed")
+        raise Rejected(
+            "signing.exists", f"{out}: there are keys or a repository already; nothing was changed"
+        )
     encryption = _encryption(passphrase_file, plain=plain)
     made = {
         "root": [Ed25519PrivateKey.generate() for _ in range(max(root_keys, root_threshold))],
@@ -93,22 +95,19 @@ def new(
         "snapshot": online,
         "timestamp": online,
     }
-    try:
-        repository = OfflineRepository.create(
-            out / "repository",
-            roles,
-            [*signers["root"], *signers["targets"]],
-            expires=expiry(time.time(), days),
-        )
-        files = {}
-        for role, some in made.items():
-            for number, key in enumerate(some, 1):
-                path = out / "keys" / f"{role}-{number}.pem"
-                _write_private_key(path, key, encryption)
-                files[str(path)] = CryptoSigner(key).public_key.keyid
-        repository.save()
-    except (Rejected, OSError) as error:
-        raise click.ClickException(str(error)) from None
+    repository = OfflineRepository.create(
+        out / "repository",
+        roles,
+        [*signers["root"], *signers["targets"]],
+        expires=expiry(time.time(), days),
+    )
+    files = {}
+    for role, some in made.items():
+        for number, key in enumerate(some, 1):
+            path = out / "keys" / f"{role}-{number}.pem"
+            _write_private_key(path, key, encryption)
+            files[str(path)] = CryptoSigner(key).public_key.keyid
+    repository.save()
     if as_json:
         click.echo(json.dumps({"repository": str(repository.directory), "keys": files}))
         return
@@ -124,10 +123,7 @@ def new(
 @click.option("--json", "as_json", is_flag=True)
 def show(repository: Path, as_json: bool) -> None:
     """Show who may sign what in an offline REPOSITORY, and until when."""
-    try:
-        offline = OfflineRepository.load(repository)
-    except (Rejected, OSError) as error:
-        raise click.ClickException(str(error)) from None
+    offline = OfflineRepository.load(repository)
     root, listed = offline.root, offline.targets.signed
     have, wanted = offline.signatures()
     if as_json:
@@ -205,23 +201,20 @@ def rotate(
 ) -> None:
     """Make the next root version: other keys, other thresholds, or the same for another year."""
     signers = [read_signer(path, passphrase_file) for path in key_files]
-    try:
-        offline = OfflineRepository.load(repository)
-        root = offline.root
-        roles: dict[str, RoleKeys] = {}
-        for name, files, threshold in (
-            ("root", root_keys, root_threshold),
-            ("targets", targets_keys, targets_threshold),
-        ):
-            old = role_keys(root, name)
-            some = [read_public_key(path) for path in files] or old.keys
-            roles[name] = RoleKeys(some, threshold or old.threshold)
-        if online_key is not None:
-            roles["snapshot"] = roles["timestamp"] = RoleKeys([read_public_key(online_key)], 1)
-        offline.rotate(roles, signers, expires=expiry(time.time(), days))
-        offline.save()
-    except (Rejected, OSError) as error:
-        raise click.ClickException(str(error)) from None
+    offline = OfflineRepository.load(repository)
+    root = offline.root
+    roles: dict[str, RoleKeys] = {}
+    for name, files, threshold in (
+        ("root", root_keys, root_threshold),
+        ("targets", targets_keys, targets_threshold),
+    ):
+        old = role_keys(root, name)
+        some = [read_public_key(path) for path in files] or old.keys
+        roles[name] = RoleKeys(some, threshold or old.threshold)
+    if online_key is not None:
+        roles["snapshot"] = roles["timestamp"] = RoleKeys([read_public_key(online_key)], 1)
+    offline.rotate(roles, signers, expires=expiry(time.time(), days))
+    offline.save()
     have, wanted = offline.signatures()
     click.echo(f"root version {offline.root.version}; the list has {have} of {wanted} signatures")
     if have < wanted:
@@ -241,16 +234,17 @@ def public(key_file: Path, passphrase_file: Path | None) -> None:
 def read_signer(path: Path, passphrase_file: Path | None = None) -> CryptoSigner:
     """Return the signer of a private key file; asks for a passphrase where it needs one.
 
-    Raises click.ClickException when the key is not ours to use.
+    Raises as `read_private_key` does.
     """
     return CryptoSigner(read_private_key(path, passphrase_file))
 
 
 def read_private_key(path: Path, passphrase_file: Path | None = None) -> Ed25519PrivateKey:
-    """Return an Ed25519 key from PKCS #8 PEM. Raises click.ClickException with the cure."""
+    """Return an Ed25519 key from PKCS #8 PEM. Raises Rejected `signing.key`, `.key-readable`, `.passphrase`; OSError."""
     if stat.S_IMODE(path.stat().st_mode) & 0o077:
-        raise click.ClickException(
-            f"{path}: others can read this key; chmod 600 it, and replace it if they did"
+        raise Rejected(
+            "signing.key-readable",
+            f"{path}: others can read this key; chmod 600 it, and replace it if they did",
         )
     pem = path.read_bytes()
     password: bytes | None = None
@@ -259,20 +253,20 @@ def read_private_key(path: Path, passphrase_file: Path | None = None) -> Ed25519
     try:
         key = load_pem_private_key(pem, password)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise click.ClickException(f"{path}: not a private key in PEM, or another passphrase") from None
+        raise Rejected("signing.key", f"{path}: not a private key in PEM, or another passphrase") from None
     if not isinstance(key, Ed25519PrivateKey):
-        raise click.ClickException(f"{path}: wanted an Ed25519 key, as `ringfence keys new` makes it")
+        raise Rejected("signing.key", f"{path}: wanted an Ed25519 key, as `ringfence keys new` makes it")
     return key
 
 
 def read_public_key(path: Path) -> SSlibKey:
-    """Return an Ed25519 public key from PEM. Raises click.ClickException."""
+    """Return an Ed25519 public key from PEM. Raises Rejected `signing.key`; OSError."""
     try:
         key = load_pem_public_key(path.read_bytes())
     except (ValueError, UnsupportedAlgorithm):
-        raise click.ClickException(f"{path}: not a public key in PEM") from None
+        raise Rejected("signing.key", f"{path}: not a public key in PEM") from None
     if not isinstance(key, Ed25519PublicKey):
-        raise click.ClickException(f"{path}: wanted an Ed25519 public key")
+        raise Rejected("signing.key", f"{path}: wanted an Ed25519 public key")
     return SSlibKey.from_crypto(key)
 
 
@@ -283,7 +277,7 @@ def _encryption(passphrase_file: Path | None, *, plain: bool) -> KeySerializatio
         _first_line(passphrase_file) if passphrase_file else _ask("Passphrase for the new keys", twice=True)
     )
     if not passphrase:
-        raise click.ClickException("the passphrase is empty; use --plain if that is what you want")
+        raise Rejected("signing.passphrase", "the passphrase is empty; use --plain if that is what you want")
     return BestAvailableEncryption(passphrase)
 
 
@@ -293,8 +287,9 @@ def _first_line(path: Path) -> bytes:
 
 def _ask(question: str, *, twice: bool = False) -> bytes:
     if not sys.stdin.isatty():
-        raise click.ClickException(
-            "no terminal to ask for the passphrase: use --passphrase-file FILE or --plain"
+        raise Rejected(
+            "signing.passphrase",
+            "no terminal to ask for the passphrase: use --passphrase-file FILE or --plain",
         )
     return str(click.prompt(question, hide_input=True, confirmation_prompt=twice)).encode()
 

@@ -62,14 +62,11 @@ def sign(
     """
     _check([file], checker)
     signers = [read_signer(path, passphrase_file) for path in key_files]
-    try:
-        offline = OfflineRepository.load(repository)
-        path = offline.add(file.read_bytes(), expires=expiry(time.time(), days), file=str(file))
-        offline.sign(signers)
-        offline.save()
-        _tell(offline, [path], as_json=as_json)
-    except (Rejected, OSError) as error:
-        raise click.ClickException(str(error)) from None
+    offline = OfflineRepository.load(repository)
+    path = offline.add(file.read_bytes(), expires=expiry(time.time(), days), file=str(file))
+    offline.sign(signers)
+    offline.save()
+    _tell(offline, [path], as_json=as_json)
 
 
 @click.command()
@@ -103,24 +100,21 @@ def cosign(
 
     Every listed file is compared with the list and checked again: do not trust the first signer's machine.
     """
-    try:
-        offline = OfflineRepository.load(repository)
-        offline.check_files()
-        paths = sorted(offline.targets.signed.targets)
-        _check([offline.directory / "targets" / path for path in paths], checker)
-        if not yes:
-            for path in paths:
-                click.echo(f"{path}  {offline.targets.signed.targets[path].hashes['sha256']}", err=True)
-            click.confirm(
-                f"Sign list version {offline.targets.signed.version} with these baselines?",
-                abort=True,
-                err=True,
-            )
-        offline.sign([read_signer(path, passphrase_file) for path in key_files])
-        offline.save()
-        _tell(offline, paths, as_json=as_json)
-    except (Rejected, OSError) as error:
-        raise click.ClickException(str(error)) from None
+    offline = OfflineRepository.load(repository)
+    offline.check_files()
+    paths = sorted(offline.targets.signed.targets)
+    _check([offline.directory / "targets" / path for path in paths], checker)
+    if not yes:
+        for path in paths:
+            click.echo(f"{path}  {offline.targets.signed.targets[path].hashes['sha256']}", err=True)
+        click.confirm(
+            f"Sign list version {offline.targets.signed.version} with these baselines?",
+            abort=True,
+            err=True,
+        )
+    offline.sign([read_signer(path, passphrase_file) for path in key_files])
+    offline.save()
+    _tell(offline, paths, as_json=as_json)
 
 
 def find_checker() -> Path | None:
@@ -135,8 +129,8 @@ def find_checker() -> Path | None:
 def _check(files: list[Path], checker: Path | None) -> None:
     program = checker or find_checker()
     if program is None:
-        raise click.ClickException(
-            f"{CHECKER} is not here to check with: install it, or name it with --checker"
+        raise Rejected(
+            "signing.checker", f"{CHECKER} is not here to check with: install it, or name it with --checker"
         )
     for file in files:
         try:
@@ -144,10 +138,12 @@ def _check(files: list[Path], checker: Path | None) -> None:
                 [program, "check", file], capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, check=False
             )
         except subprocess.TimeoutExpired:
-            raise click.ClickException(f"{program} check {file}: no answer in {CHECK_TIMEOUT_S} s") from None
+            raise Rejected(
+                "signing.checker", f"{program} check {file}: no answer in {CHECK_TIMEOUT_S} s"
+            ) from None
         if done.returncode != 0:
             said = (done.stderr or done.stdout).strip()
-            raise click.ClickException(f"not signed: `{CHECKER} check` refuses it\n{said}")
+            raise Rejected("signing.refused", f"not signed: `{CHECKER} check` refuses it\n{said}")
 
 
 def _tell(offline: OfflineRepository, paths: list[str], *, as_json: bool) -> None:

@@ -61,9 +61,9 @@ class Bench:
         return result.output
 
     def bad(self, line: str) -> str:
-        result = self.run(line)
-        assert result.exit_code != 0, result.output
-        return result.output
+        with pytest.raises((Rejected, OSError)) as caught:
+            self.run(line)
+        return str(caught.value)
 
     def new(self, options: str = "--plain") -> None:
         self.good(f"keys new --out @out --online-key @online.pub {options}")
@@ -114,7 +114,7 @@ def test_encrypted_keys_sign_with_the_passphrase_only_and_openssl_reads_them(ben
     )
     assert "ED25519" in done.stdout
     bench.baseline(1)
-    assert "another passphrase" in bench.bad(bench.sign(1) + " --passphrase-file @wrong")
+    assert "signing.key" in bench.bad(bench.sign(1) + " --passphrase-file @wrong")
     assert "no terminal" in bench.bad(bench.sign(1))
     assert "1 of 1" in bench.good(bench.sign(1) + " --passphrase-file @pass")
 
@@ -186,6 +186,17 @@ def test_what_the_agent_refuses_is_not_signed(bench: Bench) -> None:
     assert "b.toml:7: firewall: no" in bench.bad(bench.sign(1))
     with pytest.raises(FileNotFoundError):
         (bench.repository / "targets/factory/1.toml").read_bytes()
+
+
+def test_the_real_agent_checks_what_is_signed(bench: Bench) -> None:
+    bench.new()
+    bench.baseline(1)
+    line = bench.sign(1).replace("--checker @checker", "")
+    assert "1 of 1" in bench.good(line)
+    bench.baseline(2, extra="[firewall]\nbogus = 1\n")
+    told = bench.bad(bench.sign(2).replace("--checker @checker", ""))
+    assert "signing.refused" in told
+    assert "firewall.bogus" in told
 
 
 def test_the_second_person_does_not_trust_the_first_ones_files(bench: Bench) -> None:
