@@ -30,6 +30,11 @@ from contract.errors import Rejected
 from contract.messages import BaselineRef
 from contract.trust import TrustedBaseline
 
+MAX_TURNED_DOWN = 32
+RETRY_S = 900.0
+MAX_RETRY_S = 86400.0
+"""A baseline that was taken back is not tried again sooner, however many directives ask for it: each try cuts the
+node off for a while. The pause doubles with every failure."""
 CLOCK_SLACK_S = 300.0
 """A controller's clock may be this far behind a node whose state is new."""
 
@@ -221,14 +226,20 @@ class Hold:
             )
         )
 
-    def revert(self, code: str, reason: str) -> Held:
+    def revert(self, code: str, reason: str, now: float) -> Held:
         """Write down that last-good (or lock-down) holds again, and return it; the machine is touched after that."""
         slot = self.state.pending
-        turned_down = dict(self.state.turned_down)
+        turned_down, reverted = dict(self.state.turned_down), dict(self.state.reverted)
         if slot is not None and code != "baseline.withdrawn":
-            number = self.state.directive.number if self.state.directive else self.state.directive_number
-            turned_down[slot.ref.sha256.hex()] = number
-        self.change(pending=None, pending_starts=0, turned_down=_newest(turned_down))
+            sha256 = slot.ref.sha256.hex()
+            turned_down[sha256] = self.state.directive_number
+            reverted[sha256] = (now, reverted.get(sha256, (0.0, 0))[1] + 1)
+        self.change(
+            pending=None,
+            pending_starts=0,
+            turned_down=_newest(turned_down),
+            reverted=dict(sorted(reverted.items(), key=lambda item: item[1])[-MAX_TURNED_DOWN:]),
+        )
         self.held = self._held_at_start()
         if slot is not None:
             self._tell(
@@ -281,8 +292,22 @@ class Hold:
             )
             return False
         self.requests = requests
-        self.change(directive=directive, directive_number=directive.number, damaged=False)
+        turned_down = self.state.turned_down
+        wanted = directive.baseline
+        if wanted is not None and self._resting(wanted.sha256, now):
+            turned_down = _newest({**turned_down, wanted.sha256: directive.number})
+        self.change(
+            directive=directive,
+            directive_number=directive.number,
+            damaged=False,
+            turned_down=turned_down,
+        )
         return True
+
+    def _resting(self, sha256: str, now: float) -> bool:
+        """Tell whether this baseline was taken back so short a time ago that it is not to be tried again yet."""
+        at, times = self.state.reverted.get(sha256, (0.0, 0))
+        return times > 0 and abs(now - at) < min(MAX_RETRY_S, RETRY_S * 2.0 ** (times - 1))
 
     def _same_again(self, untrusted: bytes, key: bytes, now: float) -> directives.Directive | None:
         """Open the directive as if its number were new: the very one in force, said twice, is no offence."""
@@ -305,5 +330,5 @@ def _file(ref: BaselineRef) -> str:
     return f"{ref.name}/{ref.version}.toml"
 
 
-def _newest(turned_down: dict[str, int], keep: int = 32) -> dict[str, int]:
-    return dict(sorted(turned_down.items(), key=lambda item: item[1])[-keep:])
+def _newest(turned_down: dict[str, int]) -> dict[str, int]:
+    return dict(sorted(turned_down.items(), key=lambda item: item[1])[-MAX_TURNED_DOWN:])

@@ -318,7 +318,7 @@ class Loop:
                 self.hold.confirm()
                 self.on_report()
             elif isinstance(step, plan.Revert):
-                self._adopt(self.hold.revert(step.code, step.reason), silent=True)
+                self._adopt(self.hold.revert(step.code, step.reason, self._now()), silent=True)
                 self.on_redial()
             else:
                 if isinstance(step, plan.Fetch) and self._fetching != step.wanted.sha256:
@@ -422,8 +422,10 @@ class Loop:
         if name == "firewall":
             self._pace()
         before = self.drifts.get(name, [])
-        found = left = probe.observe(now)
         mode = mode_of(probe.section, self.hold.held.baseline.head)
+        if plan.enforced(name, mode, self.stance):
+            probe.settle(now)
+        found = left = probe.observe(now)
         repair = plan.to_repair(name, mode, self.stance, found)
         if repair:
             try:

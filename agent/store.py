@@ -64,6 +64,8 @@ class State(Record, frozen=True, kw_only=True):
     """The controller was reachable when it was put in force; without that, silence proves nothing."""
     turned_down: dict[str, int] = {}
     """SHA-256 (hex) of baselines that failed here -> the directive number that had asked for it."""
+    reverted: dict[str, tuple[float, int]] = {}
+    """SHA-256 (hex) of baselines that were taken back -> when (wall clock) and how often so far."""
     highest: dict[str, int] = {}
     """Baseline name -> highest version ever confirmed."""
     remembered: dict[str, str] = {}

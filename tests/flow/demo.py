@@ -198,18 +198,26 @@ class Demo:
         lab.assign("factory", "factory", 3)
         wait_until("three nodes take the bad baseline back", lambda: self._reverted(last) == 3, within_s=40)
         self.figure("baseline that cuts the controller off taken back", time.monotonic() - asked)
-        lab.assign("factory", "factory", 2)
-        self.all_in_force("factory", 2, within_s=30)
-        self.say(
-            "factory/3 (way to the controller through 'uplink9') reverted by itself on three nodes; factory/2 again"
+        for node in lab.site("factory"):
+            self.check("uplink9" not in node.table(), f"{node.name} still holds the bad rules")
+            self.check("9090" in node.table(), f"{node.name} does not hold the rules of factory/2")
+        self.say("factory/3 (way to the controller through 'uplink9') reverted by itself on three nodes")
+        refused = lab.api(
+            "PUT", "/sites/factory/baseline", {"name": "factory", "version": 2, "reason": "back"}, status=409
         )
+        self.say(f"going back to an older version is refused: {refused['code']}")
+        lab.sign("factory", 4, self._numbers["factory"], extra_port=9090)
+        lab.push()
+        lab.assign("factory", "factory", 4)
+        self.all_in_force("factory", 4, within_s=30)
+        self.say("factory/4 with the content of factory/2 is in force and proved")
 
         refused = lab.ringfence("baseline", "push", old, check=False)
         self.check("rollback" in refused or "version" in refused, f"an old list was not refused: {refused}")
         self.say(f"an old signed list is refused: {_last_line(refused)}")
         changed = self.lab.folder / "offline-changed"
         shutil.copytree(lab.folder / "offline/repository", changed)
-        target = changed / "targets/factory/2.toml"
+        target = changed / "targets/factory/4.toml"
         target.write_bytes(target.read_bytes().replace(b"9090", b"9091"))
         refused = lab.ringfence("baseline", "push", changed, check=False)
         self.check(
@@ -268,7 +276,7 @@ class Demo:
         self.check(other.alive(), "the open stream in the shop died")
         other.close()
         self.check(
-            all(lab.in_force(node, "shop", 1) for node in lab.site("shop"))
+            lab.in_force(lab.site("shop"), "shop", 1)
             and not any(event for event in lab.events(last, site="shop") if event["severity"] == "critical"),
             "the shop noticed",
         )
@@ -344,7 +352,7 @@ class Demo:
         for hold in lab.api("GET", "/holds")["items"]:
             kind, name = ("node", hold["node"]) if hold["node"] else ("site", hold["site"])
             lab.ringfence("release", kind, name, "--reason", "kernel command line restored, disk checked")
-        self.all_in_force("factory", 2, within_s=30)
+        self.all_in_force("factory", 4, within_s=30)
         for node in lab.nodes:
             self.check(not node.table("ringfence_cut"), f"{node.name} is still cut off")
             self.check(not any(a in node.table() for a in suspect.host.enclave), f"{node.name} still fences")
@@ -365,19 +373,13 @@ class Demo:
 
     def all_healthy(self, version: int | None, within_s: float = 30) -> None:
         """Wait until every node is healthy under its site's baseline."""
-        versions = {"factory": version or 2, "shop": 1}
+        versions = {"factory": version or 4, "shop": 1}
         for site, wanted in versions.items():
             self.all_in_force(site, wanted, within_s=within_s)
 
     def all_in_force(self, site: str, version: int, within_s: float) -> None:
         """Wait until evidence shows a baseline in force on every node of a site."""
-        for node in self.lab.site(site):
-            wait_until(
-                f"{node.name} healthy under {site}/{version}",
-                lambda node=node: self.lab.in_force(node, site, version),  # type: ignore[misc]
-                within_s=within_s,
-                every_s=0.1,
-            )
+        self.lab.wait_in_force(self.lab.site(site), site, version, within_s)
 
     def _last_event(self) -> int:
         newest = self.lab.api("GET", "/events?newest_first=true&limit=1")["items"]

@@ -12,7 +12,6 @@ import hashlib
 import http.client
 import json
 import os
-import re
 import shutil
 import signal
 import ssl
@@ -104,7 +103,7 @@ class Node:
     def start_agent(self) -> None:
         """Run `ringfence-agent run`."""
         self.agent = self.host.namespace.start(
-            BIN / "ringfence-agent", "--config", self.config, "run", log=self.log
+            BIN / "ringfence-agent", "run", "--config", self.config, log=self.log
         )
 
     def stop_agent(self, how: signal.Signals = signal.SIGTERM) -> None:
@@ -242,10 +241,16 @@ class Lab:
         """Return the folder that `ringfence-controller init` fills."""
         return self.folder / "controller"
 
+    @property
+    def ca(self) -> Path:
+        """Return the CA that agents and admins pin."""
+        return self.controller_folder / "controller-ca.pem"
+
     def init_controller(self) -> None:
         """Run `ringfence-controller init`, give it the EK authority, make offline keys, log in the admin."""
         address4, address6 = self.topology.controller.uplink
-        text = self.run_controller(
+        token_file = self.folder / "admin.token"
+        self.run_controller(
             "init",
             "--dir",
             self.controller_folder,
@@ -253,15 +258,19 @@ class Lab:
             f"https://{address4}:{NODE_PORT}",
             "--admin-url",
             f"https://{address4}:{ADMIN_PORT}",
-            "--name",
+            "--node-listen",
+            f"[::]:{NODE_PORT}",
+            "--admin-listen",
+            f"[::]:{ADMIN_PORT}",
+            "--also-known-as",
             address6,
+            "--enrol-retry",
+            "1",
+            "--token-file",
+            token_file,
         )
-        found = re.search(r"\b(rfa_[\w-]+)", text)
-        if not found:
-            raise Failed(f"init printed no token: {text}")
-        self._token = found[1]
+        self._token = token_file.read_text().strip()
         roots = self.controller_folder / "ek-roots"
-        roots.mkdir(exist_ok=True)
         for pem in (self._authority.root, self._authority.issuer):
             shutil.copy(pem, roots)
         self.start_controller()
@@ -269,10 +278,9 @@ class Lab:
             "login",
             f"https://{address4}:{ADMIN_PORT}",
             "--ca",
-            self.controller_folder / "admin-ca.pem",
+            self.ca,
             "--token-file",
-            "-",
-            text=self._token,
+            token_file,
         )
         self.ringfence(
             "keys",
@@ -332,7 +340,7 @@ class Lab:
     def api(self, method: str, path: str, body: object = None, *, status: int | None = None) -> Any:
         """Ask the admin API, from the controller's own machine; raises Failed for another status than wanted."""
         if self._context is None:
-            self._context = ssl.create_default_context(cafile=str(self.controller_folder / "admin-ca.pem"))
+            self._context = ssl.create_default_context(cafile=str(self.ca))
         address = self.topology.controller.uplink[0]
         connection = http.client.HTTPSConnection(address, ADMIN_PORT, timeout=20)
         raw = inference.connect(self.topology.controller.namespace, address, ADMIN_PORT, timeout_s=20)
@@ -391,7 +399,7 @@ confirm_s = {self._confirm_s}
 
 [controller]
 url = "https://{self.topology.controller.uplink[0]}:{NODE_PORT}"
-ca = "{self.controller_folder}/node-ca.pem"
+ca = "{self.ca}"
 
 [tpm]
 tcti = "{node.tpm.tcti}"
@@ -432,16 +440,38 @@ root = "{node.folder}/root"
         """Choose a baseline for a site."""
         self.api("PUT", f"/sites/{site}/baseline", {"name": name, "version": version, "reason": reason})
 
-    def in_force(self, node: Node, name: str, version: int) -> bool:
-        """Say whether evidence shows this baseline in force on a node, confirmed, without drift, affirmed."""
-        facts = self.node_facts(node.name)["summary"]
-        held = facts["baseline"] or {}
-        return (
-            facts["standing"] == "healthy"
-            and facts["tier"] == "affirming"
-            and not facts["drifts"]
-            and (held.get("name"), held.get("version")) == (name, version)
-        )
+    def summaries(self) -> dict[str, dict[str, Any]]:
+        """Return what the controller's list says of every node it knows."""
+        return {each["node"]: each for each in self.api("GET", "/nodes?limit=500")["items"]}
+
+    def in_force(self, nodes: Iterable[Node], name: str, version: int) -> bool:
+        """Say whether evidence shows this baseline in force on the nodes, confirmed, without drift, affirmed."""
+        known = self.summaries()
+        return all(_good(known.get(node.name), name, version) for node in nodes)
+
+    def wait_in_force(self, nodes: list[Node], name: str, version: int, within_s: float = 30) -> None:
+        """Wait until `in_force`; raises Failed with what the controller says of the nodes."""
+        try:
+            wait_until(
+                f"{name}/{version} in force on {', '.join(node.name for node in nodes)}",
+                lambda: self.in_force(nodes, name, version),
+                within_s=within_s,
+                every_s=0.1,
+            )
+        except Failed as error:
+            known = self.summaries()
+            raise Failed(f"{error}: {[known.get(node.name) for node in nodes]}") from None
+
+
+def _good(summary: dict[str, Any] | None, name: str, version: int) -> bool:
+    if summary is None:
+        return False
+    held = summary["baseline"] or {}
+    return (
+        (summary["standing"], summary["tier"]) == ("healthy", "affirming")
+        and not summary["drifts"]
+        and (held.get("name"), held.get("version")) == (name, version)
+    )
 
 
 def ek_id(tpm: SoftwareTpm) -> str:
