@@ -46,6 +46,8 @@ def test_f01_a_table_flushed_deleted_renamed_or_dormant_is_seen_and_healed(
     drifts = node.observe()
     assert drifts
     assert any(drift.key.startswith(F01[change]) for drift in drifts)
+    if "dormant" in change:
+        assert [drift.found for drift in drifts] == ["flags dormant"]
     node.repair(drifts)
     assert node.observe() == []
     assert node.namespace.ruleset() == before
@@ -153,6 +155,13 @@ def test_f03_a_foreign_drop_and_a_foreign_rewrite_are_told_apart_and_a_counter_i
     assert [drift.found for drift in node.observe()] == ["drops and rewrites at input -400"]
 
 
+def test_f03_a_foreign_policy_that_drops_is_told(node: FencedNode) -> None:
+    node.namespace.nft(
+        "table inet other {\nchain c {\ntype filter hook input priority 9; policy drop;\n}\n}\n"
+    )
+    assert [drift.found for drift in node.observe()] == ["drops at input 9"]
+
+
 def test_f03_a_dormant_foreign_table_neither_counts_nor_blinds_us(node: FencedNode) -> None:
     """Old libraries print the flags of a table from freed memory: nothing may depend on that listing."""
     node.namespace.nft(
@@ -241,6 +250,22 @@ def test_f05_a_thousand_changes_a_second_are_healed_in_few_passes(node: FencedNo
     until(lambda: node.ours() == [] and healing._wakes.empty(), 10)
     assert healing.passes < 500
     assert node.ours() == []
+
+
+def test_f05_a_storm_of_one_process_is_told_in_few_words(node: FencedNode) -> None:
+    heard: list[Culprit | None] = []
+
+    def slow(culprit: Culprit | None) -> None:
+        heard.append(culprit)
+        time.sleep(0.02)
+
+    events = node.namespace.inside(lambda: Events(slow))
+    try:
+        node.namespace.run("nft", "-i", text="insert rule inet ringfence input accept\n" * 1000)
+        time.sleep(0.2)
+    finally:
+        events.close()
+    assert 0 < len(heard) < 200
 
 
 def test_own_commits_wake_nobody_and_unwatched_ones_are_noticed_by_their_number(node: FencedNode) -> None:
