@@ -7,9 +7,10 @@ it, so that the library only ever meets well-typed input of bounded size.
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Literal, TypeVar
 
-from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Struct, UnsetType, field, to_builtins
 
 from contract.errors import Rejected
 from contract.wire import decode_json
@@ -180,6 +181,21 @@ def _parsed(untrusted: bytes, kind: type[T], max_bytes: int, role: str) -> T:
     if len(untrusted) > max_bytes:
         raise Rejected("metadata.too-large", f"{role}: {len(untrusted)} bytes, at most {max_bytes}")
     try:
-        return decode_json(untrusted, kind, max_bytes=max_bytes, code="metadata.malformed")
+        parsed = decode_json(untrusted, kind, max_bytes=max_bytes, code="metadata.malformed")
     except Rejected as error:
         raise Rejected(error.code, f"{role}: {error.detail}") from None
+    # python-tuf parses the same bytes with another parser. What passed here must be what it will see.
+    try:
+        seen_by_tuf = json.loads(untrusted, object_pairs_hook=_each_key_once)
+    except ValueError as error:
+        raise Rejected("metadata.malformed", f"{role}: {error}") from None
+    if seen_by_tuf != to_builtins(parsed):
+        raise Rejected("metadata.malformed", f"{role}: two readings of one file")
+    return parsed
+
+
+def _each_key_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice in one object")
+    return found

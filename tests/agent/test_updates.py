@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 from tuf.api.exceptions import DownloadHTTPError
+from tuf.api.metadata import Root
 from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
@@ -207,6 +210,76 @@ def test_root_rotation_is_followed_from_the_pinned_root_and_offline_after_it(
     assert updates.get(kit.wanted("factory", 2), now=NOW + 6).version == 2
     again = Updates(tmp_path, kit.fetch)
     assert [again.load_cached(kit.wanted("factory", v)).version for v in (1, 2)] == [1, 2]
+
+
+def test_c01_versions_driven_to_the_end_by_a_stolen_online_key_are_undone_by_a_new_key(
+    kit: SigningKit, tmp_path: Path
+) -> None:
+    """Fast-forward attack (TUF specification, 5.3.11)."""
+    kit.freshen(1, 2**53, now=NOW)
+    updates = kit.updates(tmp_path)
+    updates.get(kit.wanted("factory", 1), now=NOW)
+    kit.state = {n: raw for n, raw in kit.state.items() if str(2**53) not in n}
+    clean = SigningKit(now=NOW)
+    old = kit.online.public_key.keyid
+
+    def replace(root: Root) -> None:
+        for role in ("snapshot", "timestamp"):
+            root.revoke_key(old, role)
+            root.add_key(clean.online.public_key, role)
+
+    kit.rotate(replace)
+    kit.repository = clean.repository
+    del kit.state["metadata/timestamp.json"]  # the state of a controller set up anew
+    kit.publish(minimal_baseline(version=2), now=NOW + 60)
+    assert updates.get(kit.wanted("factory", 2), now=NOW + 61, highest_version=1).version == 2
+
+
+def test_a01_killed_at_any_moment_of_keeping_a_baseline_it_goes_on(tmp_path: Path) -> None:
+    kit = SigningKit(now=NOW)
+    kit.publish(*(minimal_baseline(version=v) for v in range(1, 30)), now=NOW)
+    wanted = [kit.wanted("factory", v) for v in range(1, 30)]
+    kit.updates(tmp_path).get(wanted[0], now=NOW)
+
+    def keep_on() -> None:
+        while True:
+            updates = kit.updates(tmp_path)
+            for one in wanted:
+                updates.get(one, now=NOW)
+            updates.prune([wanted[0]])
+            for name in ("timestamp.json", "snapshot.json", "targets.json"):
+                (tmp_path / "tuf" / name).unlink()
+
+    for round_ in range(12):
+        child = multiprocessing.get_context("fork").Process(target=keep_on)
+        child.start()
+        time.sleep(0.015 + 0.007 * round_)
+        child.kill()
+        child.join()
+        updates = kit.updates(tmp_path)
+        assert updates.load_cached(wanted[0]).version == 1
+        for one in wanted:
+            try:
+                assert updates.load_cached(one).sha256 == one.sha256
+            except Rejected as error:
+                assert error.code == "baseline.not-kept"
+        assert updates.get(wanted[-1], now=NOW).version == 29
+
+
+def test_a03_full_disk_is_an_error_to_try_again_and_spoils_nothing(kit: SigningKit, tmp_path: Path) -> None:
+    updates = kit.updates(tmp_path)
+    updates.get(kit.wanted("factory", 1), now=NOW)
+    kit.publish(minimal_baseline(version=2), now=NOW + 5)
+    before = tree(tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))  # every write beyond 100 bytes fails
+    try:
+        with pytest.raises(OSError, match="large"):
+            updates.get(kit.wanted("factory", 2), now=NOW + 6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tree(tmp_path) == before
+    assert updates.get(kit.wanted("factory", 2), now=NOW + 6).version == 2
 
 
 class _KitFetcher(FetcherInterface):

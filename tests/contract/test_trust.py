@@ -374,6 +374,20 @@ def test_c01_malformed_files_are_rejected(kit: SigningKit, name: str) -> None:
         assert name not in node.kept
 
 
+@pytest.mark.parametrize("name", ["2.root.json", "timestamp.json", "1.targets.json"])
+def test_c01_key_that_stands_twice_in_one_object_is_rejected(kit: SigningKit, name: str) -> None:
+    """Two parsers may read such a file in two ways, and only one of the readings was checked."""
+    good = kit.roots[0] if "root" in name else kit.state[f"metadata/{name}"]
+    node = Node(kit)
+    for twice in (
+        good.replace(b'"version":', b'"version":7,"version":', 1),
+        good.replace(b'"signed":', b'"signed":{},"signed":', 1),
+        good[:-1] + b',"signatures":[]}',
+    ):
+        node.serve(name, twice)
+        assert node.refused() == "metadata.malformed"
+
+
 def test_c01_missing_files_are_rejected(kit: SigningKit) -> None:
     for name in ("timestamp.json", snapshot_name(kit), "1.targets.json"):
         node = Node(kit)
