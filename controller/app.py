@@ -19,8 +19,9 @@ from aiohttp import web
 
 from contract.errors import Rejected
 from controller import openapi
+from controller.api import PREFIX
 from controller.api.entry import Text, add_routes, endpoint, problems
-from controller.api.route import PREFIX, AnyRoute, Call, Nothing, Route
+from controller.api.route import AnyRoute, Call, Nothing, Route
 from controller.api.routes import ROUTES
 from controller.bell import Bell
 from controller.config import Config, listen_address, url_host

@@ -30,14 +30,17 @@ class LogWanted(Exception):
 class Appraiser:
     """What one session's reports are held against; made anew whenever the record changes."""
 
-    __slots__ = ("_key", "_policy", "record")
+    __slots__ = ("_certificate_sha256", "_key", "_policy", "record")
 
-    def __init__(self, record: SessionRecord, key: AttestationKey | None = None) -> None:
+    def __init__(
+        self, record: SessionRecord, certificate_sha256: bytes, key: AttestationKey | None = None
+    ) -> None:
         """Load key and policy once; the reference only when a boot is judged, for it is large.
 
         Raises Rejected when the stored key is damaged.
         """
         self.record = record
+        self._certificate_sha256 = certificate_sha256
         self._key = key or AttestationKey.from_public(record.ak_public, record.ek_public)
         self._policy = (
             msgspec.json.decode(record.boot_section, type=BootPolicy) if record.boot_section else _STRICTEST
@@ -50,7 +53,7 @@ class Appraiser:
         if same_key and record.boot_section == old.boot_section:
             self.record = record
             return self
-        return Appraiser(record, self._key if same_key else None)
+        return Appraiser(record, self._certificate_sha256, self._key if same_key else None)
 
     def appraise(self, report: Report, body: ReportBody, nonce: bytes) -> Evidence:
         """Verify one report over a nonce that was consumed.
@@ -73,7 +76,7 @@ class Appraiser:
             self._key,
             report.quote,
             report.signature,
-            qualifying_data=qualifying_of(record, report, body, nonce),
+            qualifying_data=self.qualifying(report, body, nonce),
             pcrs=report.pcrs,
             wanted_pcrs=QUOTED_PCRS,
             previous=record.counters,
@@ -85,6 +88,16 @@ class Appraiser:
             findings=(*quote.findings, *boot.findings),
             boot=boot,
             reference=reference,
+        )
+
+    def qualifying(self, report: Report, body: ReportBody, nonce: bytes) -> bytes:
+        """Return what the quote of this report must be over: with the certificate that this very connection showed."""
+        return qualifying_data(
+            nonce=nonce,
+            node=self.record.node,
+            certificate_sha256=self._certificate_sha256,
+            body=report.body,
+            event_log_sha256=body.event_log_sha256,
         )
 
     def _boot(
@@ -125,17 +138,6 @@ class Appraiser:
         if self._policy.mode == "observe":
             return [msgspec.structs.replace(f, code=f"boot.observe.{f.code}") for f in findings]
         return findings
-
-
-def qualifying_of(record: SessionRecord, report: Report, body: ReportBody, nonce: bytes) -> bytes:
-    """Return what the quote of this report must be over."""
-    return qualifying_data(
-        nonce=nonce,
-        node=record.node,
-        certificate_sha256=record.certificate_sha256,
-        body=report.body,
-        event_log_sha256=body.event_log_sha256,
-    )
 
 
 def parsed_body(report: Report) -> ReportBody:

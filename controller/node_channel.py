@@ -12,7 +12,7 @@ import ssl
 import time
 from collections.abc import Awaitable, Callable
 
-from aiohttp import web
+from aiohttp import WSCloseCode, web
 from aiohttp.typedefs import Middleware
 
 from contract.errors import Rejected
@@ -36,6 +36,7 @@ from controller.faults import log_fault
 from controller.issuing import Issuing
 from controller.listener import source_of
 from controller.services import Services
+from controller.sessions import SOCKET
 from controller.store import StoreUnavailable
 
 CONTENT_TYPE = "application/msgpack"
@@ -157,6 +158,10 @@ def _refusals(services: Services) -> Middleware:
         except Exception as fault:  # outermost place of the node listener
             log_fault("the node listener", fault)
             services.metrics.faults.inc()
+            if SOCKET in request:  # it is no HTTP any more
+                socket: web.WebSocketResponse = request[SOCKET]
+                await socket.close(code=WSCloseCode.INTERNAL_ERROR)
+                return socket
             return _refused(Rejected("internal"))
 
     return middleware

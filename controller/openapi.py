@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import msgspec
 
+from controller.api import PREFIX
 from controller.api.problem import CONTENT_TYPE, Problem
-from controller.api.route import PREFIX, AnyRoute, Nothing
+from controller.api.route import AnyRoute, Nothing
 
 _PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REF = "#/components/schemas/{name}"

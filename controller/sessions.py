@@ -34,9 +34,10 @@ from contract.messages import (
     Refused,
     Renew,
     Report,
+    never_more,
 )
 from contract.wire import decode, encode
-from controller.appraisal import Appraiser, LogWanted, parsed_body, qualifying_of
+from controller.appraisal import Appraiser, LogWanted, parsed_body
 from controller.authority import CertifiedNode
 from controller.bell import Bell
 from controller.faults import log_fault
@@ -53,6 +54,8 @@ NONCE_INTERVALS = 3.0
 SEND_S = 10.0
 """A node that does not take a frame for so long has its connection closed."""
 PUSH_AT_ONCE = 256
+SOCKET = web.RequestKey("ringfence.socket", web.WebSocketResponse)
+"""Where a request keeps its WebSocket once it is one."""
 CLOSE_REPLACED = 4001
 CLOSE_REFUSED = 4002
 CLOSE_SILENT = 4003
@@ -62,18 +65,18 @@ MIN_SILENCE_S = 30.0
 class Session:
     """One node's open connection and what its next report will be held against."""
 
-    __slots__ = ("appraiser", "greeted", "identity", "log_wanted", "nonces", "number", "socket", "stale")
+    __slots__ = ("appraiser", "asked", "greeted", "identity", "nonces", "number", "socket", "stale")
 
     def __init__(self, socket: web.WebSocketResponse, identity: CertifiedNode, record: SessionRecord) -> None:
         """`record` is what the store said when it let the session open."""
         self.socket = socket
         self.identity = identity
-        self.appraiser = Appraiser(record)
+        self.appraiser = Appraiser(record, identity.fingerprint)
         self.nonces = Nonces()
         self.greeted = False
         """Hello is sent: only then may anything else be."""
-        self.log_wanted = record.boot is None
-        """The agent was told to send its firmware log."""
+        self.asked: frozenset[bytes] = frozenset()
+        """Nonces that came with a demand for the firmware log: a report over one of them must bring it."""
         self.stale = False
         """Something outside changed the record: read it again before the next report is judged."""
         self.number = 0
@@ -86,6 +89,12 @@ class Session:
     def nonce(self) -> bytes:
         """Issue the next nonce; its age is measured by the clock that nobody sets."""
         return self.nonces.issue(time.monotonic(), NONCE_INTERVALS * self.appraiser.record.interval_s)
+
+    def log_nonce(self, *, wanted: bool) -> bytes:
+        """Issue the next nonce and note whether the firmware log is asked for with it."""
+        nonce = self.nonce()
+        self.asked = frozenset((nonce,)) if wanted else frozenset()
+        return nonce
 
     async def send(self, message: Message) -> None:
         """Send one message, or close the connection when the node does not take it in time."""
@@ -140,9 +149,7 @@ class Sessions:
                 del self._opening[identity.node]
         try:
             await socket.prepare(request)
-            await self._greet(session)
-            if self._open.get(session.node) is not session:
-                await session.close(CLOSE_REPLACED)
+            request[SOCKET] = socket
             await self._converse(session)
         finally:
             await self._leave(session)
@@ -192,11 +199,12 @@ class Sessions:
 
     async def _greet(self, session: Session) -> None:
         directive = await self._fleet.directive_for(session.node, now=time.time())
+        log_wanted = session.appraiser.record.boot is None
         hello = Hello(
             node=session.node,
-            nonce=session.nonce(),
+            nonce=session.log_nonce(wanted=log_wanted),
             interval_s=session.appraiser.record.interval_s,
-            event_log_wanted=session.log_wanted,
+            event_log_wanted=log_wanted,
             directive=sign_directive(directive, self._signer),
         )
         await session.send(hello)
@@ -205,27 +213,33 @@ class Sessions:
             await self.tell([session.node], time.time())
 
     async def _converse(self, session: Session) -> None:
-        while not session.socket.closed:
-            silence_s = max(MIN_SILENCE_S, (NONCE_INTERVALS + 1) * session.appraiser.record.interval_s)
-            try:
-                frame = await session.socket.receive(timeout=silence_s)
-            except TimeoutError:
-                await session.close(CLOSE_SILENT)
-                return
-            if frame.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
-                return
-            try:
-                await self._take(session, frame.data if frame.type is WSMsgType.BINARY else b"")
-            except Rejected as rejected:
-                self._metrics.rejected.labels(rejected.code).inc()
-                await session.send(Refused(code=rejected.code, detail=rejected.detail[:2048]))
-                await session.close(CLOSE_REFUSED)
-                return
-            except StoreUnavailable:
-                # No new trust while the database is away: the agent keeps its events and comes back (c03).
-                await session.send(Refused(code="store.unavailable"))
-                await session.close(CLOSE_REFUSED)
-                return
+        try:
+            await self._greet(session)
+            if self._open.get(session.node) is not session:
+                await session.close(CLOSE_REPLACED)
+            while not session.socket.closed and await self._next(session):
+                pass
+        except Rejected as rejected:
+            self._metrics.rejected.labels(rejected.code).inc()
+            await session.send(Refused(code=rejected.code, detail=never_more(rejected.detail, 2048)))
+            await session.close(CLOSE_REFUSED)
+        except StoreUnavailable:
+            # No new trust while the database is away: the agent keeps its events and comes back (c03).
+            await session.send(Refused(code="store.unavailable"))
+            await session.close(CLOSE_REFUSED)
+
+    async def _next(self, session: Session) -> bool:
+        """Take the next frame; False when the connection has ended."""
+        silence_s = max(MIN_SILENCE_S, (NONCE_INTERVALS + 1) * session.appraiser.record.interval_s)
+        try:
+            frame = await session.socket.receive(timeout=silence_s)
+        except TimeoutError:
+            await session.close(CLOSE_SILENT)
+            return False
+        if frame.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR):
+            return False
+        await self._take(session, frame.data if frame.type is WSMsgType.BINARY else b"")
+        return True
 
     async def _take(self, session: Session, untrusted: bytes) -> None:
         """Take one frame. Raises Rejected when the session must end; what the node did wrong is recorded then."""
@@ -252,21 +266,25 @@ class Sessions:
             outcome = await self._judged(session, report)
         except LogWanted:
             # Number 0 answers no report: nothing is acknowledged or confirmed. The Challenge brings the log at once.
-            session.log_wanted = True
-            await session.send(Answer(number=0, nonce=session.nonce(), tier="none", event_log_wanted=True))
-            await session.send(Challenge(nonce=session.nonce()))
+            answer = Answer(
+                number=0, nonce=session.log_nonce(wanted=True), tier="none", event_log_wanted=True
+            )
+            again = session.nonce()
+            session.asked |= {again}
+            await session.send(answer)
+            await session.send(Challenge(nonce=again))
             return
         session.appraiser = session.appraiser.renewed(outcome.session)
-        session.log_wanted = outcome.session.boot is None
+        log_wanted = outcome.session.boot is None
         if outcome.affected:
-            self._spawn(self.tell(outcome.affected, time.time()))
+            self._spawn(self._tell_others(outcome.affected))
         answer = Answer(
             number=session.number,
-            nonce=session.nonce(),
+            nonce=session.log_nonce(wanted=log_wanted),
             tier=outcome.tier,
             findings=outcome.findings,
             events_acked=outcome.events_acked,
-            event_log_wanted=session.log_wanted,
+            event_log_wanted=log_wanted,
             directive=None if outcome.directive is None else sign_directive(outcome.directive, self._signer),
         )
         await session.send(answer)
@@ -301,23 +319,28 @@ class Sessions:
             session.nonces.consume(None, time.monotonic())
             raise
         session.number = body.number
-        record, chosen = session.appraiser.record, None
+        appraiser, chosen = session.appraiser, None
         if (
             len(candidates) > 1
         ):  # a Challenge crossed the report: see which nonce it is over, before it is used up
-            over = (c for c in candidates if qualifying_of(record, report, body, c) in report.quote)
+            over = (c for c in candidates if appraiser.qualifying(report, body, c) in report.quote)
             chosen = next(over, None)
         nonce = session.nonces.consume(chosen, time.monotonic())
-        asked = session.log_wanted
         if report.event_log is None:
             try:
-                return session.appraiser.appraise(report, body, nonce)
+                return appraiser.appraise(report, body, nonce)
             except LogWanted:
-                if asked:
+                if nonce in session.asked:
                     raise Rejected("boot.event-log-withheld", "asked for and not sent") from None
                 raise
         # A firmware log takes milliseconds: other nodes' reports need not wait for it.
-        return await asyncio.to_thread(session.appraiser.appraise, report, body, nonce)
+        return await asyncio.to_thread(appraiser.appraise, report, body, nonce)
+
+    async def _tell_others(self, nodes: Sequence[str]) -> None:
+        try:
+            await self.tell(nodes, time.time())
+        except StoreUnavailable:
+            log.warning("%d nodes get their directive with their next report", len(nodes))
 
     async def _order(self, node: str, directive: Directive) -> None:
         session = self._open.get(node)
@@ -328,4 +351,11 @@ class Sessions:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            log_fault("a push to nodes", fault)
+            self._metrics.faults.inc()

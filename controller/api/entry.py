@@ -16,8 +16,9 @@ from aiohttp import web
 
 from contract.errors import Rejected
 from contract.wire import decode_json
+from controller.api import PREFIX
 from controller.api.problem import CONTENT_TYPE, Problem, bug, problem_of
-from controller.api.route import PREFIX, AnyRoute, Call, Nothing, Person
+from controller.api.route import AnyRoute, Call, Nothing, Person
 from controller.faults import log_fault
 from controller.listener import source_of
 from controller.services import Services

@@ -17,7 +17,6 @@ from contract.names import checked_name
 from controller.records import Role
 from controller.services import Services
 
-PREFIX = "/api/v1"
 MAX_JSON_BYTES = 64 * 1024
 MAX_ID = 2**53
 

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import msgspec
 
 from contract.errors import Rejected
-from controller.api.route import PREFIX
+from controller.api import PREFIX
 from controller.cli.profile import Profile
 
 TIMEOUT_S = 60.0
