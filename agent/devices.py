@@ -66,13 +66,16 @@ class UsbTree:
 
     def names(self) -> list[str]:
         """Return the names of root hubs and devices, sorted; empty where the kernel has no USB."""
+        return [name for name in self.entries() if ROOT_HUB.fullmatch(name) or DEVICE.fullmatch(name)]
+
+    def entries(self) -> list[str]:
+        """Return the names of everything on the bus, interfaces among them, sorted; empty where the kernel has no USB."""
         try:
-            found = os.listdir(self._devices)  # noqa: PTH208  (one system call; runs once a second)
+            return sorted(os.listdir(self._devices))  # noqa: PTH208  (one system call; runs four times a second)
         except FileNotFoundError:
             if self._bus.parent.is_dir():
                 return []
             raise
-        return sorted(name for name in found if ROOT_HUB.fullmatch(name) or DEVICE.fullmatch(name))
 
     def device(self, name: str) -> UsbDevice | None:
         """Return what is known of one device; None if it has gone meanwhile."""
@@ -177,13 +180,13 @@ def _write(path: Path, value: str) -> None:
 class DeviceEvents:
     """Calls `on_change()` from its own thread when USB devices come, go or change.
 
-    Kernel uevents wake it. Once a second it also compares the list of devices, since netlink may overflow
+    Kernel uevents wake it. Four times a second it also compares the list of devices, since netlink may overflow
     and trees other than the kernel's own raise no uevents. The call carries no data and may be made in vain.
     """
 
     SETTLE_S = 0.02
     """A burst of uevents (one device raises five or more) is one call."""
-    POLL_S = 1.0
+    POLL_S = 0.25
 
     def __init__(self, tree: UsbTree, on_change: Callable[[], None]) -> None:
         self._tree = tree
@@ -226,7 +229,7 @@ class DeviceEvents:
 
     def _names(self) -> list[str]:
         try:
-            return self._tree.names()
+            return self._tree.entries()
         except OSError:
             return ["?"]  # the probe looks for itself and reports it
 

@@ -102,6 +102,9 @@ class Probe(ABC, Generic[S]):
         """The section's name."""
         self._before = f"{name}:"
 
+    def settle(self, now: float) -> None:
+        """Do what is daily work and no repair, before each `observe` in mode `enforce`: let in a device that may come."""
+
     @abstractmethod
     def observe(self, now: float) -> list[Drift]:
         """Return how the machine differs from the section. Writes nothing and raises nothing for a failed look."""

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct, field
 from agent import probes
 from agent.devices import MALFORMED, ROOT_HUB, UsbDevice
 from agent.probes import Difference, Notice, could_not_look
-from contract.messages import Drift
+from contract.messages import Drift, Severity, never_more
 
 Hex4 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{4}\Z")]
 Kind = Annotated[str, Meta(pattern=r"\A([0-9a-f]{2}|\*):([0-9a-f]{2}|\*):([0-9a-f]{2}|\*)\Z")]
@@ -96,6 +96,20 @@ class Probe(probes.Probe[Section]):
         super().__init__(section, around)
         self._refused: dict[tuple[str, ...], Notice] = {}
         self._told: set[tuple[str, ...]] = set()
+        self._admitted: list[Notice] = []
+
+    def settle(self, now: float) -> None:
+        """Let in what a rule allows and the kernel shut out because it was told to: an arrival is no drift."""
+        if self.section.default != "block":
+            return
+        for device in self._devices():
+            if (
+                self._allowed(device)
+                and self._waits(device)
+                and self._set_device(device)
+                and not device.authorized
+            ):
+                self._admitted.append(_notice("usb.admitted", "info", device, device.offered, "is let in"))
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each switch that is not as the rules want it, and for each that cannot be read."""
@@ -113,10 +127,7 @@ class Probe(probes.Probe[Section]):
         for name in names:
             if ROOT_HUB.fullmatch(name):
                 self._repair_defaults(name, wrong)
-        devices = [
-            device for name in names if not ROOT_HUB.fullmatch(name) and (device := self._device(name))
-        ]
-        for device in sorted(devices, key=self._allowed):
+        for device in sorted(self._devices(), key=self._allowed):
             if any(key == _key(device) or key.startswith(f"{device.name}:") for key in wrong):
                 self._set_device(device)
 
@@ -131,10 +142,11 @@ class Probe(probes.Probe[Section]):
             self.forget(key)
 
     def notices(self, now: float) -> list[Notice]:
-        """Return `usb.refused` once for each refused device, again after it was plugged in anew."""
+        """Return `usb.refused` and `usb.admitted`, once for each device, again after it was plugged in anew."""
         fresh = [notice for identity, notice in self._refused.items() if identity not in self._told]
         self._told = set(self._refused)
-        return fresh
+        admitted, self._admitted = self._admitted, []
+        return fresh + admitted
 
     def _differences(self) -> Iterator[Difference]:
         usb = self.around.host.usb
@@ -164,7 +176,7 @@ class Probe(probes.Probe[Section]):
         allowed = self._allowed(device)
         if not allowed:
             whole = (device.name, device.number, device.vendor, device.product, device.serial)
-            self._refused[whole] = _refusal(device, device.offered)
+            self._refused[whole] = _notice("usb.refused", "warning", device, device.offered, "is refused")
         if device.authorized != allowed:
             wanted = _IN if allowed else f"{_OUT} ({self._why(device)})"
             yield Difference(_key(device), wanted, _IN if device.authorized else _OUT)
@@ -174,7 +186,9 @@ class Probe(probes.Probe[Section]):
             may = self._may(device, interface.kind)
             if not may:
                 part = (interface.name, device.number, interface.kind)
-                self._refused[part] = _refusal(device, (interface.kind,))
+                self._refused[part] = _notice(
+                    "usb.refused", "warning", device, (interface.kind,), "is refused"
+                )
             if interface.authorized != may:
                 found = _IN if interface.authorized else _OUT
                 yield Difference(f"{interface.name} {interface.kind}", _IN if may else _OUT, found)
@@ -207,28 +221,43 @@ class Probe(probes.Probe[Section]):
             except OSError:
                 continue  # the next observation reports it
 
-    def _device(self, name: str) -> UsbDevice | None:
+    def _devices(self) -> Iterator[UsbDevice]:
+        """Yield the devices that can be read; `observe` reports the others."""
+        usb = self.around.host.usb
         try:
-            return self.around.host.usb.device(name)
+            names = usb.names()
         except OSError:
-            return None
+            return
+        for name in names:
+            try:
+                device = None if ROOT_HUB.fullmatch(name) else usb.device(name)
+            except OSError:
+                continue
+            if device is not None:
+                yield device
 
-    def _set_device(self, device: UsbDevice) -> None:
-        """Judge the device as it is now, not as it was when the drift was seen: another may sit in its port."""
+    def _waits(self, device: UsbDevice) -> bool:
+        """True if the device, or an interface of it that may work, is shut out."""
+        waiting = [each for each in device.interfaces if not each.authorized and self._may(device, each.kind)]
+        return bool(waiting) or not device.authorized
+
+    def _set_device(self, device: UsbDevice) -> bool:
+        """Set the switches of a device by what it is now: another may sit in its port. False if it could not be done."""
         usb = self.around.host.usb
         allowed = self._allowed(device)
         try:
             if device.authorized != allowed:
                 usb.authorize(device.name, allowed)
             if not allowed:
-                return
+                return True
             # Its interfaces appear when it is let in, so they are read anew.
             for interface in (usb.device(device.name) or device).interfaces:
                 may = self._may(device, interface.kind)
                 if interface.authorized != may:
                     usb.authorize_interface(device.name, interface.name, may)
         except OSError:
-            return  # unplugged meanwhile, or reported by the next observation
+            return False  # unplugged meanwhile, or reported by the next observation
+        return True
 
 
 def _matches(pattern: str, kind: str) -> bool:
@@ -243,7 +272,7 @@ def _key(device: UsbDevice) -> str:
     return f"{device.name} {device.vendor}:{device.product}"
 
 
-def _refusal(device: UsbDevice, kinds: Sequence[str]) -> Notice:
+def _notice(kind: str, severity: Severity, device: UsbDevice, kinds: Sequence[str], what: str) -> Notice:
     name = f"{device.vendor}:{device.product}" + (f" ({device.label})" if device.label else "")
     detail = {
         "port": device.name,
@@ -253,5 +282,5 @@ def _refusal(device: UsbDevice, kinds: Sequence[str]) -> Notice:
         "label": device.label,
         "interfaces": " ".join(kinds) or "unknown",
     }
-    cut = {key: value[:2048] for key, value in detail.items()}
-    return Notice("usb.refused", "warning", f"USB device {name} at {device.name} is refused"[:2048], cut)
+    cut = {key: never_more(value, 2048) for key, value in detail.items()}
+    return Notice(kind, severity, never_more(f"USB device {name} at {device.name} {what}", 2048), cut)

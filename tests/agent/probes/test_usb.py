@@ -98,6 +98,7 @@ def _pass(probe: Probe[usb_probe.Section], tree: UsbTree, now: float = 1.0) -> l
     """Observe, repair and let the kernel do its part until nothing moves; return the keys of what was seen."""
     keys: list[str] = []
     for _ in range(4):
+        probe.settle(now)
         drifts = probe.observe(now)
         keys += [drift.key for drift in drifts]
         probe.repair(drifts, now)
@@ -114,6 +115,28 @@ def test_the_known_keyboard_works_and_unknown_storage_does_not(tree: UsbTree) ->
     _pass(probe, tree)
     assert tree.authorized(keyboard) and all(tree.authorized(name) for name in tree.interfaces(keyboard))
     assert not tree.authorized(stick) and tree.interfaces(stick) == []
+
+
+def test_an_allowed_device_that_arrives_is_let_in_without_a_drift(tree: UsbTree) -> None:
+    probe = _probe(tree)
+    _pass(probe, tree)
+    keyboard = tree.plug(KNOWN_KEYBOARD)
+    for _ in range(3):
+        probe.settle(1.0)
+        tree.settle()
+    assert all(tree.authorized(name) for name in [keyboard, *tree.interfaces(keyboard)])
+    assert probe.observe(1.0) == []
+    assert [each.kind for each in probe.notices(1.0)] == ["usb.admitted"]
+    probe.settle(2.0)
+    assert probe.observe(2.0) == [] and probe.notices(2.0) == []
+
+
+def test_in_observe_mode_nothing_is_let_in(tree: UsbTree) -> None:
+    probe = _probe(tree)
+    _pass(probe, tree)
+    keyboard = tree.plug(KNOWN_KEYBOARD)
+    assert [(drift.wanted, drift.found) for drift in probe.observe(1.0)] == [("authorized", "not authorized")]
+    assert not tree.authorized(keyboard)
 
 
 def test_a_refused_device_is_told_once_and_again_after_replug(tree: UsbTree) -> None:
@@ -158,7 +181,8 @@ def test_d02_an_allowed_device_gets_only_its_listed_interfaces(tree: UsbTree) ->
     _pass(probe, tree)
     assert tree.authorized(name)
     assert tree.authorized(f"{name}:1.0") and not tree.authorized(f"{name}:1.1")
-    assert [each.detail["interfaces"] for each in probe.notices(1.0)] == ["08:06:50"]
+    told = [(each.kind, each.detail["interfaces"]) for each in probe.notices(1.0)]
+    assert told == [("usb.refused", "08:06:50"), ("usb.admitted", "03:01:01 08:06:50")]
 
 
 def test_a_block_rule_is_stronger_than_an_allow_rule(tree: UsbTree) -> None:
