@@ -65,7 +65,17 @@ MIN_SILENCE_S = 30.0
 class Session:
     """One node's open connection and what its next report will be held against."""
 
-    __slots__ = ("appraiser", "asked", "greeted", "identity", "nonces", "number", "socket", "stale")
+    __slots__ = (
+        "appraiser",
+        "asked",
+        "closing",
+        "greeted",
+        "identity",
+        "nonces",
+        "number",
+        "socket",
+        "stale",
+    )
 
     def __init__(self, socket: web.WebSocketResponse, identity: CertifiedNode, record: SessionRecord) -> None:
         """`record` is what the store said when it let the session open."""
@@ -73,6 +83,8 @@ class Session:
         self.identity = identity
         self.appraiser = Appraiser(record, identity.fingerprint)
         self.nonces = Nonces()
+        self.closing: asyncio.Future[None] | None = None
+        """Done when a close that another task began has sent its frame."""
         self.greeted = False
         """Hello is sent: only then may anything else be."""
         self.asked: frozenset[bytes] = frozenset()
@@ -106,13 +118,16 @@ class Session:
 
     async def close(self, code: int) -> None:
         """Close without waiting for long; a socket that is not open yet sees by itself that it was replaced."""
-        if not self.socket.prepared:
+        if not self.socket.prepared or self.closing is not None:
             return
+        self.closing = asyncio.get_running_loop().create_future()
         try:
             async with asyncio.timeout(SEND_S):
                 await self.socket.close(code=code)
         except (TimeoutError, ConnectionError):
             log.debug("session of %s did not close in time", self.node)
+        finally:
+            self.closing.set_result(None)
 
 
 class Sessions:
@@ -151,6 +166,8 @@ class Sessions:
             await socket.prepare(request)
             request[SOCKET] = socket
             await self._converse(session)
+            if session.closing is not None:  # returning now would cut the close frame off
+                await session.closing
         finally:
             await self._leave(session)
         return socket
