@@ -28,20 +28,16 @@ from controller.records import BreakerLimits, IncidentKind, Record, SitePolicy
 OWN_FAILURE = "verification.failed"
 
 _WEIGHT: tuple[tuple[str, Tier], ...] = (
-    ("quote.safe", "affirming"),
-    ("quote.unsafe", "affirming"),
     ("quote.clock-unsafe", "affirming"),
-    ("quote.firmware", "warning"),
-    ("boot.observe", "warning"),
-    ("boot.reference-learned", "affirming"),
-    ("eventlog.note", "affirming"),
+    ("quote.firmware-version", "warning"),
+    ("boot.observe.", "warning"),
     ("posture.differs", "warning"),
     ("baseline.differs", "warning"),
     ("drift.", "warning"),
     # Late or crossed, not forged: the next report will do. Nothing was accepted.
     ("nonce.", "warning"),
     ("message.", "warning"),
-    ("report.", "warning"),
+    ("report.malformed", "warning"),
 )
 _RANK: dict[Tier, int] = {"none": 0, "affirming": 1, "warning": 2, "contraindicated": 3}
 _FOUND = re.compile(r"found (.+)\Z", re.DOTALL)

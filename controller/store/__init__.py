@@ -37,11 +37,20 @@ GROUP_JOBS = 128
 """So many jobs share a transaction at most: bounds what one failing job makes the others repeat."""
 QUEUE_JOBS = 20_000
 """Past this the store refuses at once instead of promising answers that nobody waits for any more."""
+_OWN_SQLSTATES = ("40", "55", "57014")
+"""Of one transaction, not of the server: serialisation and deadlock, locks, its own time-out."""
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
 class StoreUnavailable(Exception):
-    """The database did not answer: nothing was stored. Try again."""
+    """The database did not answer: nothing was stored. Try again.
+
+    `for_all`: it is the connection or the disk, not this one transaction (a deadlock, a lock that took too long).
+    """
+
+    def __init__(self, detail: str, *, for_all: bool = True) -> None:
+        super().__init__(detail)
+        self.for_all = for_all
 
 
 class Duplicate(Exception):
@@ -190,6 +199,12 @@ class Store:
         if len(jobs) > 1:
             try:
                 results = self._transact(jobs)
+            except StoreUnavailable as error:
+                if error.for_all:
+                    # Each of them would wait for the same dead connection in turn.
+                    for job in jobs:
+                        _deliver(job, None, error)
+                    return
             except BaseException:  # noqa: S110  (an outermost place: each runs alone below and tells its own caller)
                 pass
             else:
@@ -216,7 +231,8 @@ class Store:
         except DBAPIError as error:
             if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
                 self._drop_connection()
-                raise StoreUnavailable(str(error.orig)) from error
+                own = str(getattr(error.orig, "sqlstate", None) or "").startswith(_OWN_SQLSTATES)
+                raise StoreUnavailable(str(error.orig), for_all=not own) from error
             raise
 
     def _drop_connection(self) -> None:

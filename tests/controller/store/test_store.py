@@ -1,0 +1,230 @@
+"""The store: group commit, refusals that are kept, failures that take nobody with them; on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from contract.errors import Rejected
+from controller.store import Duplicate, Refused, Store, StoreUnavailable, Transaction, access, events, migrate
+from controller.store.schema import metadata
+from tests.parts.fleets import T0
+from tests.parts.postgres import Postgres
+
+OpenStore = Callable[[], Store]
+
+
+def _note(actor: str) -> Callable[[Transaction], str]:
+    def job(tx: Transaction) -> str:
+        access.note(tx, actor=actor, act="test", target="", reason="", now=T0)
+        return actor
+
+    return job
+
+
+async def _actors(store: Store) -> list[str]:
+    return [n.actor for n in await store.run(lambda tx: access.notes(tx, after=0, limit=10_000))]
+
+
+async def test_migrations_make_exactly_the_schema_that_the_code_knows(open_store: OpenStore) -> None:
+    def differences(tx: Transaction) -> list[object]:
+        return list(compare_metadata(MigrationContext.configure(tx), metadata))
+
+    assert await open_store().run(differences) == []
+
+
+async def test_migrating_twice_changes_nothing(database_url: str, open_store: OpenStore) -> None:
+    store = open_store()
+    await store.run(_note("before"))
+    migrate(database_url)
+    assert await _actors(store) == ["before"]
+
+
+async def test_jobs_that_wait_together_all_get_their_own_result(open_store: OpenStore) -> None:
+    store = open_store()
+    results = await asyncio.gather(*(store.run(_note(f"a{n}")) for n in range(500)))
+    assert results == [f"a{n}" for n in range(500)]
+    assert await _actors(store) == results
+
+
+async def test_one_failing_job_takes_no_other_with_it(open_store: OpenStore) -> None:
+    store = open_store()
+
+    def broken(tx: Transaction) -> str:
+        access.note(tx, actor="broken", act="test", target="", reason="", now=T0)
+        raise ZeroDivisionError("a bug of ours")
+
+    jobs = [_note("one"), broken, _note("two"), broken, _note("three")]
+    results = await asyncio.gather(*(store.run(job) for job in jobs), return_exceptions=True)
+    assert [str(r) if isinstance(r, str) else type(r) for r in results] == [
+        "one",
+        ZeroDivisionError,
+        "two",
+        ZeroDivisionError,
+        "three",
+    ]
+    assert sorted(await _actors(store)) == ["one", "three", "two"]
+
+
+async def test_a_refusal_is_raised_and_what_was_written_with_it_stays(open_store: OpenStore) -> None:
+    store = open_store()
+
+    def refuse(tx: Transaction) -> str | Refused:
+        access.note(tx, actor="refused", act="test", target="", reason="", now=T0)
+        return Refused(Rejected("test.refused", "no"))
+
+    with pytest.raises(Rejected, match=r"test\.refused"):
+        await store.run(refuse)
+    assert await _actors(store) == ["refused"]
+
+
+async def test_a_taken_key_is_a_duplicate(open_store: OpenStore) -> None:
+    store = open_store()
+
+    def add(tx: Transaction) -> None:
+        access.add(tx, "ci", "viewer", b"x" * 32, expires_at=None, now=T0)
+
+    await store.run(add)
+    with pytest.raises(Duplicate):
+        await store.run(add)
+    assert [t.name for t in await store.run(access.all_)] == ["ci"]
+
+
+async def test_a_closed_store_refuses(open_store: OpenStore) -> None:
+    store = open_store()
+    store.close()
+    store.close()
+    with pytest.raises(StoreUnavailable):
+        await store.run(_note("late"))
+
+
+async def test_what_was_queued_before_closing_is_done(open_store: OpenStore) -> None:
+    store = open_store()
+    jobs = [asyncio.ensure_future(store.run(_note(f"a{n}"))) for n in range(200)]
+    await asyncio.sleep(0)
+    await asyncio.to_thread(store.close)
+    assert len(await asyncio.gather(*jobs)) == 200
+    assert len(await _actors(open_store())) == 200
+
+
+async def test_c03_without_a_database_nothing_is_promised_and_it_comes_back(
+    postgres_server: Postgres, database_url: str, open_store: OpenStore
+) -> None:
+    if not database_url.startswith("postgresql"):
+        pytest.skip("an embedded database does not go away by itself")
+    store = open_store()
+    await store.run(_note("before"))
+    postgres_server.stop()
+    try:
+        with pytest.raises(StoreUnavailable):
+            await store.run(_note("while it is down"))
+    finally:
+        postgres_server.start()
+    await store.run(_note("after"))
+    assert await _actors(store) == ["before", "after"]
+
+
+_WRITER = """
+import asyncio, sys
+from controller.store import Store, access
+async def main():
+    store = Store(sys.argv[1])
+    async def one(n):
+        def job(tx):
+            access.note(tx, actor=f"{n}", act="first", target="", reason="", now=0.0)
+            access.note(tx, actor=f"{n}", act="second", target="", reason="", now=0.0)
+        await store.run(job)
+        print(n, flush=True)
+    for base in range(0, 1_000_000, 50):
+        await asyncio.gather(*(one(base + n) for n in range(50)))
+asyncio.run(main())
+"""
+
+
+def _write_until_killed(url: str, lines: int) -> set[str]:
+    """Run a writer, kill it after so many acknowledged jobs and return all that it acknowledged."""
+    tree = Path(__file__).resolve().parents[3]
+    with subprocess.Popen(
+        [sys.executable, "-c", _WRITER, url],
+        cwd=tree,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+    ) as writer:
+        assert writer.stdout is not None
+        said = {writer.stdout.readline().strip() for _ in range(lines)}
+        writer.send_signal(signal.SIGKILL)
+        return said | {line.strip() for line in writer.stdout if line.endswith("\n")}
+
+
+async def test_c04_killed_at_any_moment_nothing_acknowledged_is_lost_or_half_done(
+    database_url: str, open_store: OpenStore
+) -> None:
+    said: set[str] = set()
+    for lines in (1, 60, 333):
+        said |= await asyncio.to_thread(_write_until_killed, database_url, lines)
+        stored = await open_store().run(lambda tx: access.notes(tx, after=0, limit=1_000_000))
+        first = [n.actor for n in stored if n.act == "first"]
+        second = [n.actor for n in stored if n.act == "second"]
+        assert sorted(first) == sorted(second)
+        assert said <= set(first)
+
+
+async def test_the_event_cursor_misses_nothing_with_two_controllers(open_store: OpenStore) -> None:
+    one, two = open_store(), open_store()
+    done = asyncio.Event()
+
+    async def write(store: Store, name: str) -> None:
+        for n in range(60):
+            await store.run(lambda tx, n=n: events.add(tx, f"{name}.{n}", "info", "", now=T0))
+
+    async def follow() -> list[str]:
+        seen: list[str] = []
+        cursor, last = 0, False
+        while True:
+            page = await one.run(
+                lambda tx, after=cursor: events.read(
+                    tx, after=after, limit=7, node=None, site=None, order="up"
+                )
+            )
+            seen += [event.kind for event in page]
+            cursor = page[-1].id if page else cursor
+            if last and not page:
+                return seen
+            last = done.is_set()
+
+    async def write_both() -> None:
+        await asyncio.gather(write(one, "one"), write(two, "two"))
+        done.set()
+
+    seen, _ = await asyncio.gather(follow(), write_both())
+    assert sorted(seen) == sorted(f"{name}.{n}" for name in ("one", "two") for n in range(60))
+
+
+async def test_sqlite_commits_reach_the_disk(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'x.db'}"
+    migrate(url)
+    store = Store(url)
+    settings = await store.run(
+        lambda tx: [
+            tx.execute(sqlalchemy.text(f"PRAGMA {name}")).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
+    )
+    store.close()
+    assert settings == ["wal", 2, 1]
+
+
+def test_other_databases_are_refused() -> None:
+    with pytest.raises(Rejected, match=r"store\.url"):
+        Store("mysql://localhost/x")
