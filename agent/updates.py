@@ -38,6 +38,9 @@ Fetch = Callable[[str, int], bytes]
 """(path on the controller, most bytes) -> content. Raises FileNotFoundError when the controller has no such
 file (404), any other OSError for "try again later"."""
 
+KEPT_BASELINES = 16
+"""At most 2 MiB each, with its proof; the one asked for longest ago goes first."""
+
 _ROOT_NAME = re.compile(r"([1-9][0-9]{0,8})\.root\.json", re.ASCII)
 _NEW = ".new-"
 """Prefix of files that a power cut may leave behind half-written."""
@@ -106,12 +109,10 @@ class Updates:
             return trusted_baseline(targets_from_proof(self._anchor, self._kept(), proof), wanted, raw)
 
     def prune(self, keep: Collection[BaselineRef | WantedBaseline]) -> None:
-        """Remove every kept baseline but these."""
+        """Remove every kept baseline but these. Without it, the KEPT_BASELINES asked for last stay."""
         names = {wanted_of(ref).sha256 for ref in keep}
         with self._lock:
-            for path in self._baselines.iterdir():
-                if path.stem not in names:
-                    path.unlink()
+            self._keep_only(names)
 
     def _download(
         self, targets: VerifiedTargets, wanted: WantedBaseline, highest_version: int
@@ -148,11 +149,21 @@ class Updates:
         _write((self._roots if _ROOT_NAME.fullmatch(name) else self._tuf) / name, content)
 
     def _keep_baseline(self, trusted: TrustedBaseline, targets: VerifiedTargets) -> None:
-        """The proof first: a baseline without one is as good as none."""
+        """The proof first: a baseline without one is as good as none. Then the longest unused make room."""
         for suffix, content in (("proof", targets.proof()), ("toml", trusted.raw)):
             path = self._baselines / f"{trusted.sha256}.{suffix}"
             if self._read(path) != content:
                 _write(path, content)
+            os.utime(path)
+        newest = sorted(
+            self._baselines.glob("*.toml"), key=lambda path: path.stat().st_mtime_ns, reverse=True
+        )
+        self._keep_only({path.stem for path in newest[:KEPT_BASELINES]})
+
+    def _keep_only(self, names: Collection[str]) -> None:
+        for path in self._baselines.iterdir():
+            if path.stem not in names:
+                path.unlink()
 
     def _oldest_root(self) -> bytes:
         versions = [int(m[1]) for p in self._roots.iterdir() if (m := _ROOT_NAME.fullmatch(p.name))]

@@ -15,7 +15,7 @@ from tuf.api.metadata import Root
 from tuf.ngclient import Updater
 from tuf.ngclient.fetcher import FetcherInterface
 
-from agent.updates import Updates
+from agent.updates import KEPT_BASELINES, Updates
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
 from contract.messages import METADATA_PATH, TARGETS_PATH, BaselineRef
@@ -85,6 +85,19 @@ def test_new_version_arrives_and_the_old_one_stays_until_pruned(kit: SigningKit,
     updates.prune([second])
     assert code_of(updates.load_cached, first) == "baseline.not-kept"
     assert updates.load_cached(second).version == 2
+
+
+def test_kept_baselines_take_a_fixed_space(kit: SigningKit, tmp_path: Path) -> None:
+    updates = kit.updates(tmp_path)
+    last = KEPT_BASELINES + 5
+    kit.publish(*(minimal_baseline(version=v) for v in range(2, last + 1)), now=NOW + 5)
+    for version in range(1, last + 1):
+        updates.get(kit.wanted("factory", version), now=NOW + 6)
+        updates.get(kit.wanted("factory", 1), now=NOW + 6)  # asked for again and again: stays
+    assert len(list((tmp_path / "tuf/baselines").iterdir())) == 2 * KEPT_BASELINES
+    assert updates.load_cached(kit.wanted("factory", 1)).version == 1
+    assert updates.load_cached(kit.wanted("factory", last)).version == last
+    assert code_of(updates.load_cached, kit.wanted("factory", 2)) == "baseline.not-kept"
 
 
 def test_c01_rollback_of_a_baseline_is_rejected_even_when_it_is_signed_and_kept(
@@ -237,8 +250,8 @@ def test_c01_versions_driven_to_the_end_by_a_stolen_online_key_are_undone_by_a_n
 
 def test_a01_killed_at_any_moment_of_keeping_a_baseline_it_goes_on(tmp_path: Path) -> None:
     kit = SigningKit(now=NOW)
-    kit.publish(*(minimal_baseline(version=v) for v in range(1, 30)), now=NOW)
-    wanted = [kit.wanted("factory", v) for v in range(1, 30)]
+    kit.publish(*(minimal_baseline(version=v) for v in range(1, 12)), now=NOW)
+    wanted = [kit.wanted("factory", v) for v in range(1, 12)]
     kit.updates(tmp_path).get(wanted[0], now=NOW)
 
     def keep_on() -> None:
@@ -263,7 +276,7 @@ def test_a01_killed_at_any_moment_of_keeping_a_baseline_it_goes_on(tmp_path: Pat
                 assert updates.load_cached(one).sha256 == one.sha256
             except Rejected as error:
                 assert error.code == "baseline.not-kept"
-        assert updates.get(wanted[-1], now=NOW).version == 29
+        assert updates.get(wanted[-1], now=NOW).version == 11
 
 
 def test_a03_full_disk_is_an_error_to_try_again_and_spoils_nothing(kit: SigningKit, tmp_path: Path) -> None:

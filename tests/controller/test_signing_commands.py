@@ -238,6 +238,42 @@ def test_keys_are_replaced_and_the_old_ones_are_worth_nothing(bench: Bench) -> N
     assert "metadata/2.root.json" in new.files
 
 
+def test_root_keys_are_replaced_by_old_and_new_together(bench: Bench) -> None:
+    bench.new()
+    bench.baseline(1)
+    bench.good(bench.sign(1))
+    state = Repository(bench.online).accept(read_bundle(bench.repository), {}, now=time.time()).files
+    bench.good("keys new --out @next --online-key @online.pub --plain")
+    (bench.folder / "next.pub").write_text(bench.good("keys public @next/keys/root-1.pem"))
+    rotate = "keys rotate @out --root-key @next.pub"
+    old, new = "--key @out/keys/root-1.pem", "--key @next/keys/root-1.pem"
+    assert "metadata.signatures" in bench.bad(f"{rotate} {old}")
+    assert "metadata.signatures" in bench.bad(f"{rotate} {new}")
+    assert "root version 2" in bench.good(f"{rotate} {old} {new}")
+    assert "metadata.signatures" in bench.bad(f"keys rotate @out {old}")
+    assert "root version 3" in bench.good(f"keys rotate @out {new}")
+    new_state = Repository(bench.online).accept(read_bundle(bench.repository), state, now=time.time() + 1)
+    assert {"metadata/2.root.json", "metadata/3.root.json"} <= new_state.files.keys()
+
+
+def test_online_key_is_replaced_by_command(bench: Bench) -> None:
+    bench.new()
+    other = Ed25519PrivateKey.generate()
+    public = other.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (bench.folder / "other.pub").write_bytes(public)
+    bench.good("keys rotate @out --online-key @other.pub --key @out/keys/root-1.pem")
+    bundle = read_bundle(bench.repository)
+    with pytest.raises(Rejected, match=r"bundle\.online-key"):
+        Repository(bench.online).accept(bundle, {}, now=time.time())
+    Repository(other).accept(bundle, {}, now=time.time())
+
+
+def test_key_of_the_controller_is_never_taken_for_an_offline_role(bench: Bench) -> None:
+    bench.new()
+    line = "keys rotate @out --key @out/keys/root-1.pem --targets-key @online.pub"
+    assert "metadata.roles" in bench.bad(line)
+
+
 def test_thresholds_that_nobody_can_meet_are_refused(bench: Bench) -> None:
     bench.new()
     line = "keys rotate @out --key @out/keys/root-1.pem --targets-threshold 2"
