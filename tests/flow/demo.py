@@ -217,7 +217,8 @@ class Demo:
         self.say(f"an old signed list is refused: {_last_line(refused)}")
         changed = self.lab.folder / "offline-changed"
         shutil.copytree(lab.folder / "offline/repository", changed)
-        target = changed / "targets/factory/4.toml"
+        lab.sign("factory", 5, self._numbers["factory"], repository=changed, extra_port=9090)
+        target = changed / "targets/factory/5.toml"
         target.write_bytes(target.read_bytes().replace(b"9090", b"9091"))
         refused = lab.ringfence("baseline", "push", changed, check=False)
         self.check(
@@ -350,8 +351,8 @@ class Demo:
         self.say("factory-3 rebooted into its known boot chain; good evidence alone releases nothing")
         asked = time.time()
         for hold in lab.api("GET", "/holds")["items"]:
-            kind, name = ("node", hold["node"]) if hold["node"] else ("site", hold["site"])
-            lab.ringfence("release", kind, name, "--reason", "kernel command line restored, disk checked")
+            target = ("--node", hold["node"]) if hold["node"] else ("--site", hold["site"])
+            lab.ringfence("release", *target, "--reason", "kernel command line restored, disk checked")
         self.all_in_force("factory", 4, within_s=30)
         for node in lab.nodes:
             self.check(not node.table("ringfence_cut"), f"{node.name} is still cut off")
@@ -443,8 +444,8 @@ It goes on running until you press Ctrl-C. From another terminal, as root:
   {script} node factory-1
   {script} incidents
   {script} events --follow
-  {script} isolate site shop --reason "trying it"
-  {script} release site shop --reason "tried it"
+  {script} isolate --site shop --reason "trying it"
+  {script} release --site shop --reason "tried it"
   nsenter --net=/run/netns/{node.host.namespace.name} nft list ruleset
   nsenter --net=/run/netns/{node.host.namespace.name} nft flush ruleset      # watch it come back
   nsenter --net=/run/netns/{client} curl http://{node.host.enclave[0]}:8080/v1/infer

@@ -276,6 +276,7 @@ class Lab:
         self.start_controller()
         self.ringfence(
             "login",
+            "--url",
             f"https://{address4}:{ADMIN_PORT}",
             "--ca",
             self.ca,
@@ -418,7 +419,9 @@ root = "{node.folder}/root"
 
     # ---- baselines
 
-    def sign(self, name: str, version: int, site: int, **changes: object) -> None:
+    def sign(
+        self, name: str, version: int, site: int, *, repository: Path | None = None, **changes: object
+    ) -> None:
         """Write a baseline for a site's network and sign it with the offline key."""
         file = self.folder / f"{name}-{version}.toml"
         file.write_text(baselines.text(name, version, site, **changes))  # type: ignore[arg-type]
@@ -427,7 +430,7 @@ root = "{node.folder}/root"
             "sign",
             file,
             "--repository",
-            self.folder / "offline/repository",
+            repository or self.folder / "offline/repository",
             "--key",
             self.folder / "offline/keys/targets-1.pem",
         )
