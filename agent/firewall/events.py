@@ -17,6 +17,7 @@ import os
 import select
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,10 +94,15 @@ class Events:
             ready = [fd for fd, _ in poll.poll(_POLL_S * 1000)]
             if self._wake_in in ready:
                 return
-            if ready:
-                self._drain()
-            else:
-                self._ask()
+            try:
+                if ready:
+                    self._drain()
+                else:
+                    self._ask()
+            except OSError:
+                # Whatever was lost, a look at the whole state makes good; at most ten times a second.
+                self._on_change(None)
+                time.sleep(0.1)
 
     def _drain(self) -> None:
         """Take everything that waits; one call for each process, however many commits it made."""

@@ -25,6 +25,7 @@ _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 _ERROR = 2
 _DONE = 3
+_ORDERS_AT_ONCE = 64
 _GETTABLE = 1
 _GETGEN = 16
 _TYPE_MASK = 0x3FFF
@@ -36,16 +37,18 @@ class Message(NamedTuple):
 
     kind: int
     payload: bytes
+    sequence: int
+    """Of the question that it answers; 0 for an announcement."""
 
 
 def messages(data: bytes) -> Iterator[Message]:
     """Yield the messages of one datagram."""
     at = 0
     while at + _HEADER.size <= len(data):
-        length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+        length, kind, _, sequence, _ = _HEADER.unpack_from(data, at)
         if length < _HEADER.size or at + length > len(data):
             return
-        yield Message(kind, data[at + _HEADER.size : at + length])
+        yield Message(kind, data[at + _HEADER.size : at + length], sequence)
         at += (length + 3) & ~3
 
 
@@ -88,18 +91,18 @@ class Talk:
         self._socket.close()
 
     def ask(self, kind: int, payload: bytes) -> Message:
-        """Return the one answer to a question. Raises OSError as the kernel says."""
+        """Return the one answer to a question. Raises OSError as the kernel says, TimeoutError after 2 s."""
         self._send([(kind, payload)], 0)
-        for answer in messages(self._socket.recv(1 << 16)):
-            _raise_error(answer)
-            return answer
-        raise OSError("netlink: empty answer")
+        while True:
+            for answer in self._answers(self._sequence):
+                _raise_error(answer)
+                return answer
 
     def dump(self, kind: int, payload: bytes) -> Iterator[Message]:
-        """Yield every object of a dump. Raises OSError as the kernel says."""
+        """Yield every object of a dump. Raises OSError as `ask`."""
         self._send([(kind, payload)], NLM_DUMP)
         while True:
-            for answer in messages(self._socket.recv(1 << 20)):
+            for answer in self._answers(self._sequence):
                 if answer.kind == _DONE:
                     return
                 _raise_error(answer)
@@ -108,20 +111,25 @@ class Talk:
     def order(self, orders: list[tuple[int, bytes]]) -> int:
         """Send orders in bulk; return how many the kernel carried out (the rest were gone already, or refused)."""
         done = 0
-        for start in range(0, len(orders), 64):
-            part = orders[start : start + 64]
+        for start in range(0, len(orders), _ORDERS_AT_ONCE):
+            part = orders[start : start + _ORDERS_AT_ONCE]
+            first = self._sequence + 1
             self._send(part, NLM_ACK)
             answered = 0
             while answered < len(part):
-                for answer in messages(self._socket.recv(1 << 20)):
+                for answer in self._answers(first):
                     answered += 1
                     done += answer.kind == _ERROR and answer.payload[:4] == b"\0\0\0\0"
         return done
 
+    def _answers(self, first: int) -> list[Message]:
+        """Return the messages of the next datagram, without late answers to what was asked before `first`."""
+        return [each for each in messages(self._socket.recv(1 << 20)) if each.sequence >= first]
+
     def _send(self, parts: list[tuple[int, bytes]], flags: int) -> None:
         out = b""
         for kind, payload in parts:
-            self._sequence = (self._sequence + 1) & 0xFFFFFFFF
+            self._sequence += 1
             one = frame(kind, flags, payload, self._sequence)
             out += one + b"\0" * (-len(one) % 4)
         self._socket.send(out)

@@ -27,7 +27,7 @@ from typing import Protocol as Interface
 from typing import TypeVar
 
 from agent.firewall import section as sections
-from agent.firewall.section import Address, PortRange, Section
+from agent.firewall.section import PortRange, Section
 from contract.messages import Posture
 
 N = TypeVar("N", ipaddress.IPv4Network, ipaddress.IPv6Network)
@@ -168,27 +168,6 @@ def _addressees(rules: Iterable[sections.Rule]) -> list[str]:
     return sorted({rule.zone for rule in rules})
 
 
-def _by_family(
-    networks: Iterable[Address],
-) -> tuple[list[ipaddress.IPv4Network], list[ipaddress.IPv6Network]]:
-    """Return both families, each collapsed where it has prefixes: nftables refuses overlapping intervals."""
-    four: list[ipaddress.IPv4Network] = []
-    six: list[ipaddress.IPv6Network] = []
-    for network in networks:
-        if isinstance(network, ipaddress.IPv4Network):
-            four.append(network)
-        else:
-            six.append(network)
-    return _collapsed(four), _collapsed(six)
-
-
-def _collapsed(networks: list[N]) -> list[N]:
-    """Leave single addresses alone: they make a hash set, which is faster and may be of any length."""
-    if all(network.num_addresses == 1 for network in networks):
-        return sorted(set(networks))
-    return sorted(ipaddress.collapse_addresses(networks))
-
-
 def _set(name: str, kind: str, elements: Sequence[str], *, interval: bool = False) -> str:
     flags = "\n\t\tflags interval" if interval else ""
     filled = f"\n\t\telements = {{ {', '.join(elements)} }}" if elements else ""
@@ -208,15 +187,30 @@ def _controller_sets(around: Around) -> list[str]:
 
 
 def _zone_sets(name: str, zone: sections.Zone) -> list[str]:
-    four, six = _by_family(map(sections.checked_network, zone.addresses))
-    out = []
-    families: tuple[tuple[int, Sequence[Address]], ...] = ((4, four), (6, six))
-    for version, networks in families:
-        if networks:
-            single = all(network.num_addresses == 1 for network in networks)
-            elements = [str(net.network_address if net.num_addresses == 1 else net) for net in networks]
-            out.append(_set(f"zone{version}_{name}", f"ipv{version}_addr", elements, interval=not single))
-    return out
+    four: list[ipaddress.IPv4Network] = []
+    six: list[ipaddress.IPv6Network] = []
+    for network in map(sections.checked_network, zone.addresses):
+        if isinstance(network, ipaddress.IPv4Network):
+            four.append(network)
+        else:
+            six.append(network)
+    return [
+        _set(f"zone{version}_{name}", f"ipv{version}_addr", elements, interval=interval)
+        for version, (elements, interval) in ((4, _elements(four)), (6, _elements(six)))
+        if elements
+    ]
+
+
+def _elements(networks: list[N]) -> tuple[list[str], bool]:
+    """Return a set's elements, and whether it must be an interval set.
+
+    Single addresses alone make a hash set, which is faster; prefixes are collapsed, since nftables
+    refuses intervals that overlap.
+    """
+    if all(network.prefixlen == network.max_prefixlen for network in networks):
+        return sorted({str(network.network_address) for network in networks}), False
+    merged = ipaddress.collapse_addresses(networks)
+    return [str(net.network_address if net.prefixlen == net.max_prefixlen else net) for net in merged], True
 
 
 def _matches(name: str, zone: sections.Zone, interface_key: str, address_key: str) -> list[str]:
@@ -227,7 +221,8 @@ def _matches(name: str, zone: sections.Zone, interface_key: str, address_key: st
         start = f"{interface_key} {{ {names} }} "
     if not zone.addresses:
         return [start]
-    four, six = _by_family(map(sections.checked_network, zone.addresses))
+    six = any(":" in address for address in zone.addresses)
+    four = any(":" not in address for address in zone.addresses)
     out = [f"{start}{address_key.format('ip')} @zone4_{name} "] if four else []
     return out + ([f"{start}{address_key.format('ip6')} @zone6_{name} "] if six else [])
 

@@ -35,7 +35,7 @@ class Probe(probes.Probe[Section]):
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
-        self._rendered: tuple[object, str] = (None, "")
+        self._rendered: tuple[object, str, str] = (None, "", "")
         self._last: tuple[int, str, list[Difference]] | None = None
         self._looked_at = 0.0
         self._blame = ""
@@ -43,11 +43,16 @@ class Probe(probes.Probe[Section]):
 
     def text(self) -> str:
         """Return the batch that this section wants under the posture and fences of the moment."""
+        return self._texts()[0]
+
+    def _texts(self) -> tuple[str, str]:
+        """Return the whole batch and the cut table alone."""
         around = self.around
         key = (around.posture, around.controller, around.fenced)
         if self._rendered[0] != key:
-            self._rendered = (key, render.render(self.section, around.posture, around))
-        return self._rendered[1]
+            whole = render.render(self.section, around.posture, around)
+            self._rendered = (key, whole, render.render_cut(self.section, around))
+        return self._rendered[1:]
 
     def observe(self, now: float) -> list[Drift]:
         """Return one drift for each object of our tables that differs, and for each foreign chain that matters."""
@@ -56,7 +61,7 @@ class Probe(probes.Probe[Section]):
             return self.drifts(
                 [could_not_look(_RULESET, "our tables", OSError("no access to nftables"))], now
             )
-        netfilter.prepared_cut = render.render_cut(self.section, self.around)
+        netfilter.prepared_cut = self._texts()[1]
         culprits = netfilter.noted()
         try:
             differences = self._differences(netfilter, now)
