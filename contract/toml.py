@@ -243,7 +243,6 @@ class _Scanner:
                 path = (*path, self._arrays[path])
         if many:
             self._arrays[path] = self._arrays.get(path, -1) + 1
-            self._lines.setdefault(path, line)
             path = (*path, self._arrays[path])
         for length in range(1, len(path) + 1):
             self._lines.setdefault(path[:length], line)

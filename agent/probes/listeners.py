@@ -81,11 +81,15 @@ class Probe(probes.Probe[Section]):
         wrong = {drift.key for drift in drifts}
         host = self.around.host
         try:
-            for listener in host.listeners():
-                if not self._allowed(listener) and _key(listener) in wrong:
-                    host.end_listener(listener)
+            listeners = host.listeners()
         except OSError:
-            return  # the next observation reports what is still there
+            return  # the next observation reports it
+        for listener in listeners:
+            if not self._allowed(listener) and _key(listener) in wrong:
+                try:
+                    host.end_listener(listener)
+                except OSError:
+                    continue  # hidden, or not to be killed: the next observation reports that it is still there
 
     def _allowed(self, listener: Listener) -> bool:
         return any(rule.covers(listener) for rule in self.section.allow)

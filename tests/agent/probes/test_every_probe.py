@@ -50,6 +50,22 @@ def test_the_probes_are_those_of_the_design() -> None:
     assert set(NAMES) >= {"boot", "files", "firewall", "listeners", "sysctl", "usb"}
 
 
+def test_a_section_without_a_probe_is_refused_with_file_line_and_the_known_ones() -> None:
+    with pytest.raises(Rejected) as refused:
+        probes.parse_sections(parse_baseline((HEAD + "[sysctls]\n").encode(), file="case.toml"))
+    line = HEAD.count("\n") + 1
+    known = ", ".join(NAMES)
+    assert str(refused.value) == (
+        f"baseline.key: case.toml:{line}: sysctls: unknown section; expected one of: {known}"
+    )
+
+
+def test_a_sections_own_mode_is_stronger_than_the_heads() -> None:
+    for text, wanted in (("", "enforce"), ('mode = "observe"\n', "observe")):
+        baseline = parse_baseline((HEAD + "[sysctl]\n" + text).encode())
+        assert probes.mode_of(probes.parse_sections(baseline)["sysctl"], baseline.head) == wanted
+
+
 def test_unknown_key_is_refused_with_file_line_and_key(name: str, case: Case) -> None:
     head, _, rest = case.toml.partition("\n")
     assert head == f"[{name}]"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.host import Host
+from agent.host import Host, Listener
 from agent.probes import Surroundings
 from contract.errors import Rejected
 from tests.agent.probes.case import Case, probe_of, section_of
@@ -181,11 +181,19 @@ def test_udp_on_a_port_of_the_kernels_choice_is_given_time(tmp_path: Path) -> No
         assert [drift.key for drift in probe.observe(NOW + 10)] == ["udp 0.0.0.0:40001"]
 
 
+def test_a_process_that_no_longer_holds_the_socket_is_not_killed(tmp_path: Path) -> None:
+    with machine(tmp_path, "reused") as made:
+        service = made.listen("tcp", "0.0.0.0", 8080)
+        (seen,) = made.around.host.listeners()
+        made.around.host.end_listener(seen._replace(port=4444))
+        assert service.poll() is None
+        made.around.host.end_listener(seen)
+        assert service.wait(5) == -9
+
+
 def test_the_agent_and_init_are_never_killed() -> None:
     host = Host()
     for pid in (1, os.getpid(), None):
-        from agent.host import Listener
-
         with pytest.raises(ProcessLookupError):
             host.end_listener(Listener("tcp", "0.0.0.0", 1, pid, ""))
 
