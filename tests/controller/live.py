@@ -112,7 +112,7 @@ async def next_message(node: Node) -> Message:
     assert socket is not None
     frame = await socket.receive(timeout=10)
     if frame.type is not aiohttp.WSMsgType.BINARY:
-        raise ConnectionError(f"closed {socket.close_code}")
+        raise ConnectionError(f"closed {frame.data}")
     message: Message = decode(frame.data, FromController, max_bytes=MAX_FRAME_BYTES)  # type: ignore[arg-type]
     if isinstance(message, Answer | Challenge):
         node.nonce = message.nonce
