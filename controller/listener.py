@@ -49,7 +49,7 @@ class Listener:
         )
         self._handshakes = asyncio.Semaphore(limits.handshakes)
         self._strangers: Counter[str] = Counter()
-        self._connections: dict[asyncio.Transport, str | None] = {}
+        self._connections: dict[asyncio.BaseTransport, str | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
         self.refused = 0
@@ -137,7 +137,7 @@ class Listener:
             self._handshakes.release()
             if transport is None:
                 self._forget(source)
-        if isinstance(transport, asyncio.Transport):
+        if transport is not None:  # uvloop's is no asyncio.Transport
             tls = transport.get_extra_info("ssl_object")
             stranger = tls is None or tls.getpeercert(binary_form=True) is None
             if not stranger:
