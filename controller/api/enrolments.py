@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from typing import Annotated
 
@@ -22,7 +23,7 @@ from controller.records import (
 )
 
 EkId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-MAX_ENROLMENT_CHARS = 64
+_ENROLMENT = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
 class EnrolmentQuery(Paging, frozen=True, kw_only=True):
@@ -118,7 +119,7 @@ async def new_token(call: Call[Nothing, NewToken]) -> NewTokenMade:
 
 def _enrolment(call: Call[Nothing, Approval] | Call[Nothing, Reasoned]) -> str:
     enrolment = call.path["enrolment"]
-    if not (enrolment.isascii() and enrolment.isalnum() and len(enrolment) <= MAX_ENROLMENT_CHARS):
+    if _ENROLMENT.fullmatch(enrolment) is None:
         raise Rejected("enrolment.unknown")
     return enrolment
 

@@ -220,9 +220,9 @@ async def test_c14_a_fault_and_its_log_show_no_values(live: Live, caplog: pytest
     live.services.fleet = type("Broken", (), {"counts": broken, "api_token": live.fleet.api_token})()  # type: ignore[assignment]
     caplog.set_level(logging.DEBUG)
     status, problem = await live.call("GET", "/api/v1/status")
-    assert (
-        (status == 500 and problem["code"] == "internal" and "detail" not in problem) or problem["detail"] == ""
-    )
+    assert (status == 500 and problem["code"] == "internal" and "detail" not in problem) or problem[
+        "detail"
+    ] == ""
     assert secret not in str(problem) and secret not in caplog.text and TOKENS["admin"] not in caplog.text
     assert "ValueError" in caplog.text
 

@@ -1,0 +1,196 @@
+"""What strangers can do to a listener: half-open handshakes, slow and huge requests, floods. Real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import socket
+import ssl
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from contract.messages import ENROL_BEGIN_PATH, MAX_FRAME_BYTES
+from controller.config import Limits
+from controller.listener import source_of
+from tests.controller.live import Live, answer_to, next_message, running
+
+TIGHT = Limits(handshake_s=0.4, request_s=0.6, per_address=6, handshakes=4)
+
+
+async def tcp(port: int) -> socket.socket:
+    """A plain connection that says nothing."""
+    raw = socket.socket()
+    raw.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(raw, ("127.0.0.1", port))
+    return raw
+
+
+async def closed_within(raw: socket.socket, seconds: float) -> bool:
+    """Whether the other side closes in time."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(seconds):
+            while await loop.sock_recv(raw, 4096):
+                pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+    return True
+
+
+async def answers(live: Live) -> bool:
+    """Whether the admin listener does."""
+    return (await live.call("GET", "/healthz", role=None))[0] == 200
+
+
+async def test_c06_half_open_handshakes_are_cut_off_and_do_not_stop_others(tmp_path: Path) -> None:
+    async with running(tmp_path, limits=TIGHT) as live:
+        node = await live.node("press-1")
+        begun = time.monotonic()
+        strangers = [await tcp(live.controller.nodes.port) for _ in range(4)]
+        assert all([await closed_within(raw, 3) for raw in strangers])
+        assert 0.3 < time.monotonic() - begun < 3
+        assert live.controller.nodes.failed_handshakes >= 4
+        assert (await answer_to(node, node.report())).tier == "affirming"  # type: ignore[attr-defined]
+        for raw in strangers:
+            raw.close()
+
+
+async def test_c06_an_address_has_only_so_many_connections_without_a_certificate(tmp_path: Path) -> None:
+    limits = Limits(handshake_s=5, request_s=5, per_address=6, handshakes=64)
+    async with running(tmp_path, limits=limits) as live:
+        node = await live.node("press-1")
+        await asyncio.sleep(1.2)  # the connections of the enrolment are gone and counted off
+        before = live.controller.nodes.refused
+        strangers = [await tcp(live.controller.nodes.port) for _ in range(12)]
+        await asyncio.sleep(0.3)
+        assert live.controller.nodes.refused - before >= 6
+        # The node that has shown its certificate does not count, and is not touched.
+        assert (await answer_to(node, node.report())).tier == "affirming"  # type: ignore[attr-defined]
+        for raw in strangers:
+            raw.close()
+        await asyncio.sleep(0.3)
+        assert (await live.again(node.identity)).nonce
+
+
+async def test_c06_slow_heads_and_slow_bodies_are_cut_off(tmp_path: Path) -> None:
+    async with running(tmp_path, limits=TIGHT) as live:
+        port = live.controller.nodes.port
+        reader, writer = await asyncio.open_connection("localhost", port, ssl=live.tls)
+        writer.write(b"POST /v1/enrol/begin HTTP/1.1\r\nHost: local")
+        begun = time.monotonic()
+        async with asyncio.timeout(4):
+            assert await reader.read() == b""
+        assert time.monotonic() - begun < 3
+        writer.close()
+        reader, writer = await asyncio.open_connection("localhost", port, ssl=live.tls)
+        writer.write(b"POST /v1/enrol/begin HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\nx")
+        async with asyncio.timeout(4):
+            head = await reader.readuntil(b"\r\n\r\n")
+        assert b" 408 " in head
+        writer.close()
+
+
+async def test_c06_huge_heads_and_bodies_are_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as live:
+        headers = {"X-Huge": "a" * 100_000}
+        with contextlib.suppress(aiohttp.ClientError):
+            async with live.http.get(live.admin_url + "/healthz", headers=headers, ssl=live.tls) as reply:
+                assert reply.status == 400
+        async with live.http.post(
+            live.node_url + ENROL_BEGIN_PATH, data=b"\0" * 100_000, ssl=live.tls
+        ) as reply:
+            assert reply.status == 413
+
+        async def endless() -> object:
+            for _ in range(100):
+                yield b"\0" * 10_000
+
+        with contextlib.suppress(aiohttp.ClientError):
+            async with live.http.post(
+                live.node_url + ENROL_BEGIN_PATH, data=endless(), ssl=live.tls
+            ) as reply:
+                assert reply.status == 413
+        assert await answers(live)
+
+
+async def test_c06_compressed_bodies_are_not_unpacked(tmp_path: Path) -> None:
+    bomb = gzip.compress(b"\0" * 10_000_000)
+    async with running(tmp_path) as live:
+        headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+        status, problem = await live.call("POST", "/api/v1/sites", bomb, headers=headers)
+        assert (status, problem["code"]) == (415, "body.encoding")
+        async with live.http.post(
+            live.node_url + ENROL_BEGIN_PATH, data=bomb, headers={"Content-Encoding": "gzip"}, ssl=live.tls
+        ) as reply:
+            assert reply.status == 415
+
+
+async def test_c06_a_huge_frame_ends_the_session_and_compression_is_not_offered(tmp_path: Path) -> None:
+    async with running(tmp_path) as live:
+        node = await live.node("press-1")
+        assert node._socket is not None and not node._socket.compress
+        with pytest.raises((ConnectionError, aiohttp.ClientError)):
+            await node._socket.send_bytes(b"\0" * (MAX_FRAME_BYTES + 1))
+            await next_message(node)
+        again = await live.again(node.identity)
+        assert (await answer_to(again, again.report())).tier == "affirming"  # type: ignore[attr-defined]
+
+
+async def test_c08_the_loop_does_not_stall_while_bad_tokens_and_garbage_flood_in(tmp_path: Path) -> None:
+    async with running(tmp_path, limits=Limits(failures_per_minute=10_000, per_address=1000)) as live:
+        node = await live.node("press-1")
+        worst = 0.0
+        done = False
+
+        async def watch() -> None:
+            nonlocal worst
+            while not done:
+                before = time.monotonic()
+                await asyncio.sleep(0.005)
+                worst = max(worst, time.monotonic() - before - 0.005)
+
+        watcher = asyncio.create_task(watch())
+        wrong = {"Authorization": "Bearer rfa_wrong"}
+        calls = [live.call("GET", "/api/v1/me", role=None, headers=wrong) for _ in range(150)]
+        posts = [post(live, b"\xc1" * 5000) for _ in range(100)]
+        await asyncio.gather(*calls, *posts)
+        assert (await answer_to(node, node.report())).tier == "affirming"  # type: ignore[attr-defined]
+        done = True
+        await watcher
+        # The clients of this flood run on the same loop, so the bound is wider than the promise of 50 ms.
+        assert worst < 0.5
+
+
+async def post(live: Live, body: bytes) -> int:
+    """One post of a stranger."""
+    async with live.http.post(live.node_url + ENROL_BEGIN_PATH, data=body, ssl=live.tls) as reply:
+        return reply.status
+
+
+async def test_old_tls_is_refused(tmp_path: Path) -> None:
+    async with running(tmp_path) as live:
+        old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        old.load_verify_locations(cadata=live.ca)
+        old.maximum_version = ssl.TLSVersion.TLSv1_2
+        for url in (live.node_url, live.admin_url):
+            with pytest.raises(aiohttp.ClientError):
+                await live.http.get(url + "/healthz", ssl=old)
+
+
+@pytest.mark.parametrize(
+    ("address", "source"),
+    [
+        ("192.0.2.7", "192.0.2.7"),
+        ("::ffff:192.0.2.7", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_what_counts_as_one_stranger(address: str, source: str) -> None:
+    assert source_of(address) == source
