@@ -81,7 +81,7 @@ class Loop:
         self._due: set[str] = set()
         self._all_due = False
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name="machine")
+        self._thread = threading.Thread(target=self._run, name="machine", daemon=True)
         self._started = threading.Event()
         self.beat = monotonic()
         """When the loop last came round; the watchdog looks at it."""
