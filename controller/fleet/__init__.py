@@ -13,7 +13,17 @@ from collections.abc import Sequence
 from contract.directive import Directive
 from contract.errors import Rejected
 from contract.messages import EnrolFinish
-from controller.fleet import access, baselines, enrolments, incidents, isolation, nodes, reports, sites
+from controller.fleet import (
+    access,
+    baselines,
+    enrolments,
+    incidents,
+    isolation,
+    nodes,
+    reports,
+    sessions,
+    sites,
+)
 from controller.records import (
     Admitted,
     ApiTokenView,
@@ -162,19 +172,19 @@ class Fleet:
 
     async def open_session(self, node: str, certificate_sha256: bytes, *, now: float) -> SessionRecord:
         """Raises Rejected `session.unknown-node`, `session.certificate` (b04, b09): recorded."""
-        return await self._store.run(lambda tx: reports.open_session(tx, node, certificate_sha256, now=now))
+        return await self._store.run(lambda tx: sessions.open_session(tx, node, certificate_sha256, now=now))
 
     async def check_certificate(self, node: str, certificate_sha256: bytes) -> None:
         """For the file routes: raises Rejected as open_session does, records nothing."""
-        await self._store.run(lambda tx: reports.check_certificate(tx, node, certificate_sha256))
+        await self._store.run(lambda tx: sessions.check_certificate(tx, node, certificate_sha256))
 
     async def close_session(self, node: str, *, now: float) -> None:
         """The socket is gone; silence is judged by `sweep`."""
-        await self._store.run(lambda tx: reports.close_session(tx, node, now=now))
+        await self._store.run(lambda tx: sessions.close_session(tx, node, now=now))
 
     async def session(self, node: str) -> SessionRecord:
         """Read again what a session holds, after a Change named the node. Raises Rejected `session.unknown-node`."""
-        return await self._store.run(lambda tx: reports.session(tx, node))
+        return await self._store.run(lambda tx: sessions.session(tx, node))
 
     async def take_report(self, node: str, evidence: Evidence, *, now: float) -> Outcome:
         """Judge verified evidence, store it, and say what follows: one transaction."""
@@ -190,7 +200,7 @@ class Fleet:
         self, node: str, csr: bytes, issue: Issue, *, now: float
     ) -> IssuedCertificate:
         """Issue and bind a new certificate; the old one stays good until a session opens with the new one."""
-        return await self._store.run(lambda tx: reports.renew_certificate(tx, node, csr, issue, now=now))
+        return await self._store.run(lambda tx: sessions.renew_certificate(tx, node, csr, issue, now=now))
 
     async def directive_for(self, node: str, *, now: float) -> Directive:
         """A new directive with the next number. Raises Rejected `session.unknown-node`."""

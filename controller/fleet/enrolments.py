@@ -16,12 +16,12 @@ import hashlib
 import hmac
 
 from contract.binding import enrolment_proof_message
+from contract.enrolment import proof
 from contract.errors import Rejected
-from contract.messages import EnrolFinish, Finding, Severity
+from contract.messages import EnrolFinish, Severity
 from contract.names import checked_name
-from controller.fleet import acts, incidents, sites
+from controller.fleet import acts, identity, sites
 from controller.fleet.paging import cut
-from controller.judge import Suspicion
 from controller.records import (
     Admitted,
     EnrolmentRequest,
@@ -40,8 +40,6 @@ from controller.store.enrolments import EnrolmentRow
 MAX_WRONG_PROOFS = 5
 BEGUN_LIFETIME_S = 600.0
 """A TPM answers a challenge in seconds; claims that nobody proves must not pile up."""
-REPEAT_S = 60.0
-"""The same refusal about the same id is written down once in so long: anybody may knock."""
 _EK_ID_CHARS = 64
 _SAME_TPM = "the same TPM with the same AK"
 
@@ -55,11 +53,11 @@ def begin(
     try:
         if rows.count_open(tx, states=("begun",)) >= settings.max_open_enrolments:
             raise Rejected("enrolment.too-many", "too many enrolments wait for their proof; try again later")
-        site = _site_of(tx, request, now)
-        _check_reserved(tx, request.node, request.ek_id)
-        _check_bound(tx, request.node, request.ek_id, ak_name, another_ak_may_wait=True)
+        site = identity.site_of(tx, request, now)
+        identity.check_reserved(tx, request.node, request.ek_id)
+        identity.check_bound(tx, request.node, request.ek_id, ak_name, another_ak_may_wait=True)
         if site is not None:
-            _check_trust(tx, site, request.ek_trust)
+            identity.check_trust(tx, site, request.ek_trust)
     except Rejected as rejected:
         return _refuse(tx, request.node, request.ek_id, rejected, now)
     digest = hashlib.sha256(request.secret + request.ek_id.encode() + request.node.encode()).hexdigest()
@@ -76,7 +74,7 @@ def begin(
             ak_name=ak_name,
             ek_trust=request.ek_trust,
             csr=request.csr,
-            token_sha256=_token_sha256(request.token) if request.token else None,
+            token_sha256=identity.token_digest(request.token) if request.token else None,
             secret=request.secret,
             wrong_proofs=0,
             state="begun",
@@ -122,8 +120,8 @@ def finish(
     bound = nodes.load(tx, row.node, lock=True)
     if bound is None or (bound.ek_id, bound.ak_name) != (row.ek_id, row.ak_name):
         raise Rejected("enrolment.expired", "the node was enrolled anew since")
-    identity = NodeIdentity(node=bound.node, site=bound.site)
-    certificate = issue(identity, row.csr)
+    who = NodeIdentity(node=bound.node, site=bound.site)
+    certificate = issue(who, row.csr)
     nodes.set_certificates(
         tx, bound.node, current=certificate.sha256, following=None, not_after=certificate.not_after
     )
@@ -137,7 +135,7 @@ def finish(
         site=bound.site,
         detail={"sha256": certificate.sha256.hex(), "enrolment": row.enrolment},
     )
-    return Admitted(identity=identity, certificate=certificate, newly=newly)
+    return Admitted(identity=who, certificate=certificate, newly=newly)
 
 
 def approve(
@@ -249,71 +247,7 @@ def list_expected(tx: Transaction, *, after: str | None, limit: int) -> Page[Pre
     return cut(rows.expected_page(tx, after=after, limit=limit + 1), limit, lambda view: view.ek_id)
 
 
-# -- checks ----------------------------------------------------------------------------------------------
-
-
-def _token_sha256(token: str) -> bytes:
-    return hashlib.sha256(token.encode()).digest()
-
-
-def _site_of(tx: Transaction, request: EnrolmentRequest, now: float) -> str | None:
-    """Return the site, the surest source first: the EK list, the token, the node's own word."""
-    expected = rows.expected_by_ek(tx, request.ek_id)
-    if expected is not None:
-        return expected.site
-    if request.token:
-        return _checked_token(tx, _token_sha256(request.token), request.node, now).site
-    return None if request.site is None else sites.known(tx, request.site).site
-
-
-def _checked_token(tx: Transaction, token_sha256: bytes, node: str, now: float) -> EnrolTokenView:
-    token = rows.token(tx, token_sha256)
-    if (
-        token is None
-        or token.used_at is not None
-        or token.expires_at <= now
-        or token.node not in {None, node}
-    ):
-        # One answer for all of them: whoever guesses learns nothing.
-        raise Rejected("enrolment.token", "unknown, used, expired or made for another node")
-    return token
-
-
-def _check_reserved(tx: Transaction, node: str, ek_id: str) -> None:
-    by_node = rows.expected_by_node(tx, node)
-    if by_node is not None and by_node.ek_id != ek_id:
-        raise Rejected("enrolment.reserved", f"node {node} is expected with another EK")
-    by_ek = rows.expected_by_ek(tx, ek_id)
-    if by_ek is not None and by_ek.node not in {None, node}:
-        raise Rejected("enrolment.reserved", "this EK is expected as another node")
-
-
-def _check_bound(
-    tx: Transaction, node: str, ek_id: str, ak_name: str, *, another_ak_may_wait: bool
-) -> str | None:
-    """Return the AK name that is bound to this node and EK, None where nothing is. Refuse every other mixture."""
-    current: str | None = None
-    for bound_node, bound_ek, bound_ak in nodes.bound(tx, node=node, ek_id=ek_id, ak_name=ak_name):
-        if bound_node == node and bound_ek != ek_id:
-            raise Rejected("enrolment.identity-conflict", f"node {node} is bound to another TPM")
-        if bound_node != node and bound_ek == ek_id:
-            raise Rejected("enrolment.ek-in-use", f"this TPM is node {bound_node}")
-        if bound_node != node:
-            raise Rejected("enrolment.identity-conflict", "this AK is bound to another node")
-        current = bound_ak
-    if current not in {None, ak_name} and not another_ak_may_wait:
-        raise Rejected(
-            "enrolment.identity-conflict", f"node {node} has another AK: say that it is to be replaced"
-        )
-    return current
-
-
-def _check_trust(tx: Transaction, site: str, ek_trust: str) -> None:
-    if ek_trust == "unverified" and sites.known(tx, site).policy.require_tpm:
-        raise Rejected(
-            "enrolment.ek-untrusted",
-            f"site {site} demands an EK with a certificate to a configured root, or one that is expected",
-        )
+# -- steps -----------------------------------------------------------------------------------------------
 
 
 def _proved(row: EnrolmentRow, untrusted_proof: bytes) -> bool:
@@ -323,9 +257,7 @@ def _proved(row: EnrolmentRow, untrusted_proof: bytes) -> bool:
     message = enrolment_proof_message(
         enrolment=row.enrolment, node=row.node, ek_public=row.ek_public, ak_public=row.ak_public, csr=row.csr
     )
-    return bool(row.secret) and hmac.compare_digest(
-        hmac.digest(row.secret, message, "sha256"), untrusted_proof
-    )
+    return bool(row.secret) and hmac.compare_digest(proof(row.secret, message), untrusted_proof)
 
 
 def _wrong_proof(tx: Transaction, row: EnrolmentRow, now: float) -> Refused:
@@ -341,14 +273,14 @@ def _wrong_proof(tx: Transaction, row: EnrolmentRow, now: float) -> Refused:
 
 def _approver(tx: Transaction, row: EnrolmentRow, now: float) -> str | None:
     """Return who lets the node in without a person: the binding there is, the EK list or a token."""
-    _check_reserved(tx, row.node, row.ek_id)
-    current = _check_bound(tx, row.node, row.ek_id, row.ak_name, another_ak_may_wait=True)
+    identity.check_reserved(tx, row.node, row.ek_id)
+    current = identity.check_bound(tx, row.node, row.ek_id, row.ak_name, another_ak_may_wait=True)
     if current is not None:
         return _SAME_TPM if current == row.ak_name else None
     if rows.expected_by_ek(tx, row.ek_id) is not None:
         return "EK list"
     if row.token_sha256 is not None:
-        token = _checked_token(tx, row.token_sha256, row.node, now)
+        token = identity.checked_token(tx, row.token_sha256, row.node, now)
         if not rows.use_token(tx, token.id, row.node, now):
             raise Rejected("enrolment.token", "unknown, used, expired or made for another node")
         return f"token {token.id}"
@@ -360,9 +292,9 @@ def _bind(
 ) -> None:
     if site is None:
         raise Rejected("site.missing", "the node named no site: say which")
-    _check_reserved(tx, row.node, row.ek_id)
-    current = _check_bound(tx, row.node, row.ek_id, row.ak_name, another_ak_may_wait=another_ak)
-    _check_trust(tx, site, row.ek_trust)
+    identity.check_reserved(tx, row.node, row.ek_id)
+    current = identity.check_bound(tx, row.node, row.ek_id, row.ak_name, another_ak_may_wait=another_ak)
+    identity.check_trust(tx, site, row.ek_trust)
     if current is None:
         nodes.add(
             tx,
@@ -406,7 +338,7 @@ def _bind(
 
 
 def _announce(tx: Transaction, row: EnrolmentRow, now: float) -> None:
-    current = _check_bound(tx, row.node, row.ek_id, row.ak_name, another_ak_may_wait=True)
+    current = identity.check_bound(tx, row.node, row.ek_id, row.ak_name, another_ak_may_wait=True)
     note = "waits for a person"
     severity: Severity = "info"
     if current is not None:
@@ -425,39 +357,8 @@ def _announce(tx: Transaction, row: EnrolmentRow, now: float) -> None:
 
 
 def _refuse(tx: Transaction, node: str, ek_id: str, rejected: Rejected, now: float) -> Refused:
-    record_refusal(tx, node, ek_id, rejected, now)
+    identity.record_refusal(tx, node, ek_id, rejected, now)
     return Refused(rejected)
-
-
-def record_refusal(tx: Transaction, node: str, ek_id: str, rejected: Rejected, now: float) -> None:
-    """Write a refused enrolment down; one that touches a bound identity becomes an incident."""
-    if events.said_since(tx, rejected.code, node, now - REPEAT_S):
-        return
-    identity = rejected.code in {
-        "enrolment.identity-conflict",
-        "enrolment.ek-in-use",
-        "enrolment.reserved",
-        "enrolment.proof",
-    }
-    events.add(
-        tx,
-        rejected.code,
-        "critical" if identity else "warning",
-        f"enrolment of {node} refused: {rejected.detail}"[:2048],
-        now=now,
-        node=node,
-        detail={"code": rejected.code, "ek": ek_id},
-    )
-    bound = nodes.load(tx, node)
-    if bound is not None and identity:
-        suspicion = Suspicion(
-            key=f"identity:{node}",
-            kind="identity",
-            severity="critical",
-            title=f"somebody else claims to be {node}",
-            finding=Finding(code=rejected.code, detail=f"{rejected.detail} (EK {ek_id})"[:2048]),
-        )
-        incidents.record(tx, [suspicion], (), node=node, site=bound.site, now=now)
 
 
 def _undecided(tx: Transaction, enrolment: str) -> EnrolmentRow:

@@ -9,108 +9,20 @@ from contract.errors import Rejected
 from contract.messages import Finding, ReportBody, Tier
 from controller import judge
 from controller.breaker import window_start
-from controller.fleet import acts, incidents, isolation
+from controller.fleet import acts, incidents, isolation, sessions
 from controller.records import (
     Change,
     Evidence,
     FleetSettings,
-    Issue,
-    IssuedCertificate,
-    NodeIdentity,
     NodeState,
     Outcome,
-    SessionRecord,
     Standing,
 )
 from controller.standing import standing
-from controller.store import Refused, Transaction, events, holds, nodes
+from controller.store import Transaction, events, holds, nodes
 from controller.store.nodes import NodeRow
 
 MAX_SUSPICIONS = 1024
-
-
-# -- sessions --------------------------------------------------------------------------------------------
-
-
-def _known(tx: Transaction, node: str, *, lock: bool = False) -> NodeRow:
-    row = nodes.load(tx, node, lock=lock)
-    if row is None:
-        raise Rejected("session.unknown-node", node[:63])
-    return row
-
-
-def _session(row: NodeRow) -> SessionRecord:
-    return SessionRecord(
-        node=row.node,
-        site=row.site,
-        ek_public=row.ek_public,
-        ak_public=row.ak_public,
-        certificate_sha256=row.certificate_sha256 or b"",
-        interval_s=row.policy.interval_s,
-        counters=row.state.counters,
-        boot=row.state.boot,
-        reference=row.reference,
-        boot_section=row.boot_section,
-        directive_number=row.directive_number,
-    )
-
-
-def open_session(
-    tx: Transaction, node: str, certificate_sha256: bytes, *, now: float
-) -> SessionRecord | Refused:
-    """See Fleet.open_session."""
-    row = _known(tx, node, lock=True)
-    if certificate_sha256 == row.next_certificate_sha256:
-        nodes.set_certificates(
-            tx, node, current=certificate_sha256, following=None, not_after=row.certificate_not_after
-        )
-    elif certificate_sha256 != row.certificate_sha256:  # also when none was handed out yet
-        rejected = Rejected("session.certificate", f"not the certificate that is bound to {node}")
-        events.add(
-            tx,
-            "session.refused",
-            "critical",
-            f"{node}: a session with a certificate that is not bound to it",
-            now=now,
-            node=node,
-            site=row.site,
-            detail={"code": rejected.code, "presented_sha256": certificate_sha256.hex()},
-        )
-        return Refused(rejected)
-    nodes.set_connected(tx, node, True)
-    return msgspec.structs.replace(_session(row), certificate_sha256=certificate_sha256)
-
-
-def check_certificate(tx: Transaction, node: str, certificate_sha256: bytes) -> None:
-    """See Fleet.check_certificate."""
-    row = _known(tx, node)
-    if certificate_sha256 not in {row.certificate_sha256, row.next_certificate_sha256}:
-        raise Rejected("session.certificate", f"not the certificate that is bound to {node}")
-
-
-def close_session(tx: Transaction, node: str, *, now: float) -> None:
-    """See Fleet.close_session."""
-    nodes.set_connected(tx, node, False)
-
-
-def session(tx: Transaction, node: str) -> SessionRecord:
-    """See Fleet.session."""
-    return _session(_known(tx, node))
-
-
-def renew_certificate(
-    tx: Transaction, node: str, csr: bytes, issue: Issue, *, now: float
-) -> IssuedCertificate:
-    """See Fleet.renew_certificate."""
-    row = _known(tx, node, lock=True)
-    issued = issue(NodeIdentity(node=node, site=row.site), csr)
-    nodes.set_certificates(
-        tx, node, current=row.certificate_sha256, following=issued.sha256, not_after=issued.not_after
-    )
-    events.add(
-        tx, "certificate.renewed", "info", f"{node}: certificate renewed", now=now, node=node, site=row.site
-    )
-    return issued
 
 
 # -- evidence --------------------------------------------------------------------------------------------
@@ -118,7 +30,7 @@ def renew_certificate(
 
 def take(tx: Transaction, settings: FleetSettings, node: str, evidence: Evidence, *, now: float) -> Outcome:
     """See Fleet.take_report."""
-    row = _known(tx, node, lock=True)
+    row = sessions.known(tx, node, lock=True)
     body = evidence.body
     appraisal = judge.appraise(
         [*evidence.findings, *_obedience(row, body, now)],
@@ -164,7 +76,7 @@ def reject_evidence(
     tx: Transaction, settings: FleetSettings, node: str, rejected: Rejected, *, now: float
 ) -> Outcome:
     """See Fleet.reject_evidence. Nothing of the refused report is stored but the refusal."""
-    row = _known(tx, node, lock=True)
+    row = sessions.known(tx, node, lock=True)
     appraisal = judge.appraise_rejection(rejected, row.tier)
     grave = appraisal.tier == "contraindicated" and bool(appraisal.suspicions)
     events.add(
@@ -304,7 +216,7 @@ def _settle(
     """Write the row and make the outcome. `reported` None: nothing was accepted, silence goes on."""
     fresh_row = row
     if affected or appraisal.suspicions:
-        fresh_row = _known(tx, row.node)  # holds may have been placed on it a moment ago
+        fresh_row = sessions.known(tx, row.node)  # holds may have been placed on it a moment ago
     last_report_at = now if reported is not None else row.last_report_at
     stands = standing(
         tier=appraisal.tier,
@@ -341,7 +253,7 @@ def _settle(
         events_acked=max((event.seq for event in reported.events), default=0) if reported else 0,
         directive=directive,
         affected=affected,
-        session=msgspec.structs.replace(_session(state_row), directive_number=number),
+        session=msgspec.structs.replace(sessions.record_of(state_row), directive_number=number),
     )
 
 

@@ -1,0 +1,93 @@
+"""Use cases of sessions: which certificate opens one, and what verifying its reports needs."""
+
+from __future__ import annotations
+
+import msgspec
+
+from contract.errors import Rejected
+from controller.records import Issue, IssuedCertificate, NodeIdentity, SessionRecord
+from controller.store import Refused, Transaction, events, nodes
+from controller.store.nodes import NodeRow
+
+
+def known(tx: Transaction, node: str, *, lock: bool = False) -> NodeRow:
+    """Return the node. Raises Rejected `session.unknown-node`."""
+    row = nodes.load(tx, node, lock=lock)
+    if row is None:
+        raise Rejected("session.unknown-node", node[:63])
+    return row
+
+
+def record_of(row: NodeRow) -> SessionRecord:
+    """What a session holds of its node."""
+    return SessionRecord(
+        node=row.node,
+        site=row.site,
+        ek_public=row.ek_public,
+        ak_public=row.ak_public,
+        certificate_sha256=row.certificate_sha256 or b"",
+        interval_s=row.policy.interval_s,
+        counters=row.state.counters,
+        boot=row.state.boot,
+        reference=row.reference,
+        boot_section=row.boot_section,
+        directive_number=row.directive_number,
+    )
+
+
+def open_session(
+    tx: Transaction, node: str, certificate_sha256: bytes, *, now: float
+) -> SessionRecord | Refused:
+    """See Fleet.open_session."""
+    row = known(tx, node, lock=True)
+    if certificate_sha256 == row.next_certificate_sha256:
+        nodes.set_certificates(
+            tx, node, current=certificate_sha256, following=None, not_after=row.certificate_not_after
+        )
+    elif certificate_sha256 != row.certificate_sha256:  # also when none was handed out yet
+        rejected = Rejected("session.certificate", f"not the certificate that is bound to {node}")
+        events.add(
+            tx,
+            "session.refused",
+            "critical",
+            f"{node}: a session with a certificate that is not bound to it",
+            now=now,
+            node=node,
+            site=row.site,
+            detail={"code": rejected.code, "presented_sha256": certificate_sha256.hex()},
+        )
+        return Refused(rejected)
+    nodes.set_connected(tx, node, True)
+    return msgspec.structs.replace(record_of(row), certificate_sha256=certificate_sha256)
+
+
+def check_certificate(tx: Transaction, node: str, certificate_sha256: bytes) -> None:
+    """See Fleet.check_certificate."""
+    row = known(tx, node)
+    if certificate_sha256 not in {row.certificate_sha256, row.next_certificate_sha256}:
+        raise Rejected("session.certificate", f"not the certificate that is bound to {node}")
+
+
+def close_session(tx: Transaction, node: str, *, now: float) -> None:
+    """See Fleet.close_session."""
+    nodes.set_connected(tx, node, False)
+
+
+def session(tx: Transaction, node: str) -> SessionRecord:
+    """See Fleet.session."""
+    return record_of(known(tx, node))
+
+
+def renew_certificate(
+    tx: Transaction, node: str, csr: bytes, issue: Issue, *, now: float
+) -> IssuedCertificate:
+    """See Fleet.renew_certificate."""
+    row = known(tx, node, lock=True)
+    issued = issue(NodeIdentity(node=node, site=row.site), csr)
+    nodes.set_certificates(
+        tx, node, current=row.certificate_sha256, following=issued.sha256, not_after=issued.not_after
+    )
+    events.add(
+        tx, "certificate.renewed", "info", f"{node}: certificate renewed", now=now, node=node, site=row.site
+    )
+    return issued
