@@ -87,7 +87,7 @@ def _packed(address: str) -> bytes:
 
 
 def _is_loopback(packed: bytes) -> bool:
-    return bool(packed) and ipaddress.ip_address(packed).is_loopback
+    return len(packed) in {4, 16} and ipaddress.ip_address(packed).is_loopback
 
 
 def _tuple(original: bytes) -> tuple[bytes, bytes, int, int]:
@@ -97,7 +97,7 @@ def _tuple(original: bytes) -> tuple[bytes, bytes, int, int]:
     transport = netlink.attributes(parts.get(2, b""))
     source = address.get(1) or address.get(3, b"")
     destination = address.get(2) or address.get(4, b"")
-    protocol = transport.get(1, b"\0")[0]
+    protocol = (transport.get(1) or b"\0")[0]
     return source, destination, protocol, int.from_bytes(transport.get(3, b""), "big")
 
 

@@ -39,6 +39,7 @@ class Probe(probes.Probe[Section]):
         self._last: tuple[int, str, list[Difference]] | None = None
         self._looked_at = 0.0
         self._blame = ""
+        self._foreign_blame: dict[tuple[str, ...], str] = {}
         self._notices: list[Notice] = []
 
     def text(self) -> str:
@@ -86,9 +87,7 @@ class Probe(probes.Probe[Section]):
                 netfilter.flush_conntrack(self.around.controller)
                 netfilter.kill_sockets(self.around.controller)
         if self.section.foreign == "remove":
-            tables = {
-                tuple(key.removeprefix(_FOREIGN).split(" ")[:2]) for key in keys if key.startswith(_FOREIGN)
-            }
+            tables = {_foreign_table(key) for key in keys if key.startswith(_FOREIGN)}
             for family, table in sorted(tables):
                 netfilter.remove_table(family, table)
 
@@ -131,14 +130,23 @@ class Probe(probes.Probe[Section]):
             self._notices += [_touched(culprit) for culprit in touching[:_MAX_BLAMED]]
         elif touching:
             self._blame = "; ".join(culprit.describe() for culprit in touching[-_MAX_BLAMED:])
+        tables = {each.key: _foreign_table(each.key) for each in differences if each.key.startswith(_FOREIGN)}
+        fresh = {
+            table: "; ".join(each.describe() for each in culprits if each.touched(table[0], table[1]))
+            for table in set(tables.values())
+        }
+        # Kept while the difference stands, so that every report can name who made it.
+        self._foreign_blame = {table: fresh[table] or self._foreign_blame.get(table, "") for table in fresh}
         out = []
         for each in differences:
-            blame = self._blame
-            if each.key.startswith(_FOREIGN):
-                family, table = each.key.removeprefix(_FOREIGN).split(" ")[:2]
-                blame = "; ".join(c.describe() for c in culprits if c.touched(family, table))
+            blame = self._foreign_blame[tables[each.key]] if each.key in tables else self._blame
             out.append(each._replace(culprit=blame) if blame else each)
         return out
+
+
+def _foreign_table(key: str) -> tuple[str, ...]:
+    """Return (family, table) of "foreign:<family> <table> <chain>"."""
+    return tuple(key.removeprefix(_FOREIGN).split(" ")[:2])
 
 
 def _is_cut(key: str) -> bool:

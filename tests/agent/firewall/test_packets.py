@@ -307,3 +307,23 @@ def test_f03_redirection_by_a_foreign_table_does_not_open_a_port(
     assert not opens(client, node.host.enclave[0], 9091)
     assert not opens(client, node.host.enclave[0], 8080)
     until(lambda: any(d.key == "foreign:ip foreign pre" for d in node.observe()))
+
+
+def test_f09_an_interface_that_appears_later_is_fenced_from_its_first_packet(
+    node: FencedNode, topology: Topology
+) -> None:
+    """Rules name interfaces by name: one that no zone names is closed, one that a zone names is served at once."""
+    later = '[zones.later]\ninterfaces = ["later0"]\n[[inbound]]\nzone = "later"\nprotocol = "tcp"\nports = [9090]\n'
+    node.settle(text=BASELINE + later + 'reason = "test"\n')
+    client = client_of(topology)
+    for number, name in enumerate(("other0", "later0"), start=1):
+        node.namespace.batch([f"link add {name} type veth peer name {name} netns {client.name}"])
+        for namespace, host in ((node.namespace, 1), (client, 2)):
+            namespace.batch([f"link set {name} up", f"addr add 10.77.{number}.{host}/24 dev {name}"])
+    try:
+        assert not opens(client, "10.77.1.1", 9090)
+        assert opens(client, "10.77.2.1", 9090)
+        assert not opens(client, "10.77.2.1", 8080)
+        assert node.observe() == []
+    finally:
+        node.namespace.batch(["link del other0", "link del later0"])
