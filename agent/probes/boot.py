@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 from agent import probes
 from agent.probes import Difference, could_not_look
-from agent.tpm import Tpm, TpmUnavailable
+from agent.tpm import Tpm, TpmBusy, TpmUnavailable
 from contract.boot import BootPolicy
 from contract.errors import Rejected
 from contract.eventlog import EventLog, explain, parse_event_log
@@ -20,8 +20,10 @@ from contract.messages import MAX_EVENT_LOG_BYTES, Drift
 
 PCR_READ_EVERY_S = 60.0
 """A hardware TPM takes tens of milliseconds for this and has better things to do."""
-PCR_READ_TIMEOUT_S = 0.5
+PCR_READ_TIMEOUT_S = 0.2
 """The thread that owns the machine waits no longer: the firewall is its work too."""
+BUSY_GRACE_S = 10.0
+"""A quote of a hardware TPM takes up to 2 s: one look that falls into it says nothing, two so far apart do."""
 
 
 class Section(BootPolicy, frozen=True, kw_only=True):
@@ -35,6 +37,7 @@ class Probe(probes.Probe[Section]):
         super().__init__(section, around)
         self._pcrs: dict[int, bytes] = {}
         self._read_at: float | None = None
+        self._busy_since: float | None = None
         self._log_digest = b""
         self._log: EventLog | None = None
 
@@ -52,6 +55,13 @@ class Probe(probes.Probe[Section]):
         else:
             try:
                 pcrs = self._read_pcrs(self.around.tpm, now)
+                self._busy_since = None
+            except TpmBusy as error:
+                pcrs = self._pcrs
+                if self._busy_since is None:
+                    self._busy_since = now
+                if now - self._busy_since >= BUSY_GRACE_S:
+                    yield could_not_look("tpm", "PCR values", error)
             except TpmUnavailable as error:
                 yield could_not_look("tpm", "PCR values", error)
         try:
