@@ -249,7 +249,7 @@ class Demo:
             suspect.power_cycle(event_log("cmdline-changed"))
             incident = wait_until("an incident for the changed boot", self._boot_incident, within_s=30)
             isolated = {
-                name: watch.wait(_isolates, after=incident["opened_at"] - 5, within_s=20).at
+                name: watch.wait(_isolates, after=incident["opened_at"], within_s=20).at
                 for name, watch in watches.items()
             }
         opened = incident["opened_at"]

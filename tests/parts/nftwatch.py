@@ -34,7 +34,9 @@ class Change:
     pid: int = 0
     process: str = ""
     added: set[str] = field(default_factory=set)
+    """Tables made, or made anew, that stand after the batch."""
     deleted: set[str] = field(default_factory=set)
+    """Tables deleted, whether made anew or not."""
     messages: int = 0
 
 
@@ -107,7 +109,11 @@ class NftWatch:
         self._open.messages += 1
         if kind in {_NEWTABLE, _DELTABLE}:
             name = found.get(_TABLE_NAME, b"").rstrip(b"\0").decode()
-            (self._open.added if kind == _NEWTABLE else self._open.deleted).add(name)
+            if kind == _NEWTABLE:
+                self._open.added.add(name)
+            else:
+                self._open.added.discard(name)
+                self._open.deleted.add(name)
         elif kind == _NEWGEN:
             done, self._open = self._open, Change(0.0)
             done.at = now
