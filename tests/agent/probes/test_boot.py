@@ -113,7 +113,16 @@ def test_no_tpm_is_a_drift(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["pcrs = [24]", "pcrs = [16]", "pcrs = [4, 4]", 'pcrs = ["4"]', 'reference = "any"']
+    "line",
+    [
+        "pcrs = [24]",
+        "pcrs = [16]",
+        "pcrs = [11]",
+        "pcrs = [10]",
+        "pcrs = [4, 4]",
+        'pcrs = ["4"]',
+        'reference = "any"',
+    ],
 )
 def test_a_policy_that_proves_nothing_is_refused(line: str) -> None:
     with pytest.raises(Rejected):
