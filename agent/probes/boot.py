@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from agent import probes
 from agent.probes import Difference, could_not_look
 from agent.tpm import Tpm, TpmBusy, TpmUnavailable
-from contract.binding import QUOTED_PCRS
 from contract.boot import BootPolicy
 from contract.errors import Rejected
 from contract.eventlog import EventLog, explain, parse_event_log
@@ -29,13 +28,6 @@ BUSY_GRACE_S = 10.0
 
 class Section(BootPolicy, frozen=True, kw_only=True):
     """`[boot]`: the policy as the controller judges by it."""
-
-    def __post_init__(self) -> None:
-        BootPolicy.__post_init__(self)
-        if unquoted := sorted(self.wanted_pcrs - QUOTED_PCRS):
-            raise ValueError(
-                f"`pcrs` names {unquoted}, which no node quotes; expected some of {sorted(QUOTED_PCRS)}"
-            )
 
 
 class Probe(probes.Probe[Section]):
