@@ -32,7 +32,7 @@ from controller.keys import CA_COPY_NAME, Keys, load_roots
 from controller.listener import Listener, server_context
 from controller.metrics import CONTENT_TYPE, Metrics
 from controller.node_channel import node_app
-from controller.records import FleetSettings
+from controller.policy import FleetSettings
 from controller.repository import Repository
 from controller.services import Services
 from controller.sessions import Sessions

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from controller.records import BreakerLimits
+from controller.policy import BreakerLimits
 
 
 def node_budget(limits: BreakerLimits, fleet_nodes: int) -> int:

@@ -23,7 +23,8 @@ from collections.abc import Collection, Mapping, Sequence
 from contract.errors import Rejected
 from contract.messages import Drift, Finding, Posture, Severity, Tier
 from controller.breaker import may_isolate_node, may_isolate_site
-from controller.records import BreakerLimits, IncidentKind, Record, SitePolicy
+from controller.policy import BreakerLimits, SitePolicy
+from controller.records import IncidentKind, Record
 
 OWN_FAILURE = "verification.failed"
 

@@ -28,7 +28,8 @@ from controller.config import CONFIG_NAME, Config, load_config, parse_config
 from controller.faults import log_fault
 from controller.fleet import Fleet
 from controller.keys import CA_COPY_NAME, create, load
-from controller.records import FleetSettings, Role
+from controller.policy import FleetSettings
+from controller.records import Role
 from controller.store import Store, StoreUnavailable, migrate
 
 DEFAULT_DIRECTORY = "/var/lib/ringfence-controller"
@@ -82,10 +83,10 @@ def cli() -> None:
 @cli.command()
 @directory_option
 @click.option("--name", default="ringfence", show_default=True, help="Name of this controller.")
-@click.option("--node-url", default="https://localhost:8443", show_default=True, help="How agents reach it.")
-@click.option("--admin-url", default="https://localhost:9443", show_default=True, help="How admins reach it.")
-@click.option("--node-listen", default="[::]:8443", show_default=True)
-@click.option("--admin-listen", default="127.0.0.1:9443", show_default=True)
+@click.option("--node-url", default="https://localhost:8440", show_default=True, help="How agents reach it.")
+@click.option("--admin-url", default="https://localhost:8441", show_default=True, help="How admins reach it.")
+@click.option("--node-listen", default="[::]:8440", show_default=True)
+@click.option("--admin-listen", default="127.0.0.1:8441", show_default=True)
 @click.option("--database", default="", help="SQLAlchemy URL; empty: SQLite in the folder.")
 @click.option("--also-known-as", multiple=True, help="Further name or address for the certificate.")
 @click.option(

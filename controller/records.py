@@ -7,16 +7,16 @@ Names ending in `View` are shown to people as they stand, so nothing secret is i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from contract.directive import Directive, WantedBaseline
 from contract.messages import BaselineRef, Drift, Finding, Posture, ReportBody, Severity, Tier
 from contract.quote import Counters
+from controller.policy import SitePolicy
 
 Standing = Literal["healthy", "overdue", "unreachable", "untrusted", "isolated"]
-Trigger = Literal["untrusted"]
 EkTrust = Literal["certificate", "allow-list", "unverified"]
 EnrolmentState = Literal["begun", "proved", "approved", "rejected", "expired"]
 IncidentState = Literal["open", "needs-person", "resolved", "closed"]
@@ -32,53 +32,6 @@ class Record(Struct, frozen=True, kw_only=True):
 
 class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of what comes from outside: unknown fields refused."""
-
-
-# -- policy ----------------------------------------------------------------------------------------------
-
-
-class DriftingNodes(Strict, frozen=True, kw_only=True):
-    """Isolate the site when so many of its nodes drift, each in its own way, within so many seconds."""
-
-    count: Annotated[int, Meta(ge=2, le=1000)]
-    window_s: Annotated[float, Meta(gt=0, le=86400)]
-
-
-class SitePolicy(Strict, frozen=True, kw_only=True):
-    """What a site demands and when it is isolated. The defaults are the strict ones."""
-
-    require_tpm: bool = True
-    """Only EKs proved by certificate or by allow-list may enrol."""
-    isolate_node_on: tuple[Trigger, ...] = ("untrusted",)
-    isolate_site_on: tuple[Trigger, ...] = ("untrusted",)
-    drifting_nodes: DriftingNodes | None = None
-    interval_s: Annotated[float, Meta(gt=0, le=86400)] = 60.0
-    """How often a node reports when nothing happens."""
-
-
-class BreakerLimits(Strict, frozen=True, kw_only=True):
-    """The most that may be isolated without a person, within any window (DESIGN.md, 6)."""
-
-    nodes: Annotated[int, Meta(ge=0)] = 3
-    fleet_fraction: Annotated[float, Meta(ge=0, le=1)] = 0.02
-    sites: Annotated[int, Meta(ge=0)] = 1
-    window_s: Annotated[float, Meta(gt=0)] = 600.0
-    same_value_nodes: Annotated[int, Meta(ge=1)] = 2
-    """So many nodes with one and the same new value may be isolated; from the next on it is an unannounced update."""
-
-
-class FleetSettings(Record, frozen=True, kw_only=True):
-    """What the use cases need to know besides the store."""
-
-    breaker: BreakerLimits = BreakerLimits()
-    directive_lifetime_s: float = 300.0
-    enrolment_lifetime_s: float = 7 * 86400.0
-    enrolment_retry_s: float = 5.0
-    max_open_enrolments: int = 1000
-    protected_addresses: tuple[str, ...] = ()
-    """Never fenced, whoever claims them: the controller's own."""
-    started: float = 0.0
-    """When this controller came up: silence before that is our own."""
 
 
 # -- enrolment -------------------------------------------------------------------------------------------
@@ -230,27 +183,6 @@ class Outcome(Record, frozen=True, kw_only=True):
     """Other nodes whose directive changed: push `directives_for` to those that are connected."""
     session: SessionRecord
     """Replaces the one held."""
-
-
-class NodeState(Record, frozen=True, kw_only=True):
-    """What changes with every report and is only ever read with its node: one document in the node's row."""
-
-    boot_id: str = ""
-    agent_version: str = ""
-    uptime_s: float = 0.0
-    posture: Posture | None = None
-    baseline: BaselineRef | None = None
-    pending: BaselineRef | None = None
-    directive_accepted: int = 0
-    fenced: list[str] = []
-    addresses: list[str] = []
-    drifts: list[Drift] = []
-    findings: list[Finding] = []
-    counters: Counters | None = None
-    boot: BootRecord | None = None
-    events_dropped: int = 0
-    suspicions: list[str] = []
-    """Keys of what is suspected now: only what is not here yet is fresh (controller.judge)."""
 
 
 # -- directives and holds --------------------------------------------------------------------------------

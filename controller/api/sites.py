@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from contract.messages import Name
 from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Reasoned, Route
-from controller.records import Change, Page, SitePolicy, SiteView, Strict
+from controller.policy import SitePolicy
+from controller.records import Change, Page, SiteView, Strict
 
 
 class NewSite(Strict, frozen=True, kw_only=True):

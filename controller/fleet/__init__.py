@@ -24,6 +24,7 @@ from controller.fleet import (
     sessions,
     sites,
 )
+from controller.policy import FleetSettings, SitePolicy
 from controller.records import (
     Admitted,
     ApiTokenView,
@@ -37,7 +38,6 @@ from controller.records import (
     EventView,
     Evidence,
     FleetCounts,
-    FleetSettings,
     HoldView,
     IncidentView,
     Issue,
@@ -49,7 +49,6 @@ from controller.records import (
     PreregistrationView,
     Role,
     SessionRecord,
-    SitePolicy,
     SiteView,
     Standing,
     StandingChange,

@@ -22,12 +22,12 @@ from contract.messages import EnrolFinish, Severity
 from contract.names import checked_name
 from controller.fleet import acts, identity, sites
 from controller.fleet.paging import cut
+from controller.policy import FleetSettings
 from controller.records import (
     Admitted,
     EnrolmentRequest,
     EnrolmentView,
     EnrolTokenView,
-    FleetSettings,
     Issue,
     NodeIdentity,
     Page,

@@ -15,7 +15,8 @@ from contract.errors import Rejected
 from contract.messages import Posture
 from controller.fleet import acts, sites
 from controller.fleet.paging import cut, number
-from controller.records import Change, FleetSettings, HoldView, Page
+from controller.policy import FleetSettings
+from controller.records import Change, HoldView, Page
 from controller.standing import standing
 from controller.store import Transaction, access, events, holds, nodes
 from controller.store.nodes import NodeRow

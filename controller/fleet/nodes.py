@@ -5,15 +5,8 @@ from __future__ import annotations
 from contract.errors import Rejected
 from contract.messages import Severity
 from controller.fleet.paging import cut
-from controller.records import (
-    FleetCounts,
-    FleetSettings,
-    NodeDetail,
-    NodeView,
-    Page,
-    Standing,
-    StandingChange,
-)
+from controller.policy import FleetSettings
+from controller.records import FleetCounts, NodeDetail, NodeView, Page, Standing, StandingChange
 from controller.standing import OVERDUE_INTERVALS, standing
 from controller.store import Transaction, enrolments, events, holds, incidents, sites
 from controller.store import nodes as rows

@@ -10,17 +10,12 @@ from contract.messages import Finding, ReportBody, Tier
 from controller import judge
 from controller.breaker import window_start
 from controller.fleet import acts, incidents, isolation, sessions
-from controller.records import (
-    Change,
-    Evidence,
-    FleetSettings,
-    NodeState,
-    Outcome,
-    Standing,
-)
+from controller.policy import FleetSettings
+from controller.records import Change, Evidence, Outcome, Standing
 from controller.standing import standing
 from controller.store import Transaction, events, holds, nodes
 from controller.store.nodes import NodeRow
+from controller.store.state import NodeState
 
 MAX_SUSPICIONS = 1024
 

@@ -10,7 +10,8 @@ from contract.errors import Rejected
 from contract.names import checked_name
 from controller.fleet import acts
 from controller.fleet.paging import cut
-from controller.records import Page, SitePolicy, SiteView
+from controller.policy import SitePolicy
+from controller.records import Page, SiteView
 from controller.store import Transaction, holds, nodes
 from controller.store import sites as rows
 from controller.store.sites import SiteRow

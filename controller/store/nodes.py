@@ -10,9 +10,11 @@ from sqlalchemy import and_, bindparam, exists, func, insert, or_, select, updat
 
 from contract.directive import WantedBaseline
 from contract.messages import Posture, Tier
-from controller.records import EkTrust, NodeState, Record, SitePolicy, Standing
+from controller.policy import SitePolicy
+from controller.records import EkTrust, Record, Standing
 from controller.store import Transaction
 from controller.store.schema import baselines, boot_references, holds, nodes, sites
+from controller.store.state import NodeState
 
 _decode_state = msgspec.json.Decoder(NodeState).decode
 _decode_policy = msgspec.json.Decoder(SitePolicy).decode

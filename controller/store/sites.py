@@ -8,7 +8,8 @@ import msgspec
 from sqlalchemy import delete, func, insert, select, tuple_, update
 
 from contract.directive import WantedBaseline
-from controller.records import BaselineView, NewBaseline, Record, SitePolicy
+from controller.policy import SitePolicy
+from controller.records import BaselineView, NewBaseline, Record
 from controller.store import Transaction
 from controller.store.nodes import policy_of
 from controller.store.schema import baselines, sites, trust_files

@@ -18,7 +18,8 @@ from controller.api.entry import token_digest
 from controller.app import Controller, server_names, store_url
 from controller.config import Config, EnrolmentConfig, Limits, Listen
 from controller.keys import create
-from controller.records import EventView, Role, SitePolicy
+from controller.policy import SitePolicy
+from controller.records import EventView, Role
 from controller.store import migrate
 from tests.parts.simulator import Identity, Node, client_context, ek_id, enrol, new_fleet, replayed
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controller.breaker import may_isolate_node, may_isolate_site, node_budget, window_start
-from controller.records import BreakerLimits
+from controller.policy import BreakerLimits
 
 
 @pytest.mark.parametrize(("fleet", "budget"), [(0, 3), (6, 3), (149, 3), (150, 3), (200, 4), (10_000, 200)])

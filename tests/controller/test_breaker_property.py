@@ -17,7 +17,7 @@ from contract.errors import Rejected
 from contract.messages import Finding
 from controller.breaker import node_budget, window_start
 from controller.judge import Appraisal, FleetFacts, appraise, appraise_rejection, decide
-from controller.records import BreakerLimits, DriftingNodes, FleetSettings, SitePolicy
+from controller.policy import BreakerLimits, DriftingNodes, FleetSettings, SitePolicy
 from controller.store import Store
 from tests.parts.fleets import ACTOR, T0, FleetLab, drift, evidence, finding
 

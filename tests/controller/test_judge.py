@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from contract.errors import Rejected
 from contract.messages import Finding, Posture, Tier
 from controller.judge import Appraisal, FleetFacts, appraise, appraise_rejection, decide, found_value, weight
-from controller.records import BreakerLimits, DriftingNodes, SitePolicy
+from controller.policy import BreakerLimits, DriftingNodes, SitePolicy
 from tests.parts.fleets import drift, finding
 
 LIMITS = BreakerLimits()

@@ -11,17 +11,15 @@ from contract.binding import enrolment_proof_message
 from contract.messages import Drift, EnrolFinish, Event, Finding, Posture, ReportBody
 from contract.quote import Counters
 from controller.fleet import Fleet
+from controller.policy import BreakerLimits, FleetSettings, SitePolicy
 from controller.records import (
     Admitted,
     BootRecord,
-    BreakerLimits,
     EnrolmentRequest,
     Evidence,
-    FleetSettings,
     IssuedCertificate,
     NodeIdentity,
     Outcome,
-    SitePolicy,
 )
 from controller.store import Store
 

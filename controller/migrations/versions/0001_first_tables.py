@@ -11,7 +11,7 @@ branch_labels = None
 depends_on = None
 
 
-def upgrade() -> None:
+def _api_tokens() -> None:
     op.create_table(
         "api_tokens",
         sa.Column("name", sa.Text(), nullable=False),
@@ -22,6 +22,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_api_tokens")),
         sa.UniqueConstraint("token_sha256", name=op.f("uq_api_tokens_token_sha256")),
     )
+
+
+def _audit() -> None:
     op.create_table(
         "audit",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -33,6 +36,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
         sqlite_autoincrement=True,
     )
+
+
+def _baselines() -> None:
     op.create_table(
         "baselines",
         sa.Column("name", sa.Text(), nullable=False),
@@ -44,6 +50,9 @@ def upgrade() -> None:
         sa.Column("pushed_by", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("name", "version", name=op.f("pk_baselines")),
     )
+
+
+def _enrolments() -> None:
     op.create_table(
         "enrolments",
         sa.Column("enrolment", sa.Text(), nullable=False),
@@ -72,6 +81,8 @@ def upgrade() -> None:
             batch_op.f("ix_enrolments_state_created_at"), ["state", "created_at"], unique=False
         )
 
+
+def _events() -> None:
     op.create_table(
         "events",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -93,6 +104,8 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_events_node_kind_id"), ["node", "kind", "id"], unique=False)
         batch_op.create_index(batch_op.f("ix_events_site_id"), ["site", "id"], unique=False)
 
+
+def _incidents() -> None:
     op.create_table(
         "incidents",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -113,6 +126,8 @@ def upgrade() -> None:
     with op.batch_alter_table("incidents", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_incidents_state_id"), ["state", "id"], unique=False)
 
+
+def _sites() -> None:
     op.create_table(
         "sites",
         sa.Column("site", sa.Text(), nullable=False),
@@ -123,12 +138,18 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("site", name=op.f("pk_sites")),
     )
+
+
+def _trust_files() -> None:
     op.create_table(
         "trust_files",
         sa.Column("path", sa.Text(), nullable=False),
         sa.Column("content", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("path", name=op.f("pk_trust_files")),
     )
+
+
+def _enrol_tokens() -> None:
     op.create_table(
         "enrol_tokens",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -144,6 +165,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_enrol_tokens")),
         sa.UniqueConstraint("token_sha256", name=op.f("uq_enrol_tokens_token_sha256")),
     )
+
+
+def _incident_nodes() -> None:
     op.create_table(
         "incident_nodes",
         sa.Column("incident", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -158,6 +182,8 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_incident_nodes_key_since"), ["key", "since"], unique=False)
         batch_op.create_index(batch_op.f("ix_incident_nodes_node_active"), ["node", "active"], unique=False)
 
+
+def _nodes() -> None:
     op.create_table(
         "nodes",
         sa.Column("node", sa.Text(), nullable=False),
@@ -196,6 +222,8 @@ def upgrade() -> None:
             batch_op.f("ix_nodes_standing_last_report_at"), ["standing", "last_report_at"], unique=False
         )
 
+
+def _preregistrations() -> None:
     op.create_table(
         "preregistrations",
         sa.Column("ek_id", sa.Text(), nullable=False),
@@ -208,6 +236,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("ek_id", name=op.f("pk_preregistrations")),
         sa.UniqueConstraint("node", name=op.f("uq_preregistrations_node")),
     )
+
+
+def _boot_references() -> None:
     op.create_table(
         "boot_references",
         sa.Column("node", sa.Text(), nullable=False),
@@ -217,6 +248,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["node"], ["nodes.node"], name=op.f("fk_boot_references_node")),
         sa.PrimaryKeyConstraint("node", name=op.f("pk_boot_references")),
     )
+
+
+def _holds() -> None:
     op.create_table(
         "holds",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -255,6 +289,24 @@ def upgrade() -> None:
             sqlite_where=sa.text("released_at IS NULL AND node IS NULL"),
             postgresql_where=sa.text("released_at IS NULL AND node IS NULL"),
         )
+
+
+def upgrade() -> None:
+    """Tables in the order of their foreign keys."""
+    _api_tokens()
+    _audit()
+    _baselines()
+    _enrolments()
+    _events()
+    _incidents()
+    _sites()
+    _trust_files()
+    _enrol_tokens()
+    _incident_nodes()
+    _nodes()
+    _preregistrations()
+    _boot_references()
+    _holds()
 
 
 def downgrade() -> None:

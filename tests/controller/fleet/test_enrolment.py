@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 from contract.errors import Rejected
-from controller.records import FleetSettings, SitePolicy
+from controller.policy import FleetSettings, SitePolicy
 from controller.store import Store
 from tests.parts.fleets import ACTOR, T0, FleetLab, evidence, finish_of, issue, request
 

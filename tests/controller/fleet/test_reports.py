@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from contract.errors import Rejected
-from controller.records import BreakerLimits, FleetSettings, NewBaseline, SitePolicy, TrustChange
+from controller.policy import BreakerLimits, FleetSettings, SitePolicy
+from controller.records import NewBaseline, TrustChange
 from controller.store import Store
 from tests.parts.fleets import ACTOR, T0, FleetLab, digest, drift, event, evidence, finding
 
@@ -267,7 +268,7 @@ async def test_what_the_node_repaired_is_an_incident_with_its_culprit(lab: Fleet
 
 
 async def test_k_drifting_nodes_isolate_their_site_but_one_update_does_not(lab: FleetLab) -> None:
-    from controller.records import DriftingNodes
+    from controller.policy import DriftingNodes
 
     policy = SitePolicy(drifting_nodes=DriftingNodes(count=3, window_s=300))
     await _fleet(lab, 4, policy=policy)

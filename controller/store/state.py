@@ -1,0 +1,30 @@
+"""The document in a node's row: what changes with every report and is only ever read with its node."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from contract.messages import BaselineRef, Drift, Finding, Posture
+from contract.quote import Counters
+from controller.records import BootRecord
+
+
+class NodeState(Struct, frozen=True, kw_only=True):
+    """What changes with every report and is only ever read with its node: one document in the node's row."""
+
+    boot_id: str = ""
+    agent_version: str = ""
+    uptime_s: float = 0.0
+    posture: Posture | None = None
+    baseline: BaselineRef | None = None
+    pending: BaselineRef | None = None
+    directive_accepted: int = 0
+    fenced: list[str] = []
+    addresses: list[str] = []
+    drifts: list[Drift] = []
+    findings: list[Finding] = []
+    counters: Counters | None = None
+    boot: BootRecord | None = None
+    events_dropped: int = 0
+    suspicions: list[str] = []
+    """Keys of what is suspected now: only what is not here yet is fresh (controller.judge)."""
