@@ -82,8 +82,8 @@ _POLICY_OR = {
     ),
 }
 _EK_CERTIFICATES = frozenset({0x01C00002, 0x01C0000A, 0x01C00016, 0x01C0001C})
-_BUSY = frozenset({0x921, 0x922, 0x908, 0x90A})
-"""TPM_RC_LOCKOUT, RETRY, YIELDED, TESTING (TPM 2.0 Part 2, 6.6.3)."""
+_BUSY = frozenset({0x921, 0x922, 0x908, 0x90A, 0x902, 0x903, 0x904})
+"""TPM_RC_LOCKOUT, RETRY, YIELDED, TESTING, and no room for objects, sessions, memory (TPM 2.0 Part 2, 6.6.3)."""
 _FORMAT_ONE = 0x80
 """Set in answers about a parameter, handle or session: the command's input was at fault."""
 
