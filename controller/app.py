@@ -57,7 +57,11 @@ class Controller:
         keys.renew(self._names, now)
         self._keys = keys
         self._store = Store(store_url(config, directory))
-        settings = FleetSettings(enrolment_retry_s=config.enrolment.retry_s, started=now)
+        settings = FleetSettings(
+            enrolment_retry_s=config.enrolment.retry_s,
+            max_open_enrolments=config.enrolment.max_pending,
+            started=now,
+        )
         fleet, metrics, bell = Fleet(self._store, settings), Metrics(), Bell()
         issuing = Issuing(keys, config.certificates.node_hours * 3600)
         self.services = Services(

@@ -27,7 +27,7 @@ class Section(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Listen(Section, frozen=True, kw_only=True):
-    """Where a listener listens: `"[::]:8443"` is every address of both families."""
+    """Where a listener listens: `"[::]:8440"` is every address of both families."""
 
     listen: str
 
@@ -53,7 +53,7 @@ class EnrolmentConfig(Section, frozen=True, kw_only=True):
     """Folder of PEM files: the authorities whose TPM endorsement certificates are trusted."""
     retry_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0
     """How long an unapproved node waits before it asks again."""
-    max_pending: Cap = 10_000
+    max_pending: Cap = 1000
     """Enrolments that wait for a person; past it new ones are turned away."""
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -40,12 +41,13 @@ for command in (
 
 def main() -> NoReturn:
     """Entry point."""
-    sys.exit(_run())
+    sys.exit(run(sys.argv[1:]))
 
 
-def _run() -> int:
+def run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
     try:
-        cli(standalone_mode=False)
+        cli(list(arguments), prog_name="ringfence", standalone_mode=False)
     except click.exceptions.Abort:
         return INTERRUPTED
     except click.exceptions.Exit as leave:
