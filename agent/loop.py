@@ -16,19 +16,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import replace
 from typing import TypeVar
-
-import msgspec
 
 from agent import plan, responses
 from agent.config import AgentConfig
 from agent.firewall.events import Culprit
-from agent.firewall.section import Section as FirewallSection
 from agent.hold import Held, Hold
 from agent.host import Host
-from agent.netfilter import Netfilter, render
-from agent.probes import ControllerEndpoint, Probe, SectionBase, Surroundings, mode_of, sections
+from agent.machine import Machine
+from agent.netfilter import Netfilter
+from agent.probes import ControllerEndpoint, Surroundings
 from agent.responses import Told
 from agent.spool import Spool
 from agent.store import Store
@@ -36,17 +33,12 @@ from agent.tpm import Tpm
 from contract import directive as directives
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
-from contract.messages import Drift, Event, Posture
+from contract.messages import Event
 from contract.trust import TrustedBaseline
 
 T = TypeVar("T")
 
-POSTURES: tuple[Posture, ...] = ("normal", "isolated", "maintenance")
 TICK_S = 1.0
-_HEALED_KEPT = 128
-_STORM = 20
-"""Firewall passes within a second, past which each waits a little: heal, but do not burn the node (ATTACKS f05)."""
-_STORM_PAUSE_S = 0.02
 _OFFLINE_SAVED_S = 30.0
 
 
@@ -92,7 +84,7 @@ class Loop:
         self.on_failure: Callable[[], object] = lambda: None
 
         self.hold = Hold(config, store, self.tell, now=now())
-        self._around = Surroundings(
+        around = Surroundings(
             host=host,
             netfilter=netfilter,
             tpm=tpm,
@@ -100,11 +92,9 @@ class Loop:
             remembered=self.hold.remembered,
             event_log=config.tpm.event_log,
         )
-        self._probes: dict[str, Probe[SectionBase]] = {}
+        self.machine = Machine(around, netfilter)
         self.stance = plan.Stance("normal", (), "")
         self._requests: list[directives.Response] = []
-        self.drifts: dict[str, list[Drift]] = {}
-        self.healed: list[Drift] = []
         self._offline_mark = monotonic()
         self._offline_saved_s = self.hold.state.offline_s
         self.offline_s = self.hold.state.offline_s
@@ -112,7 +102,6 @@ class Loop:
         self._fresh = True
         self._session = 0
         self._fetching: str | None = None
-        self._firewall_times: deque[float] = deque(maxlen=_STORM)
         self._next_full = 0.0
 
     # ---- any thread
@@ -168,10 +157,13 @@ class Loop:
 
     def tell(self, told: Told) -> Event:
         """Put one event into the spool; from warning on, report soon. (worker)"""
-        (event,) = self.spool.append([told], self._now())
-        if told.severity != "info":
-            self.on_report()
+        (event,) = self._tell_all([told])
         return event
+
+    def _tell_all(self, told: list[Told]) -> list[Event]:
+        if any(each.severity != "info" for each in told):
+            self.on_report()
+        return self.spool.append(told, self._now()) if told else []
 
     def take_directive(self, untrusted: bytes, key: bytes) -> None:
         """Verify, write down and carry out a directive. (worker)"""
@@ -202,7 +194,7 @@ class Loop:
     def answered(self, session: int, *, named_pending: bytes | None, events_acked: int, healed: int) -> None:
         """The controller has answered a report that was sent in `session`. (worker)"""
         self.spool.ack(events_acked)
-        del self.healed[:healed]
+        del self.machine.healed[:healed]
         self._offline_mark = self._monotonic()
         self.offline_s = 0.0
         if self._offline_saved_s:
@@ -217,7 +209,7 @@ class Loop:
         """The controller's name resolves to these. (worker)"""
         if addresses and addresses != self.hold.state.controller_addresses:
             self.hold.change(controller_addresses=addresses)
-            self._surround(controller=self._endpoints())
+            self.machine.surround(controller=self._endpoints())
             self._look("firewall", silent=True)
 
     # ---- the thread
@@ -253,7 +245,7 @@ class Loop:
         self._reconcile_holdings()
         with self._condition:
             full = self._all_due or self.beat >= self._next_full
-            due = set(self._probes) if full else self._due & set(self._probes)
+            due = set(self.machine.probes) if full else self._due & set(self.machine.probes)
             self._due, self._all_due = set(), False
         if full:
             self._next_full = self.beat + self._config.interval_s
@@ -281,7 +273,7 @@ class Loop:
     # ---- baseline, posture, responses
 
     def _hold_at_start(self) -> None:
-        boot_id = self._around.host.boot_id()
+        boot_id = self.host.boot_id()
         same_boot = boot_id == self.hold.state.boot_id and self.hold.state.pending is None
         self._adopt(self.hold.held, silent=not same_boot)
         if self.hold.state.pending is not None:
@@ -300,7 +292,7 @@ class Loop:
         while True:
             step = self.hold.step(self._monotonic())
             if isinstance(step, plan.Apply):
-                held = self.hold.begin(step, self._dry_run, in_contact=self._in_contact)
+                held = self.hold.begin(step, self.machine.dry_run, in_contact=self._in_contact)
                 if held is None:
                     break
                 self.hold.pending_session = self._session
@@ -327,27 +319,19 @@ class Loop:
                 break
         self._hold_stance(silent=True)
 
-    def _dry_run(self, held: Held) -> None:
-        """Raise Rejected if the kernel would not take the rules, in any posture."""
-        section = held.sections["firewall"]
-        assert isinstance(section, FirewallSection)  # noqa: S101  (parsed by the module of that name)
-        for posture in POSTURES:
-            self._netfilter.check(render(section, posture, replace(self._around, posture=posture)))
-
     def _adopt(self, held: Held, *, silent: bool) -> None:
         """Make the machine look like `held`: firewall first, then undo what only the old one wanted, then the rest."""
-        old, self._probes = self._probes, {}
-        for name, section in held.sections.items():
-            self._probes[name] = sections()[name].Probe(section, self._around)
-        self.drifts = {name: drifts for name, drifts in self.drifts.items() if name in self._probes}
+        old = self.machine.replace_probes(held)
         self._hold_stance(silent=silent)
         self._look("firewall", silent=silent)
-        for name, probe in old.items():
-            if name != "firewall" and probe.section != held.sections.get(name):
-                probe.undo()
-        for name in sorted(set(self._probes) - {"firewall"}):
+        for probe in old:
+            probe.undo()
+        for name in sorted(set(held.sections) - {"firewall"}):
             self._look(name, silent=True)
         self._next_full = self._monotonic() + self._config.interval_s
+
+    def _look(self, name: str, *, silent: bool = False) -> None:
+        self._tell_all(self.machine.look(name, self.stance, self._now(), silent=silent))
 
     def _hold_stance(self, *, silent: bool) -> None:
         head = self.hold.held.baseline.head
@@ -362,7 +346,7 @@ class Loop:
         fresh, self._fresh = self._fresh, False
         changed = (stance.posture, stance.fenced) != (before.posture, before.fenced)
         if changed:
-            self._surround(posture=stance.posture, fenced=stance.fenced)
+            self.machine.surround(posture=stance.posture, fenced=stance.fenced)
         self._carry_out(isolating=stance.posture == "isolated" and (fresh or before.posture != "isolated"))
         if changed:
             self._look("firewall", silent=silent)
@@ -390,66 +374,18 @@ class Loop:
         )
         for request in new:
             try:
-                told = known[request.name].apply(self._around, request)
+                told = known[request.name].apply(self.machine.around, request)
             except OSError as error:
                 told = [Told(kind=f"{request.name}.failed", severity="critical", summary=str(error))]
-            for each in told:
-                self.tell(each)
+            self._tell_all(told)
         for name in sorted(names - standing):
             if name in known:
-                for each in known[name].undo(self._around):
-                    self.tell(each)
+                self._tell_all(known[name].undo(self.machine.around))
         after = sorted((names | {each.name for each in new}) & standing)
         if after != self.hold.state.responses:
             self.hold.change(responses=after)
-
-    def _surround(self, **changes: object) -> None:
-        self._around = replace(self._around, **changes)  # type: ignore[arg-type]
-        for probe in self._probes.values():
-            probe.around = self._around
 
     def _endpoints(self) -> tuple[ControllerEndpoint, ...]:
         where = self._config.controller
         addresses = where.literal_addresses() or self.hold.state.controller_addresses
         return tuple(ControllerEndpoint(address, where.port) for address in addresses)
-
-    # ---- one section
-
-    def _look(self, name: str, *, silent: bool = False) -> None:
-        """Observe, repair, observe again, tell. `silent`: the difference is of our own making."""
-        probe = self._probes[name]
-        now = self._now()
-        if name == "firewall":
-            self._pace()
-        before = self.drifts.get(name, [])
-        mode = mode_of(probe.section, self.hold.held.baseline.head)
-        if plan.enforced(name, mode, self.stance):
-            probe.settle(now)
-        found = left = probe.observe(now)
-        repair = plan.to_repair(name, mode, self.stance, found)
-        if repair:
-            try:
-                probe.repair(repair, now)
-            except (OSError, Rejected) as error:
-                self.tell(Told(kind=f"{name}.repair-failed", severity="critical", summary=str(error)))
-            left = probe.observe(now)
-        self.drifts[name] = left
-        remaining = {drift.key for drift in left}
-        told = plan.tell(name, before, left if silent else found, left)
-        if not silent:
-            healed = [msgspec.structs.replace(d, repaired=True) for d in found if d.key not in remaining]
-            self.healed = (self.healed + healed)[-_HEALED_KEPT:]
-        told += [
-            Told(kind=n.kind, severity=n.severity, summary=n.summary, detail=n.detail)
-            for n in probe.notices(now)
-        ]
-        if told:
-            self.spool.append(told, now)
-            if any(each.severity != "info" for each in told):
-                self.on_report()
-
-    def _pace(self) -> None:
-        now = self._monotonic()
-        if len(self._firewall_times) == _STORM and now - self._firewall_times[0] < 1.0:
-            time.sleep(_STORM_PAUSE_S)
-        self._firewall_times.append(now)

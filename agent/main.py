@@ -24,7 +24,8 @@ from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
-from agent.loop import POSTURES, Loop, boottime
+from agent.loop import Loop, boottime
+from agent.machine import POSTURES
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
 from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections

@@ -61,8 +61,8 @@ class Reporter:
         loop = self._loop
         state = loop.hold.state
         self._number = max(self._number + 1, int(now * 1000))
-        drifts = [drift for each in loop.drifts.values() for drift in each]
-        healed = list(loop.healed)
+        drifts = [drift for each in loop.machine.drifts.values() for drift in each]
+        healed = list(loop.machine.healed)
         shown, size = [], 0
         for drift in [*drifts, *healed][:MAX_DRIFTS_PER_REPORT]:
             size += len(drift.wanted) + len(drift.found) + len(drift.culprit) + len(drift.key)

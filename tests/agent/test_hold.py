@@ -291,7 +291,7 @@ def test_foreign_change_is_healed_and_told(tmp_path: Path) -> None:
         until(lambda: "firewall.healed" in rig.kinds())
         assert locked_down()
         assert any("nft" in e.detail.get("culprit", "") for e in rig.events() if e.kind == "firewall.healed")
-        assert loop.healed
+        assert loop.machine.healed
         events.close()
         rig.stop()
 
