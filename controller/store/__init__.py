@@ -35,17 +35,18 @@ Transaction = Connection
 
 GROUP_JOBS = 128
 """So many jobs share a transaction at most: bounds what one failing job makes the others repeat."""
+DEADLOCK_ATTEMPTS = 5
 QUEUE_JOBS = 20_000
 """Past this the store refuses at once instead of promising answers that nobody waits for any more."""
-_OWN_SQLSTATES = ("40", "55", "57014")
-"""Of one transaction, not of the server: serialisation and deadlock, locks, its own time-out."""
+_OWN_SQLSTATES = ("40",)
+"""Of one transaction, not of the server: serialisation failures and deadlocks."""
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 
 class StoreUnavailable(Exception):
     """The database did not answer: nothing was stored. Try again.
 
-    `for_all`: it is the connection or the disk, not this one transaction (a deadlock, a lock that took too long).
+    `for_all`: it is the connection or the disk, not this one transaction (a deadlock).
     """
 
     def __init__(self, detail: str, *, for_all: bool = True) -> None:
@@ -144,6 +145,11 @@ class Store:
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._thread.start()
 
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
     async def run(self, fn: Callable[[Transaction], T | Refused]) -> T:
         """Run `fn` in a transaction and return its result once that is on the disk.
 
@@ -213,11 +219,21 @@ class Store:
                 return
         for job in jobs:
             try:
-                [result] = self._transact([job])
+                result = self._alone(job)
             except BaseException as error:  # (an outermost place: it goes to the caller)
                 _deliver(job, None, error)
             else:
                 _deliver(job, result, None)
+
+    def _alone(self, job: _Job) -> object:
+        # Two controllers that isolate in one site at once wait for each other's rows; PostgreSQL ends one of them.
+        for _ in range(DEADLOCK_ATTEMPTS - 1):
+            try:
+                return self._transact([job])[0]
+            except StoreUnavailable as error:
+                if error.for_all:
+                    raise
+        return self._transact([job])[0]
 
     def _transact(self, jobs: list[_Job]) -> list[object]:
         try:
@@ -230,8 +246,9 @@ class Store:
             raise Duplicate(str(error.orig)) from error
         except DBAPIError as error:
             if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
-                self._drop_connection()
                 own = str(getattr(error.orig, "sqlstate", None) or "").startswith(_OWN_SQLSTATES)
+                if not own:
+                    self._drop_connection()
                 raise StoreUnavailable(str(error.orig), for_all=not own) from error
             raise
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,6 +211,30 @@ async def test_the_event_cursor_misses_nothing_with_two_controllers(open_store: 
 
     seen, _ = await asyncio.gather(follow(), write_both())
     assert sorted(seen) == sorted(f"{name}.{n}" for name in ("one", "two") for n in range(60))
+
+
+async def test_two_controllers_that_wait_for_each_other_both_get_through(open_store: OpenStore) -> None:
+    one, two = open_store(), open_store()
+    if one.dialect == "sqlite":
+        pytest.skip("one writer at a time cannot cross")
+    await one.run(lambda tx: [access.add(tx, n, "viewer", n.encode(), expires_at=None, now=T0) for n in "ab"])
+    both_hold_one = threading.Barrier(2)
+
+    def crossing(first: str, second: str) -> Callable[[Transaction], str]:
+        tries = itertools.count()
+
+        def job(tx: Transaction) -> str:
+            assert access.remove(tx, first)
+            if next(tries) == 0:
+                both_hold_one.wait(10)
+            access.remove(tx, second)
+            access.add(tx, first, "viewer", first.encode(), expires_at=None, now=T0)
+            access.add(tx, second, "viewer", second.encode(), expires_at=None, now=T0)
+            return first
+
+        return job
+
+    assert await asyncio.gather(one.run(crossing("a", "b")), two.run(crossing("b", "a"))) == ["a", "b"]
 
 
 async def test_sqlite_commits_reach_the_disk(tmp_path: Path) -> None:
