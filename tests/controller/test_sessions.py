@@ -35,8 +35,9 @@ from contract.messages import (
 from contract.wire import decode, encode
 from controller import nonces
 from controller.nonces import Nonces
-from tests.controller.live import Live, answer_to, next_message, running
-from tests.parts.simulator import Identity, Node, client_context
+from tests.controller.live import EVENT_LOG, Live, answer_to, next_message, running
+from tests.parts.simulator import Identity, Node, client_context, replayed
+from tests.parts.softtpm import SoftTpm
 
 
 @pytest_asyncio.fixture
@@ -310,13 +311,39 @@ async def test_orders_reach_connected_nodes_at_once(live: Live) -> None:
     assert node.posture == "isolated"
 
 
-async def test_accept_boot_asks_for_a_report_and_its_log(live: Live) -> None:
-    node = await live.node("press-1")
+async def test_a_changed_boot_is_named_isolated_and_can_be_accepted(live: Live) -> None:
+    node, neighbour = await live.node("press-1"), await live.node("press-2")
     await reported(node)
-    node.pcrs = {**node.pcrs, 9: hashlib.sha256(b"other").digest()}
-    node.log_wanted = True
-    answer = await reported(node)
-    assert answer.tier == "contraindicated" and {"eventlog.replay", "boot.pcr"} & set(codes(answer))
+    await reported(neighbour)
+    other = (EVENT_LOG.parent.parent / "cmdline-changed" / "eventlog.bin").read_bytes()
+    changed = await live.again(node.identity)
+    changed.event_log, changed.log_sha256, changed.pcrs = (
+        other,
+        hashlib.sha256(other).digest(),
+        replayed(other),
+    )
+    changed.tpm = SoftTpm(node.identity.ek, node.identity.ak, resets=2)
+    # The controller knows the old boot, so it has not asked for a log; it does now, and at once.
+    asked = await answer_to(changed, changed.report())
+    assert isinstance(asked, Answer) and asked.event_log_wanted
+    assert isinstance(await next_message(changed), Challenge)
+    answer = await reported(changed)
+    assert answer.tier == "contraindicated"
+    named = [finding for finding in answer.findings if finding.code == "boot.pcr"]
+    assert named and named[0].pcr is not None and named[0].event is not None
+    order = await next_message(neighbour)
+    assert isinstance(order, Order)
+    neighbour._obey(order.directive)
+    assert neighbour.posture == "isolated" and changed.address in neighbour.fenced
+    status, _ = await live.call("POST", "/api/v1/nodes/press-1/accept-boot", {"reason": "we changed it"})
+    assert status == 200
+    messages = [await next_message(changed), await next_message(changed)]
+    assert {type(message) for message in messages} == {Order, Challenge}
+    assert (await answer_to(changed, changed.report())).event_log_wanted  # type: ignore[attr-defined]
+    assert isinstance(await next_message(changed), Challenge)
+    # It has been told to isolate itself and says that it has.
+    changed.posture = "isolated"
+    assert "boot.pcr" not in codes(await reported(changed))
 
 
 async def test_certificate_renewal_over_the_session(live: Live) -> None:
