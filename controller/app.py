@@ -7,14 +7,18 @@ reason (database away) is tried again; one that fails by a fault of ours ends th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
+import ipaddress
 import logging
+import socket
 import ssl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
+import psutil
 from aiohttp import web
 
 from contract.errors import Rejected
@@ -28,7 +32,7 @@ from controller.config import Config, listen_address, url_host
 from controller.failures import Failures
 from controller.fleet import Fleet
 from controller.issuing import Issuing
-from controller.keys import CA_COPY_NAME, Keys, load_roots
+from controller.keys import Keys, load_roots
 from controller.listener import Listener, server_context
 from controller.metrics import CONTENT_TYPE, Metrics
 from controller.node_channel import node_app
@@ -60,6 +64,7 @@ class Controller:
         settings = FleetSettings(
             enrolment_retry_s=config.enrolment.retry_s,
             max_open_enrolments=config.enrolment.max_pending,
+            protected_addresses=own_addresses(config),
             started=now,
         )
         fleet, metrics, bell = Fleet(self._store, settings), Metrics(), Bell()
@@ -172,9 +177,23 @@ def server_names(config: Config) -> list[str]:
     return list(dict.fromkeys([*own, "localhost", "127.0.0.1", "::1"]))
 
 
-def ca_copy(directory: Path) -> Path:
-    """Return the file that agents and admins pin."""
-    return directory / CA_COPY_NAME
+def own_addresses(config: Config) -> tuple[str, ...]:
+    """Return every address under which nodes may know this controller: a suspect that claims one is not fenced by it."""
+    found = {
+        entry.address.partition("%")[0] for entries in psutil.net_if_addrs().values() for entry in entries
+    }
+    for name in (url_host(config.node_url), *config.certificates.names):
+        with contextlib.suppress(OSError, UnicodeError):  # a name that does not resolve now protects nothing
+            found |= {str(entry[4][0]) for entry in socket.getaddrinfo(name, None)}
+    return tuple(sorted(address for address in found if _is_address(address)))
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 async def _every(seconds: float, duty: Callable[[], Awaitable[None]]) -> None:

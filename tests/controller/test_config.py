@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contract.errors import Rejected
-from controller.app import server_names
+from controller.app import own_addresses, server_names
 from controller.config import parse_config
 
 GOOD = b"""\
@@ -60,3 +60,13 @@ def test_what_is_no_toml_is_refused(text: bytes) -> None:
     with pytest.raises(Rejected) as refused:
         parse_config(text)
     assert refused.value.code == "config.syntax"
+
+
+def test_the_controllers_own_addresses_are_never_fenced() -> None:
+    text = (
+        GOOD.replace(b"controller.example", b"192.0.2.10")
+        + b'[certificates]\nnames = ["2001:db8::2", "no.such.invalid"]\n'
+    )
+    found = own_addresses(parse_config(text))
+    assert {"192.0.2.10", "2001:db8::2", "127.0.0.1"} <= set(found)
+    assert all("." in address or ":" in address for address in found)
