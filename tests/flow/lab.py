@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
-import json
 import os
 import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import tempfile
@@ -30,6 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.flow import baselines
 from tests.parts import inference
+from tests.parts.adminapi import AdminApi, ApiError
 from tests.parts.swtpm import EkAuthority, SoftwareTpm
 from tests.parts.topology import Host, Topology
 from tests.parts.usbtree import UsbTree
@@ -148,7 +147,7 @@ class Lab:
         self.folder = Path(tempfile.mkdtemp(prefix="ringfence-lab-"))
         self.nodes: list[Node] = []
         self.controller: subprocess.Popen[bytes] | None = None
-        self._context: ssl.SSLContext | None = None
+        self._api: AdminApi | None = None
         self._token = ""
         self._revision: dict[str, int] = {}
         self.topology = Topology(sites)
@@ -183,6 +182,8 @@ class Lab:
                 node.agent.send_signal(signal.SIGTERM)
         for node in self.nodes:
             node.stop_agent()
+        if self._api is not None:
+            self._api.close()
         self.stop_controller()
         self.topology.close()
         for node in self.nodes:
@@ -340,25 +341,19 @@ class Lab:
 
     def api(self, method: str, path: str, body: object = None, *, status: int | None = None) -> Any:
         """Ask the admin API, from the controller's own machine; raises Failed for another status than wanted."""
-        if self._context is None:
-            self._context = ssl.create_default_context(cafile=str(self.ca))
-        address = self.topology.controller.uplink[0]
-        connection = http.client.HTTPSConnection(address, ADMIN_PORT, timeout=20)
-        raw = inference.connect(self.topology.controller.namespace, address, ADMIN_PORT, timeout_s=20)
+        if self._api is None:
+            address, inside = self.topology.controller.uplink[0], self.topology.controller.namespace
+            self._api = AdminApi(
+                address,
+                ADMIN_PORT,
+                self.ca,
+                self._token,
+                lambda: inference.connect(inside, address, ADMIN_PORT, timeout_s=5),
+            )
         try:
-            connection.sock = self._context.wrap_socket(raw, server_hostname=address)
-            data = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
-            kind = "application/octet-stream" if isinstance(body, bytes) else "application/json"
-            headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind, "Connection": "close"}
-            connection.request(method, "/api/v1" + path, data, headers)
-            response = connection.getresponse()
-            answer = response.read()
-        finally:
-            connection.close()
-            raw.close()
-        if response.status != status and (status or response.status >= 300):
-            raise Failed(f"{method} {path}: {response.status} {answer.decode(errors='replace')}")
-        return json.loads(answer) if answer else None
+            return self._api(method, path, body, status=status)
+        except ApiError as error:
+            raise Failed(str(error)) from None
 
     def events(self, after: int = 0, **query: str) -> list[dict[str, Any]]:
         """Return the events after a cursor, oldest first."""

@@ -150,7 +150,7 @@ async def enrol(session: aiohttp.ClientSession, url: str, ca: str, identity: Ide
 async def enrol_all(url: str, ca: str, fleet: Sequence[Identity]) -> None:
     """Enrol a fleet, a few at a time."""
     slots = asyncio.Semaphore(_HANDSHAKES_AT_ONCE)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as session:
 
         async def one(identity: Identity) -> None:
             async with slots:
