@@ -8,7 +8,8 @@ database cannot answer: then nothing was done and nothing is trusted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from contract.directive import Directive
 from contract.errors import Rejected
@@ -53,7 +54,9 @@ from controller.records import (
     Standing,
     StandingChange,
 )
-from controller.store import Duplicate, Store
+from controller.store import Duplicate, Refused, Store, Transaction
+
+T = TypeVar("T")
 
 
 class Fleet:
@@ -62,6 +65,13 @@ class Fleet:
     def __init__(self, store: Store, settings: FleetSettings) -> None:
         self._store = store
         self._settings = settings
+
+    async def _bind(self, fn: Callable[[Transaction], T | Refused]) -> T:
+        try:
+            return await self._store.run(fn)
+        except Duplicate:
+            # Another controller bound the id, the EK or the AK between our look and our write (b05).
+            raise Rejected("enrolment.identity-conflict", "bound by somebody else a moment ago") from None
 
     async def start(self) -> None:
         """Call once before listening: no session of an earlier process is open any more."""
@@ -106,25 +116,16 @@ class Fleet:
         `enrolment.unknown`, `enrolment.proof` (b03), `enrolment.rejected`, `enrolment.expired`,
         `enrolment.identity-conflict` (b05).
         """
-        try:
-            return await self._store.run(
-                lambda tx: enrolments.finish(tx, self._settings, finish, issue, now=now)
-            )
-        except Duplicate:
-            # Another controller bound the id, the EK or the AK between our look and our write.
-            raise Rejected("enrolment.identity-conflict", "bound by somebody else a moment ago") from None
+        return await self._bind(lambda tx: enrolments.finish(tx, self._settings, finish, issue, now=now))
 
     async def approve(
         self, enrolment: str, *, actor: str, now: float, site: str | None = None, replace: bool = False
     ) -> EnrolmentView:
         """Approve. `site` where the node named none (or another). `replace` says that the node of this id now has
         this AK (same TPM, new key) — without it a changed AK is refused with `enrolment.identity-conflict`."""
-        try:
-            return await self._store.run(
-                lambda tx: enrolments.approve(tx, enrolment, actor=actor, now=now, site=site, replace=replace)
-            )
-        except Duplicate:
-            raise Rejected("enrolment.identity-conflict", "bound by somebody else a moment ago") from None
+        return await self._bind(
+            lambda tx: enrolments.approve(tx, enrolment, actor=actor, now=now, site=site, replace=replace)
+        )
 
     async def reject(self, enrolment: str, *, actor: str, reason: str, now: float) -> EnrolmentView:
         """Raises Rejected `enrolment.unknown`, `enrolment.decided`, `reason.missing`."""

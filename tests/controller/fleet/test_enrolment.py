@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
+import time
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from contract.errors import Rejected
 from controller.policy import FleetSettings, SitePolicy
+from controller.records import Admitted, IssuedCertificate, NodeIdentity
 from controller.store import Store
 from tests.parts.fleets import ACTOR, T0, FleetLab, evidence, finish_of, issue, request
 
@@ -174,6 +178,36 @@ async def test_b05_two_first_enrolments_of_one_id_at_once_leave_exactly_one(
     assert [n.node for n in (await one.fleet.list_nodes()).items] == ["cam-1"]
 
 
+async def test_b05_the_constraint_decides_where_both_looked_before_either_wrote(
+    open_store: Callable[[], Store],
+) -> None:
+    one, two = FleetLab(open_store()), FleetLab(open_store())
+    await one.site()
+    claims = [request("cam-1", tpm=f"tpm-{n}", site=None) for n in range(2)]
+    for claim in claims:
+        await one.fleet.preregister(claim.ek_id, site="factory", node=None, actor=ACTOR, now=T0)
+    begun = [await one.fleet.begin_enrolment(claim, now=T0) for claim in claims]
+    written = threading.Event()
+
+    def slow_issue(identity: NodeIdentity, csr: bytes) -> IssuedCertificate:
+        written.set()
+        time.sleep(0.5)  # the other one looks now, and on PostgreSQL sees nothing and writes as well
+        return issue(identity, csr)
+
+    async def second() -> object:
+        await asyncio.to_thread(written.wait, 10)
+        return await two.fleet.finish_enrolment(finish_of(begun[1], claims[1]), issue, now=T0)
+
+    first, other = await asyncio.gather(
+        one.fleet.finish_enrolment(finish_of(begun[0], claims[0]), slow_issue, now=T0),
+        second(),
+        return_exceptions=True,
+    )
+    assert isinstance(first, Admitted)
+    assert isinstance(other, Rejected)
+    assert other.code == "enrolment.identity-conflict"
+
+
 async def test_b05_two_persons_approve_two_claims_for_one_id(open_store: Callable[[], Store]) -> None:
     one, two = FleetLab(open_store()), FleetLab(open_store())
     await one.site()
@@ -265,8 +299,6 @@ async def test_a_token_is_good_once_for_its_node_until_it_expires(lab: FleetLab)
 
 
 async def test_an_unverified_ek_needs_a_site_that_allows_it(lab: FleetLab) -> None:
-    import msgspec
-
     await lab.site()
     await lab.site("legacy", SitePolicy(require_tpm=False))
     claim = msgspec.structs.replace(request("cam-1"), ek_trust="unverified")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from contract.errors import Rejected
-from controller.policy import BreakerLimits, FleetSettings, SitePolicy
+from controller.policy import BreakerLimits, DriftingNodes, FleetSettings, SitePolicy
 from controller.records import NewBaseline, TrustChange
 from controller.store import Store
 from tests.parts.fleets import ACTOR, T0, FleetLab, digest, drift, event, evidence, finding
@@ -268,8 +268,6 @@ async def test_what_the_node_repaired_is_an_incident_with_its_culprit(lab: Fleet
 
 
 async def test_k_drifting_nodes_isolate_their_site_but_one_update_does_not(lab: FleetLab) -> None:
-    from controller.policy import DriftingNodes
-
     policy = SitePolicy(drifting_nodes=DriftingNodes(count=3, window_s=300))
     await _fleet(lab, 4, policy=policy)
     await _fleet(lab, 4, policy=policy, site="shop")
