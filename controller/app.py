@@ -89,6 +89,7 @@ class Controller:
     async def start(self) -> None:
         """Judge the silence of the time we were away, then listen. Raises StoreUnavailable, OSError."""
         now = time.time()
+        await self.services.fleet.start()
         await self.services.fleet.sweep(now=now)
         try:
             await self.services.signed_files.refresh(now)
