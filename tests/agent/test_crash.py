@@ -62,6 +62,7 @@ def test_a01_kill_at_every_step_leaves_a_fence_and_a_known_state(
         code, output = play(folder, scene, kill_at)
         assert code == -9, f"step {kill_at}: {output}"
         assert closed(), f"step {kill_at}: open after the kill"
+        was_cut = "ringfence_cut" in nft("list", "tables")
         state = Store(folder / "state", NODE).load_state()
         assert state is not None
         rig = Rig(folder, key=key, confirm_s=0.3)
@@ -72,6 +73,7 @@ def test_a01_kill_at_every_step_leaves_a_fence_and_a_known_state(
         if scene == "isolate":
             # On disk means in force, at once; not on disk means never ordered.
             assert cut == (state.directive_number == 2), f"step {kill_at}"
+            assert cut or not was_cut, f"step {kill_at}: an isolation that was in force was forgotten"
             assert "8080" in rules or cut
         else:
             wanted = (
