@@ -26,7 +26,7 @@ import alembic.command
 import alembic.config
 import sqlalchemy
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from contract.errors import Rejected
 
@@ -139,6 +139,7 @@ class Store:
         Raises Rejected `store.url`. The schema must be there: call `migrate` first.
         """
         self._engine = _engine(url)
+        self._driver = self._engine.dialect.loaded_dbapi
         self._connection: Connection | None = None
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._closed = False
@@ -242,15 +243,21 @@ class Store:
                 connection = self._connection = self._engine.connect()
             with connection.begin():
                 return [job.fn(connection) for job in jobs]
-        except IntegrityError as error:
-            raise Duplicate(str(error.orig)) from error
         except DBAPIError as error:
-            if error.connection_invalidated or isinstance(error, OperationalError | InterfaceError):
-                own = str(getattr(error.orig, "sqlstate", None) or "").startswith(_OWN_SQLSTATES)
-                if not own:
-                    self._drop_connection()
-                raise StoreUnavailable(str(error.orig), for_all=not own) from error
-            raise
+            raise self._said(error.orig) or error from error
+        except self._driver.Error as error:
+            raise self._said(error) or error from error
+
+    def _said(self, error: BaseException | None) -> Exception | None:
+        """Return what a driver's error means to a caller; None where it is a bug of ours."""
+        if isinstance(error, self._driver.IntegrityError):
+            return Duplicate(str(error))
+        if not isinstance(error, (self._driver.OperationalError, self._driver.InterfaceError)):
+            return None
+        own = str(getattr(error, "sqlstate", None) or "").startswith(_OWN_SQLSTATES)
+        if not own:
+            self._drop_connection()
+        return StoreUnavailable(str(error), for_all=not own)
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None

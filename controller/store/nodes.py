@@ -13,6 +13,7 @@ from contract.messages import Posture, Tier
 from controller.policy import SitePolicy
 from controller.records import EkTrust, Record, Standing
 from controller.store import Transaction
+from controller.store.hot import Prepared
 from controller.store.schema import baselines, boot_references, holds, nodes, sites
 from controller.store.state import NodeState
 
@@ -80,9 +81,10 @@ _SELECT = select(
     baselines.c.boot_section,
     baselines.c.sha256,
 ).select_from(_FROM)
-_LOAD = _SELECT.where(nodes.c.node == bindparam("wanted_node"))
+_BY_NAME = _SELECT.where(nodes.c.node == bindparam("wanted_node"))
+_LOAD = Prepared(_BY_NAME)
 # One row, one writer at a time, also with several controllers; SQLite has one writer anyway.
-_LOAD_LOCKED = _LOAD.with_for_update(of=nodes)
+_LOAD_LOCKED = Prepared(_BY_NAME.with_for_update(of=nodes))
 _OF_SITE = _SELECT.where(nodes.c.site == bindparam("wanted_site")).order_by(nodes.c.node)
 
 _HOT = (
@@ -96,7 +98,7 @@ _HOT = (
     "directive_due",
     "state",
 )
-_WRITE = (
+_WRITE = Prepared(
     update(nodes)
     .where(nodes.c.node == bindparam("of_node"))
     .values({name: bindparam("to_" + name) for name in _HOT})
@@ -108,8 +110,11 @@ def _row(row: Sequence[object]) -> NodeRow:
     chosen = None
     if name is not None:
         chosen = WantedBaseline(name=name, version=version, sha256=sha256)  # type: ignore[arg-type]
+    values = dict(zip(_PLAIN, plain, strict=True))
+    for name in ("connected", "directive_due"):
+        values[name] = bool(values[name])
     return NodeRow(
-        **dict(zip(_PLAIN, plain, strict=True)),  # type: ignore[arg-type]
+        **values,  # type: ignore[arg-type]
         baseline=chosen,
         state=_decode_state(state),  # type: ignore[arg-type]
         policy=policy_of(str(policy)),
@@ -124,7 +129,7 @@ _PLAIN = tuple(column.name for column in nodes.c)[:-1]
 
 def load(tx: Transaction, node: str, *, lock: bool = False) -> NodeRow | None:
     """Read one node; with `lock`, nobody else changes it until this transaction ends."""
-    row = tx.execute(_LOAD_LOCKED if lock else _LOAD, {"wanted_node": node}).first()
+    row = (_LOAD_LOCKED if lock else _LOAD).first(tx, {"wanted_node": node})
     return None if row is None else _row(row)
 
 
@@ -146,8 +151,8 @@ def write(
     state: NodeState,
 ) -> None:
     """Write what a report changed. `directive`: number, issued at, still due."""
-    tx.execute(
-        _WRITE,
+    _WRITE.run(
+        tx,
         {
             "of_node": before.node,
             "to_tier": tier,
