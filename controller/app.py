@@ -99,10 +99,12 @@ class Controller:
         await self.admins.start(*listen_address(self._config.admins.listen))
 
     async def run_duties(self) -> None:
-        """Sweep, renew, refresh, until cancelled."""
+        """Sweep, renew, refresh and accept, until cancelled; a fault of one ends all and is raised."""
         async with asyncio.TaskGroup() as duties:
             duties.create_task(_every(SWEEP_S, self._sweep))
             duties.create_task(_every(RENEWAL_S, self._renew))
+            duties.create_task(self.nodes.run())
+            duties.create_task(self.admins.run())
 
     async def stop(self) -> None:
         """Stop listening, end the sessions, finish what is queued in the store."""

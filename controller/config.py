@@ -69,7 +69,7 @@ class Limits(Section, frozen=True, kw_only=True):
     """Connections of one listener."""
     handshakes: Cap = 512
     """TLS handshakes at once; past it the kernel's queue waits."""
-    failures_per_minute: Cap = 30
+    failures_per_minute: Cap = 120
     """Bad tokens or bad enrolments of one address before it must wait."""
 
 

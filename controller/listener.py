@@ -21,6 +21,7 @@ from collections.abc import Coroutine
 from aiohttp import web
 
 from controller.config import Limits
+from controller.faults import log_fault
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class Listener:
         self._connections: dict[asyncio.BaseTransport, str | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
         self.refused = 0
         """Connections closed at once because their address had too many."""
         self.failed_handshakes = 0
@@ -71,11 +73,18 @@ class Listener:
         """Listen on `host` (`::` and empty: every address of both families) and `port` (0: any)."""
         await self._runner.setup()
         self._socket = _bound(host, port)
-        self._spawn(self._accept(self._socket))
+        self._accepting = asyncio.create_task(self._accept(self._socket))
         self._spawn(self._sweep())
+
+    async def run(self) -> None:
+        """Wait until accepting ends, which it does only by a fault: that is raised. Cancelling this stops accepting."""
+        assert self._accepting is not None  # noqa: S101  (run before start: our bug)
+        await self._accepting
 
     async def stop(self) -> None:
         """Stop accepting, let requests end, close the rest."""
+        if self._accepting is not None:
+            self._accepting.cancel()
         if self._socket is not None:
             self._socket.close()
         for task in list(self._tasks):
@@ -164,7 +173,13 @@ class Listener:
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        fault = None if task.cancelled() else task.exception()
+        if fault is not None:
+            log_fault("a connection", fault)
 
 
 def source_of(address: str) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import importlib.util
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -153,6 +154,8 @@ def serve(directory: Path, verbose: bool) -> None:
     config = load_config(directory)
     keys = load(directory / "keys", time.time())
     migrate(store_url(config, directory))
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket for each node
     controller = Controller(config, directory, keys)
     _run(_serve(controller))
 

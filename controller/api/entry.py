@@ -25,6 +25,7 @@ from controller.services import Services
 from controller.store import StoreUnavailable
 
 _HEADERS = {
+    "Server": "ringfence",
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
