@@ -72,15 +72,17 @@ class Dialler:
             ) -> EnrolChallenge | EnrolPending | EnrolApproved | Refused:
                 body = wire.encode(message)
                 headers = {"Content-Type": _CONTENT_TYPE}
-                async with http.post(
-                    self.base + path, data=body, headers=headers, allow_redirects=False
-                ) as reply:
-                    content = await read_capped(reply, MAX_ENROL_BYTES)
-                    if reply.status >= 500 or reply.status == 429:
-                        raise OSError(f"{path}: HTTP {reply.status}")
-                    return wire.decode(
-                        content, _ENROL_REPLY, max_bytes=MAX_ENROL_BYTES, code="enrol.malformed"
-                    )
+                try:
+                    async with http.post(
+                        self.base + path, data=body, headers=headers, allow_redirects=False
+                    ) as reply:
+                        content = await read_capped(reply, MAX_ENROL_BYTES)
+                        status = reply.status
+                except aiohttp.ClientError as error:
+                    raise OSError(f"{path}: {error}") from None
+                if status >= 500 or status == 429:
+                    raise OSError(f"{path}: HTTP {status}")
+                return wire.decode(content, _ENROL_REPLY, max_bytes=MAX_ENROL_BYTES, code="enrol.malformed")
 
             return await enrol(self._config, self._store, tpm, post, waiting=log.info)
 

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
@@ -75,7 +76,7 @@ def enrol(config_path: Path, timeout_s: float | None) -> None:
     _log_to_stderr()
     try:
         site = asyncio.run(_enrol(config, timeout_s))
-    except (TpmUnavailable, TimeoutError) as error:
+    except (TpmUnavailable, TimeoutError, OSError) as error:
         _fail(EXIT_NO, f"not enrolled: {error or 'no approval in time'}")
     click.echo(f"{config.node} is enrolled in site {site}")
 
@@ -165,6 +166,9 @@ def main() -> NoReturn:
         _fail(EXIT_REFUSED, error.detail or error.code)
     except OSError as error:
         _fail(EXIT_FAULT, str(error))
+    except Exception:  # the outermost place: a fault of ours, shown whole
+        traceback.print_exc()
+        sys.exit(EXIT_FAULT)
     sys.exit(0)
 
 

@@ -14,6 +14,7 @@ from contract.messages import (
     MAX_DRIFTS_PER_REPORT,
     MAX_EVENT_LOG_BYTES,
     MAX_EVENTS_PER_REPORT,
+    Drift,
     ReportBody,
 )
 from contract.wire import encode
@@ -63,12 +64,16 @@ class Reporter:
         self._number = max(self._number + 1, int(now * 1000))
         drifts = [drift for each in loop.machine.drifts.values() for drift in each]
         healed = list(loop.machine.healed)
-        shown, size = [], 0
-        for drift in [*drifts, *healed][:MAX_DRIFTS_PER_REPORT]:
+        shown: list[Drift] = []
+        size = 0
+        for drift in [*drifts, *healed][: MAX_DRIFTS_PER_REPORT - 1]:
             size += len(drift.wanted) + len(drift.found) + len(drift.culprit) + len(drift.key)
             if size > _DRIFT_BYTES:
                 break
             shown.append(drift)
+        if len(shown) < len(drifts):
+            more = f"{len(drifts) - len(shown)} more that did not fit"
+            shown.append(Drift(section="report", key="drifts", wanted="all of them", found=more, since=now))
         event_log = self.event_log()
         log_sha256 = hashlib.sha256(event_log).digest() if event_log else b""
         body = ReportBody(

@@ -113,11 +113,11 @@ class Spool:
     def _claim(self, node: str) -> None:
         """Take the folder for this node; one that another node wrote is set aside, not sent as ours."""
         owner = self._folder / "node"
-        if owner.exists() and owner.read_text().strip() != node:
+        if owner.exists() and owner.read_text().strip() not in (node, ""):
             self._folder.replace(self._folder.with_name(f"{self._folder.name}.foreign-{time.time_ns()}"))
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not owner.exists():
-            with contextlib.suppress(OSError):  # a full disk: claimed at a later start
+            with contextlib.suppress(OSError):  # a disk that takes nothing: claimed at a later start
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 replace_file(owner, node.encode() + b"\n")
 
     def _unacked(self) -> Iterator[Event]:
@@ -194,7 +194,8 @@ class Spool:
             pass
         path = self._path(first)
         if path.stat().st_size != end:
-            os.truncate(path, end)
+            with contextlib.suppress(OSError):  # a disk that takes nothing: the next record goes over it
+                os.truncate(path, end)
         return end
 
     def _read(self, segments: Sequence[int]) -> Iterator[Event]:

@@ -107,7 +107,8 @@ class Store:
     def __init__(self, folder: Path, node: str) -> None:
         self.folder = folder
         self._node = node
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # a disk that takes nothing: the fence must stand all the same
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def load_state(self) -> State | None:
         """Return the state, None if there is no file. Raises Damaged."""

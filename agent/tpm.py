@@ -24,11 +24,11 @@ from tpm2_pytss import (
     ESAPI,
     ESYS_TR,
     TPM2_ALG,
+    TPM2_CAP,
     TPM2_ECC,
     TPM2_SE,
     TPM2_SU,
     TPM2B_DIGEST,
-    TPM2B_ECC_PARAMETER,
     TPM2B_ENCRYPTED_SECRET,
     TPM2B_ID_OBJECT,
     TPM2B_PRIVATE,
@@ -87,6 +87,8 @@ _BUSY = frozenset({0x921, 0x922, 0x908, 0x90A, 0x902, 0x903, 0x904})
 _FORMAT_ONE = 0x80
 """Set in answers about a parameter, handle or session: the command's input was at fault."""
 
+_SIMULATORS = ("swtpm", "mssim")
+_LEFTOVERS = (0x80000000, 0x02000000)  # transient objects, loaded sessions (Part 2, 7.4)
 _QUICK_S = 0.5
 _SLOW_S = 30.0
 _AK_ATTRIBUTES = (
@@ -134,8 +136,6 @@ class Tpm:
         self._lock = threading.Lock()
         self._running: Future[object] | None = None
 
-    # ---- what others call
-
     def endorsement(self) -> tuple[bytes, bytes]:
         """Return the EK's TPM2B_PUBLIC and its certificate from NV (DER, maybe padded; b"" if there is none)."""
         return self._call(self._endorsement, _SLOW_S)
@@ -172,8 +172,6 @@ class Tpm:
             pass
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    # ---- on the TPM's thread
-
     def _call(self, job: Callable[[], T], timeout_s: float) -> T:
         with self._lock:
             running = self._running
@@ -208,7 +206,19 @@ class Tpm:
     def _open(self) -> ESAPI:
         if self._esapi is None:
             self._esapi = ESAPI(self._tcti)
+            if self._tcti.startswith(_SIMULATORS):
+                self._flush_leftovers(self._esapi)
         return self._esapi
+
+    @staticmethod
+    def _flush_leftovers(esapi: ESAPI) -> None:
+        """No resource manager stands before a simulator: flush what a killed agent left in its three slots."""
+        for first in _LEFTOVERS:
+            _, found = esapi.get_capability(
+                TPM2_CAP.HANDLES, first, 16
+            )  # the list lives no longer than `found`
+            for handle in [int(each) for each in found.data.handles]:
+                esapi.flush_context(esapi.tr_from_tpmpublic(handle))
 
     def _forget(self) -> None:
         """Drop the connection: after a reset of the TPM no handle of ours is worth anything."""
@@ -226,7 +236,7 @@ class Tpm:
         if self._esapi is None:
             return
         self._drop_ak()
-        if self._tcti.startswith(("swtpm", "mssim")):
+        if self._tcti.startswith(_SIMULATORS):
             # Behind /dev/tpmrm0 the kernel does this when the machine goes down; a simulator is ours alone.
             self._esapi.shutdown(TPM2_SU.CLEAR)
         self._forget()
@@ -328,7 +338,7 @@ class Tpm:
 
     def _quote(self, qualifying_data: bytes, pcrs: list[int]) -> tuple[bytes, bytes, dict[int, bytes]]:
         ak = self._loaded_ak()
-        selection = _selection(pcrs)
+        selection = "sha256:" + ",".join(map(str, pcrs))
         # A PCR extended between the two commands would make a quote that its own values contradict.
         while True:
             values = self._read_pcrs(pcrs)
@@ -340,16 +350,12 @@ class Tpm:
         values: dict[int, bytes] = {}
         missing = list(pcrs)
         while missing:  # a TPM returns 8 at most in one answer
-            _, _, digests = self._open().pcr_read(_selection(missing[:8]))
+            _, _, digests = self._open().pcr_read("sha256:" + ",".join(map(str, missing[:8])))
             if len(digests) != len(missing[:8]):
                 raise TpmGone("the TPM has no SHA-256 bank for the PCRs wanted")
             values.update((pcr, bytes(digest)) for pcr, digest in zip(missing[:8], digests, strict=True))
             missing = missing[8:]
         return values
-
-
-def _selection(pcrs: list[int]) -> str:
-    return "sha256:" + ",".join(str(pcr) for pcr in pcrs)
 
 
 def _ak_template(kind: AkKind) -> TPM2B_PUBLIC:
@@ -366,7 +372,7 @@ def _ak_template(kind: AkKind) -> TPM2B_PUBLIC:
                 kdf=TPMT_KDF_SCHEME(scheme=TPM2_ALG.NULL),
             )
         )
-        unique = TPMU_PUBLIC_ID(ecc=TPMS_ECC_POINT(x=TPM2B_ECC_PARAMETER(b""), y=TPM2B_ECC_PARAMETER(b"")))
+        unique = TPMU_PUBLIC_ID(ecc=TPMS_ECC_POINT())
         algorithm = TPM2_ALG.ECC
     else:
         sha256.rsassa.hashAlg = TPM2_ALG.SHA256

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -294,5 +295,25 @@ def test_foreign_change_is_healed_and_told(tmp_path: Path) -> None:
         assert loop.machine.healed
         events.close()
         rig.stop()
+
+    in_own_namespace(job)
+
+
+def test_a03_read_only_disk_keeps_the_fence_and_the_events(tmp_path: Path) -> None:
+    def job() -> None:
+        rig = Rig(tmp_path)
+        state = Path(rig.config.state_dir)
+        state.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", state], check=True)
+        try:
+            rig.start()
+            assert locked_down()
+            assert "state.unwritable" in rig.kinds()
+            rig.direct(rig.signed(2, posture="isolated"))
+            assert "ringfence_cut" in nft("list", "tables"), "an order to isolate needs no disk"
+            assert "posture.changed" in rig.kinds()
+            rig.stop()
+        finally:
+            subprocess.run(["umount", state], check=True)
 
     in_own_namespace(job)

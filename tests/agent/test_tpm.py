@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,3 +166,15 @@ def test_a08_lock_out_is_busy_not_broken(powered: SoftwareTpm, tmp_path: Path) -
     finally:
         again.close()
         subprocess.run(["tpm2_dictionarylockout", "-c"], check=True, **tools)  # type: ignore[call-overload]
+
+
+def test_slots_left_full_by_killed_agents_are_freed(powered: SoftwareTpm) -> None:
+    killed = "import sys, os; from agent.tpm import Tpm; t = Tpm(sys.argv[1]); t.create_ak(); t.quote(b'x', [0]); os._exit(9)"
+    for _ in range(4):
+        subprocess.run(
+            [sys.executable, "-c", killed, powered.tcti], cwd=Path(__file__).resolve().parents[2], check=False
+        )
+    tpm = Tpm(powered.tcti)
+    tpm.create_ak()
+    tpm.quote(NONCE, [0])
+    tpm.close()
