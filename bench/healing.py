@@ -21,15 +21,7 @@ def run(*, quick: bool) -> list[Figure]:
     """Do 200 foreign changes (20 when `quick`) of four kinds, one after the other."""
     times = 20 if quick else 200
     with Lab({"bench": 1}) as lab:
-        lab.power_on()
-        lab.init_controller()
-        lab.sign("bench", 1, 1)
-        lab.push()
-        lab.assign("bench", "bench", 1)
-        lab.preregister(lab.nodes)
-        lab.write_agent_configs()
-        lab.start_agents()
-        lab.wait_in_force(lab.nodes, "bench", 1)
+        lab.bring_up(within_s=90)
         print(f"  {times} foreign changes", flush=True)
         took_ms = _healed(lab, times)
     return [

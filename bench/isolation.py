@@ -14,15 +14,7 @@ NODES = 10
 def run(*, quick: bool) -> list[Figure]:
     """Isolate by order several times, then once by evidence (the breaker allows one site in ten minutes)."""
     with Lab({"bench": NODES}) as lab:
-        lab.power_on()
-        lab.init_controller()
-        lab.sign("bench", 1, 1)
-        lab.push()
-        lab.assign("bench", "bench", 1)
-        lab.preregister(lab.nodes)
-        lab.write_agent_configs()
-        lab.start_agents()
-        lab.wait_in_force(lab.nodes, "bench", 1, within_s=90)
+        lab.bring_up(within_s=90)
         print(f"  {NODES} agents are up", flush=True)
         ordered_ms = [_ordered(lab) for _ in range(3 if quick else 20)]
         judged_ms = _judged(lab)

@@ -412,6 +412,21 @@ root = "{node.folder}/root"
         for node in nodes if nodes is not None else self.nodes:
             node.start_agent()
 
+    def bring_up(self, within_s: float = 60) -> None:
+        """Do all of it: boot, controller, one signed baseline for each site (named after it), agents, first evidence."""
+        self.power_on()
+        self.init_controller()
+        for site in self.topology.sites.values():
+            self.sign(site.name, 1, site.number)
+        self.push()
+        for name in self.topology.sites:
+            self.assign(name, name, 1)
+        self.preregister(self.nodes)
+        self.write_agent_configs()
+        self.start_agents()
+        for name in self.topology.sites:
+            self.wait_in_force(self.site(name), name, 1, within_s)
+
     # ---- baselines
 
     def sign(
