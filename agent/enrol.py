@@ -10,8 +10,6 @@ Relies on: `post` (agent.uplink) having verified the controller's certificate.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +23,7 @@ from agent.config import AgentConfig
 from agent.store import Enrolled, Keys, Store
 from agent.tpm import AttestationBlobs, Tpm
 from contract.binding import enrolment_proof_message
+from contract.enrolment import proof
 from contract.errors import Rejected
 from contract.messages import (
     ENROL_BEGIN_PATH,
@@ -145,9 +144,7 @@ async def enrol(
         ak_public=keys.ak_public,
         csr=csr,
     )
-    finish = EnrolFinish(
-        enrolment=challenge.enrolment, proof=hmac.new(secret, message, hashlib.sha256).digest()
-    )
+    finish = EnrolFinish(enrolment=challenge.enrolment, proof=proof(secret, message))
     while True:
         reply = await post(ENROL_FINISH_PATH, finish)
         if isinstance(reply, EnrolPending):

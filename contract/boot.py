@@ -13,17 +13,15 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, field
 
 from contract.baseline import SectionBase
+from contract.binding import QUOTED_PCRS
 from contract.eventdata import describe, oddities
 from contract.eventlog import EV_NO_ACTION, Event, EventLog, explain
-from contract.messages import Count, Digest, Finding, Line, Message, never_more
+from contract.messages import Digest, Finding, Line, Message, never_more
 from contract.quote import VerifiedQuote
 
 Pcr = Annotated[int, Meta(ge=0, le=23)]
 PcrKey = Annotated[str, Meta(pattern=r"\A(?:[0-9]|1[0-9]|2[0-3])\Z")]
 HexDigest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-DEFAULT_PCRS: Final = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14)
-IMA_PCR: Final = 10
-_RESETTABLE: Final = frozenset({16, 23})
 MAX_REFERENCE_EVENTS: Final = 8192
 
 ADVISORY_CODES: Final = frozenset({"quote.firmware-version", "quote.clock-unsafe"})
@@ -33,10 +31,10 @@ ADVISORY_CODES: Final = frozenset({"quote.firmware-version", "quote.clock-unsafe
 class BootPolicy(SectionBase, frozen=True, kw_only=True):
     """The `[boot]` section."""
 
-    pcrs: list[Pcr] = field(default_factory=lambda: list(DEFAULT_PCRS))
+    pcrs: list[Pcr] = field(default_factory=lambda: sorted(QUOTED_PCRS))
     """SHA-256 PCRs that must be as in the reference. An empty list trusts nothing."""
     runtime_pcrs: list[Pcr] = field(default_factory=list)
-    """Those of `pcrs` that the running system extends as well (systemd: 9, 11, 12, 15): not their value is compared but
+    """Those of `pcrs` that the running system extends as well (systemd: 9): not their value is compared but
     the events of the log, which no quote proves for them."""
     event_log: Literal["required", "optional"] = "required"
     reference: Literal["enrolment", "pinned"] = "enrolment"
@@ -48,19 +46,15 @@ class BootPolicy(SectionBase, frozen=True, kw_only=True):
         """Refuse what cannot be meant; msgspec turns it into an error with the key's path."""
         if len(set(self.pcrs)) != len(self.pcrs):
             raise ValueError("`pcrs` names a PCR twice")
-        if _RESETTABLE & set(self.pcrs):
-            raise ValueError("`pcrs` must not name 16 or 23: software can reset them")
-        if IMA_PCR in self.pcrs:
-            raise ValueError("`pcrs` must not name 10: IMA extends it with every file that runs")
+        if not QUOTED_PCRS.issuperset(self.pcrs):
+            quoted = ", ".join(map(str, sorted(QUOTED_PCRS)))
+            raise ValueError(
+                f"`pcrs` may name {quoted}: nodes quote no others, since software extends or resets them"
+            )
         if not set(self.runtime_pcrs) <= set(self.pcrs):
             raise ValueError("`runtime_pcrs` must be among `pcrs`")
         if self.reference == "enrolment" and self.pinned:
             raise ValueError('`pinned` needs `reference = "pinned"`')
-
-    @property
-    def wanted_pcrs(self) -> frozenset[int]:
-        """Return what a quote must cover for this policy; the default for an empty one, which `judge_boot` denies."""
-        return frozenset(self.pcrs or DEFAULT_PCRS)
 
 
 class ReferenceEvent(Message, frozen=True):
@@ -79,21 +73,6 @@ class Reference(Message, frozen=True):
     events: Annotated[list[ReferenceEvent], Meta(max_length=MAX_REFERENCE_EVENTS)] = field(
         default_factory=list
     )
-
-
-class ExplainedBoot(Message, frozen=True):
-    """The boot that a log has explained already, so that the log travels once a boot."""
-
-    reset: Count
-    """TPM reset counter of that boot."""
-    log_sha256: Digest
-    pcrs: dict[int, Digest]
-    """The PCR values the log leads to, or that the quote beside it held for PCRs that no log explains."""
-
-
-def explained_by(quote: VerifiedQuote, log: EventLog) -> ExplainedBoot:
-    """Return what to remember of a boot once `judge_boot` had no finding against its log."""
-    return ExplainedBoot(reset=quote.counters.reset, log_sha256=log.sha256, pcrs=dict(quote.pcrs))
 
 
 def reference_from(log: EventLog | None, pcrs: Mapping[int, bytes]) -> Reference:
@@ -116,14 +95,12 @@ def judge_boot(
     quote: VerifiedQuote,
     log: EventLog | None,
     reference: Reference | None,
-    *,
-    explained: ExplainedBoot | None = None,
 ) -> list[Finding]:
     """Return everything that speaks against this boot; an empty list means that it is the one that was wanted.
 
     1. the policy names PCRs, and the quote covers them all (`boot.policy-empty`, `boot.pcr-not-quoted`)
-    2. where a log is required there is one for this very boot: in hand, or `explained` before, with the same reset counter
-       and the same PCR values (`boot.event-log-missing`, `boot.event-log-stale`; l13, q17)
+    2. where a log is required there is one (`boot.event-log-missing`; l13). A caller that has judged this boot before, by
+       reset counter and PCR values, need not ask again; after a reset it must (q17)
     3. the log leads to the quoted PCRs (`eventlog.replay`; l01, l02) and is what firmware writes (`eventlog.*`)
     4. every PCR of the policy is as in the reference (`boot.pcr`), or has a pinned value (`boot.pcr`, `boot.not-pinned`)
     """
@@ -141,19 +118,8 @@ def judge_boot(
         findings += explain(log, judged, policy.runtime_pcrs)
         findings += oddities(log)
     elif policy.event_log == "required":  # 2
-        findings += _without_log(policy, quote, explained)
+        findings.append(Finding(code="boot.event-log-missing", detail="no firmware log for this boot"))
     return findings + _against(policy, quote, log, reference)  # 4
-
-
-def _without_log(policy: BootPolicy, quote: VerifiedQuote, explained: ExplainedBoot | None) -> list[Finding]:
-    if explained is None or explained.reset != quote.counters.reset:
-        return [Finding(code="boot.event-log-missing", detail="no firmware log for this boot")]
-    findings = []
-    for pcr in policy.pcrs:
-        if pcr not in policy.runtime_pcrs and explained.pcrs.get(pcr) != quote.pcrs[pcr]:
-            detail = f"PCR {pcr}: extended since the log of this boot was read"
-            findings.append(Finding(code="boot.event-log-stale", detail=detail, pcr=pcr))
-    return findings
 
 
 def _against(

@@ -17,7 +17,6 @@ from msgspec import Struct
 from contract import tpm
 from contract.ekcert import check_certificate
 from contract.errors import Rejected
-from contract.quote import AttestationKey
 
 SECRET_BYTES: Final = 32
 _AK_MUST: Final = {
@@ -148,29 +147,6 @@ def check_identity(
     )
 
 
-def load_roots(pem: bytes) -> list[x509.Certificate]:
-    """Parse configured roots and intermediates. Raises Rejected `ek.roots` (also for an empty file)."""
-    try:
-        return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
-        raise Rejected("ek.roots", f"not PEM certificates: {error}") from None
-
-
-def attestation_key(ak_public: bytes, ek_public: bytes) -> AttestationKey:
-    """Return the AK ready to verify quotes, after `check_ak` and `check_ek`. Raises Rejected as they do."""
-    check_ak(ak_public)
-    check_ek(ek_public)
-    return AttestationKey.from_public(ak_public, ek_public)
-
-
 def proof(secret: bytes, message: bytes) -> bytes:
     """Return EnrolFinish.proof: HMAC-SHA-256 keyed by the activated secret, over `binding.enrolment_proof_message`."""
     return hmac.digest(secret, message, "sha256")
-
-
-def check_proof(secret: bytes, message: bytes, untrusted_proof: bytes) -> None:
-    """Raise Rejected `enrolment.proof`, which tells nothing of the expected value (b03); ValueError for an empty secret."""
-    if len(secret) != SECRET_BYTES:
-        raise ValueError("the activation secret has the wrong size")
-    if not hmac.compare_digest(proof(secret, message), untrusted_proof):
-        raise Rejected("enrolment.proof", "the TPM did not open the credential, or opened another one")

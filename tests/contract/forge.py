@@ -7,12 +7,13 @@ import re
 import struct
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from contract import tpm
-from contract.boot import DEFAULT_PCRS
+from contract.binding import QUOTED_PCRS
 from contract.quote import AttestationKey, Counters, VerifiedQuote, verify_quote
 
 VECTORS = Path(__file__).resolve().parents[1] / "vectors"
@@ -21,8 +22,8 @@ EK_ATTRIBUTES = 0x000300B2
 AK_ATTRIBUTES = 0x00050472
 EK_POLICY = bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa")
 QUALIFYING = hashlib.sha256(b"what was asked").digest()
-PCRS = {pcr: hashlib.sha256(bytes([pcr])).digest() for pcr in DEFAULT_PCRS}
-WANTED = frozenset(DEFAULT_PCRS)
+PCRS = {pcr: hashlib.sha256(bytes([pcr])).digest() for pcr in sorted(QUOTED_PCRS)}
+WANTED = QUOTED_PCRS
 _CURVES = {256: (ec.SECP256R1(), 3, 0x0B, hashes.SHA256()), 384: (ec.SECP384R1(), 4, 0x0C, hashes.SHA384())}
 
 
@@ -169,6 +170,10 @@ class Case:
 
     def read(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()
+
+    def roots(self) -> list[x509.Certificate]:
+        """Return the CA's certificates, root and issuer."""
+        return x509.load_pem_x509_certificates(self.read("ca-root.pem") + self.read("ca-issuer.pem"))
 
     def quote(self, previous: Counters | None = None) -> VerifiedQuote:
         """Verify the recorded quote."""

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from contract import tpm
-from contract.boot import DEFAULT_PCRS
+from contract.binding import QUOTED_PCRS
 from contract.credential import kdfa, kdfe, make_credential
-from contract.enrolment import attestation_key, check_ak, check_ek
+from contract.enrolment import check_ak, check_ek
 from contract.errors import Rejected
-from contract.quote import verify_quote
+from contract.quote import AttestationKey, verify_quote
 from tests.contract.forge import Case, Forger
 from tests.parts.swtpm import SoftwareTpm
 
-WANTED = frozenset(DEFAULT_PCRS)
+WANTED = QUOTED_PCRS
 STORAGE_ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|decrypt"
 SIGNING_ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign|noda"
 LOG = Case("good-rsa").read("eventlog.bin")
@@ -149,7 +149,7 @@ def test_a_real_tpm_opens_the_credential_and_its_quote_is_verified(
     key = check_ak(ak_public)
     attest, signature, values = machine.quote(qualifying, key.hash)
     quote = verify_quote(
-        attestation_key(ak_public, ek_public),
+        AttestationKey.from_public(ak_public, ek_public),
         attest,
         signature,
         qualifying_data=qualifying,
@@ -172,7 +172,7 @@ def test_b01_ak_of_one_tpm_with_the_ek_of_another_is_rejected(machine: Machine, 
     attest, signature, values = machine.quote(b"q" * 32)
     with pytest.raises(Rejected) as caught:
         verify_quote(
-            attestation_key(ak_public, other_ek),
+            AttestationKey.from_public(ak_public, other_ek),
             attest,
             signature,
             qualifying_data=b"q" * 32,
@@ -196,7 +196,7 @@ def test_a_real_reboot_raises_the_reset_counter_and_keeps_the_keys(tmp_path: Pat
     machine = Machine(tmp_path / "tpm")
     try:
         ek_public, ak_public = machine.keys("ecc256:null:aes128cfb", "ecc256:ecdsa-sha256:null", "sha256")
-        key = attestation_key(ak_public, ek_public)
+        key = AttestationKey.from_public(ak_public, ek_public)
 
         first = machine.quote(b"1" * 32)
         before = verify_quote(key, first[0], first[1], qualifying_data=b"1" * 32, pcrs=first[2],

@@ -21,18 +21,18 @@ from contract.baseline import parse_baseline, section
 from contract.boot import BootPolicy, Reference, judge_boot, reference_from
 from contract.credential import make_credential
 from contract.directive import Directive
-from contract.enrolment import attestation_key, check_ak, check_identity, ek_digest, load_roots
+from contract.enrolment import check_ak, check_identity, ek_digest
 from contract.envelope import directive_signer, open_directive, sign_directive
 from contract.errors import Rejected
 from contract.eventdata import covered, describe, oddities
 from contract.eventlog import explain, parse_event_log
 from contract.names import checked_name
-from contract.quote import verify_quote
+from contract.quote import AttestationKey, verify_quote
 from tests.contract.forge import PCRS, QUALIFYING, WANTED, Case, Forger
 
 GOOD, SECURE = Case("good-rsa"), Case("secureboot-on")
 FORGERS = {"rsa2048": Forger("rsa2048"), "ecc256": Forger("ecc256")}
-ROOTS = load_roots(GOOD.read("ca-root.pem") + GOOD.read("ca-issuer.pem"))
+ROOTS = GOOD.roots()
 NOW = 1.8e9
 DIRECTIVE_SEED = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"directive").digest())
 DIRECTIVE_KEY = DIRECTIVE_SEED.public_key().public_bytes(
@@ -105,7 +105,7 @@ def any_ak(raw: bytes) -> None:
     for check in (check_ak, tpm.name_of, ek_digest):
         with suppress(Rejected):
             check(raw)
-    attestation_key(raw, GOOD.read("ek.tpm2b"))
+    AttestationKey.from_public(raw, GOOD.read("ek.tpm2b"))
 
 
 def any_ek(raw: bytes) -> None:
@@ -113,7 +113,7 @@ def any_ek(raw: bytes) -> None:
         check_identity(raw, GOOD.read("ek-cert.der"), ROOTS, (), NOW)
     with suppress(Rejected):
         verify_quote(
-            attestation_key(GOOD.read("ak.tpm2b"), raw),
+            AttestationKey.from_public(GOOD.read("ak.tpm2b"), raw),
             GOOD.read("quote.attest"),
             GOOD.read("quote.sig"),
             qualifying_data=QUALIFYING,
@@ -176,7 +176,6 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     "ak": (any_ak, [GOOD.read("ak.tpm2b"), FORGERS["ecc256"].ak_public]),
     "ek": (any_ek, [GOOD.read("ek.tpm2b"), FORGERS["ecc256"].ek_public]),
     "certificate": (any_certificate, [GOOD.read("ek-cert.der"), GOOD.read("ek-cert.der") + b"\xff" * 40]),
-    "roots": (load_roots, [GOOD.read("ca-root.pem")]),
     "frame": (any_frame, [report(), body()]),
     "json": (any_json, [b'{"pcrs":{"0":"' + b"A" * 43 + b'="},"events":[]}', b'{"node":"a","number":1}']),
     "baseline": (any_baseline, [BASELINE]),
