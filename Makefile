@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check bench lock clean
+.PHONY: setup demo test check guards bench lock clean
 V := .venv/bin
 
 setup:
@@ -17,6 +17,9 @@ check: setup     ## style, strict types, import arrows
 	@$(V)/ruff format --check .
 	@$(V)/mypy
 	@$(V)/lint-imports
+
+guards: setup    ## take every guard out, one at a time, and see its test fail
+	@$(V)/python -m tests.guards $(ARGS)
 
 bench: setup     ## figures beside their references, to bench/results.json
 	@$(V)/python -m bench $(ARGS)

@@ -171,7 +171,7 @@ class Bench:
         print(f"  connected; reporting for {seconds:g} s", flush=True)
         time.sleep(seconds / 2)
         memory = self.memory_bytes()
-        return _joined([_result(each) for each in running]), memory
+        return _joined([_result(each, path) for each, path in zip(running, fleets, strict=True)]), memory
 
     def saturated(self, fleets: list[Path], seconds: float) -> tuple[float, float, float]:
         """Report as fast as answers come, from a few nodes of each file.
@@ -191,7 +191,7 @@ class Bench:
         time.sleep(seconds - 2.0)
         reports = self._stored() - reports
         processor, took = self.processor_s() - processor, time.monotonic() - began
-        result = _joined([_result(each) for each in running])
+        result = _joined([_result(each, path) for each, path in zip(running, few, strict=True)])
         if result.failures or result.tiers != {"affirming": result.nodes}:
             raise RuntimeError(f"not every report was good: {result.tiers} {result.failures}")
         return reports / took, reports / processor, processor / reports
@@ -207,10 +207,9 @@ class Bench:
         command = [
             sys.executable, "-m", "tests.parts.simulator", "--controller", self.url, "--ca", self.ca,
             "--fleet", fleet, "--event-log", EVENT_LOG, "--interval", f"{interval_s}", "--seconds", f"{seconds}",
+            "--out", fleet.with_suffix(".result"),
         ]  # fmt: skip
-        return subprocess.Popen(
-            command, cwd=TREE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=dict(os.environ)
-        )
+        return subprocess.Popen(command, cwd=TREE, stderr=subprocess.PIPE, env=dict(os.environ))
 
     def echo(self, seconds: float) -> tuple[float, float]:
         """Return exchanges a second by the clock, and for each second of the bare server's processor time."""
@@ -245,11 +244,11 @@ def _until_connected(running: subprocess.Popen[bytes]) -> None:
         raise RuntimeError(f"the simulator failed: {(line + running.stderr.read()).decode()[-2000:]}")
 
 
-def _result(running: subprocess.Popen[bytes]) -> Result:
-    out, err = running.communicate()
+def _result(running: subprocess.Popen[bytes], fleet: Path) -> Result:
+    _, err = running.communicate()
     if running.returncode:
         raise RuntimeError(f"the simulator failed: {err.decode()[-2000:]}")
-    return msgspec.json.decode(out, type=Result)
+    return msgspec.json.decode(fleet.with_suffix(".result").read_bytes(), type=Result)
 
 
 def _joined(results: list[Result]) -> Result:

@@ -32,6 +32,10 @@ def qualifying_data(
     return digest.digest()
 
 
-def enrolment_proof_message(*, enrolment: str, node: str, ek_public: bytes, ak_public: bytes, csr: bytes) -> bytes:
+def enrolment_proof_message(
+    *, enrolment: str, node: str, ek_public: bytes, ak_public: bytes, csr: bytes
+) -> bytes:
     """Return the bytes under the HMAC of EnrolFinish.proof: ties TLS key, EK, AK and id into one."""
-    return _ENROL_LABEL + b"".join(_field(v) for v in (enrolment.encode(), node.encode(), ek_public, ak_public, csr))
+    return _ENROL_LABEL + b"".join(
+        _field(v) for v in (enrolment.encode(), node.encode(), ek_public, ak_public, csr)
+    )

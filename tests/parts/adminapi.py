@@ -87,6 +87,8 @@ class AdminApi:
             connection = http.client.HTTPSConnection(self._address, self._port, timeout=_TIMEOUT_S)
             raw = self._connect()
             raw.settimeout(_TIMEOUT_S)
+            # Head and body are two writes: without this the second waits 40 ms for a delayed acknowledgement.
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection.sock = self._context.wrap_socket(raw, server_hostname=self._address)
             self._connection = connection
         self._connection.request(method, path, data, headers)

@@ -3,9 +3,9 @@
 Only the TPM is imagined (`tests.parts.softtpm`); keys, enrolment, client certificates, nonces, quotes and reports are
 what the controller would see of real agents. Nothing here checks what the controller says: that is the agent's part.
 
-    python -m tests.parts.simulator --controller URL --ca FILE --fleet FILE --interval 60 --seconds 120
+    python -m tests.parts.simulator --controller URL --ca FILE --fleet FILE --interval 60 --seconds 120 --out FILE
 
-reads a fleet made by `save_fleet`, reports for so long, and prints one JSON document (`Result`). With `--interval 0`
+reads a fleet made by `save_fleet`, reports for so long, and writes one JSON document (`Result`). With `--interval 0`
 every node reports again as soon as it is answered.
 """
 
@@ -337,7 +337,7 @@ async def drive(
 
 
 def main() -> None:
-    """Drive a saved fleet and print the result; the numbers of the reports are kept in the file."""
+    """Drive a saved fleet and write the result; the numbers of the reports are kept in the file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--controller", required=True)
     parser.add_argument("--ca", required=True, type=Path)
@@ -345,6 +345,7 @@ def main() -> None:
     parser.add_argument("--event-log", required=True, type=Path)
     parser.add_argument("--interval", type=float, default=60.0)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--out", required=True, type=Path)
     options = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -364,7 +365,7 @@ def main() -> None:
     except ImportError:
         result = asyncio.run(work)
     save_fleet(fleet, options.fleet)
-    sys.stdout.buffer.write(msgspec.json.encode(result))
+    options.out.write_bytes(msgspec.json.encode(result))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,65 @@
+"""The house rules that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parent.parent
+PACKAGES = ("agent", "contract", "controller")
+DEMANDED = (
+    [f"q{n:02}" for n in range(1, 22)]
+    + [f"b{n:02}" for n in (1, 2, 3, 4, 5, 9, 10, 11)]
+    + ["l01", "l10", "l13", "f01", "f02", "f03", "f04", "f07", "f08"]
+    + ["a01", "a02", "a06", "a07", "a09", "c01", "c04", "c07", "c16", "c17"]
+)
+
+
+def sources(*folders: str) -> list[Path]:
+    """Return our Python files under the folders."""
+    return [path for folder in folders for path in sorted((TREE / folder).rglob("*.py"))]
+
+
+def test_every_demanded_attack_has_a_test_and_a_guard() -> None:
+    seen: set[str] = set()
+    for path in sources("tests"):
+        seen |= set(re.findall(r"\bdef test_([a-z]\d\d)_", path.read_text()))
+    guarded = {guard["number"] for guard in tomllib.loads((TREE / "tests/guards.toml").read_text())["guard"]}
+    assert [number for number in DEMANDED if number not in seen] == []
+    assert [number for number in DEMANDED if number not in guarded] == []
+
+
+@pytest.mark.parametrize("path", sources(*PACKAGES), ids=lambda path: str(path.relative_to(TREE)))
+def test_files_and_functions_stay_short(path: Path) -> None:
+    text = path.read_text()
+    if "versions" not in path.parts:
+        assert text.count("\n") <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            doc = ast.get_docstring(node, clean=False)
+            length = (node.end_lineno or node.lineno) - node.lineno + 1 - (doc.count("\n") + 1 if doc else 0)
+            assert length <= 60, f"{node.name} has {length} lines"
+
+
+def test_no_index_host_and_no_foreign_path_in_any_committed_file() -> None:
+    listed = subprocess.run(["git", "-C", str(TREE), "ls-files"], capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    hosts = re.compile(
+        "|".join(
+            ("pypi" + r"\.org", "python" + r"hosted", "deb" + r"\.debian\.org", "npm" + r"js\.(org|com)")
+        )
+    )
+    bad = []
+    for name in listed.stdout.split():
+        path = TREE / name
+        if path.is_file() and path.suffix not in {".bin", ".der"}:
+            text = path.read_bytes().decode("utf-8", "replace")
+            if hosts.search(text) or "/work" + "/main" in text:
+                bad.append(name)
+    assert bad == []
