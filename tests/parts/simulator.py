@@ -318,7 +318,7 @@ async def drive(
             at = started + (random.random() * interval_s)
             try:
                 while True:
-                    await asyncio.sleep(max(0.0, at - time.perf_counter()))
+                    await asyncio.sleep(max(0.0, min(at, started + seconds) - time.perf_counter()))
                     if time.perf_counter() - started >= seconds:
                         return
                     latencies.append(await node.exchange(node.report()))
