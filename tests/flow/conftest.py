@@ -9,7 +9,7 @@ import pytest
 from tests.flow.lab import Lab
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab() -> Iterator[Lab]:
     """East with two nodes, west with one; each holds version 1 of the baseline named after its site."""
     with Lab({"east": 2, "west": 1}, interval_s=4.0, confirm_s=6.0) as built:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ _PREFIX = "rf-"
 _NETNS = Path("/run/netns")
 _REGISTER = Path("/run/ringfence-parts")
 _CLONE_NEWNET = 0x40000000
+_numbers = itertools.count(1)
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -92,10 +94,10 @@ class Namespace:
     """One network namespace of this run."""
 
     def __init__(self, label: str) -> None:
-        """Create it, loopback up. `label` need only be unique within the process."""
+        """Create it, loopback up. `label` is for people; two topologies of one process may use the same."""
         _register()
         self.label = label
-        self.name = f"{_PREFIX}{os.getpid()}-{label}"
+        self.name = f"{_PREFIX}{os.getpid()}-{next(_numbers)}-{label}"
         ip("netns", "add", self.name)
         ip("-n", self.name, "link", "set", "lo", "up")
 
