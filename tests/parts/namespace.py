@@ -98,17 +98,19 @@ class Namespace:
         _register()
         self.label = label
         self.name = f"{_PREFIX}{os.getpid()}-{next(_numbers)}-{label}"
+        # Not `ip -n`, which remounts / and /sys: in a plain chroot / is no mount point.
+        self._enter = ["nsenter", f"--net={_NETNS / self.name}"]
         ip("netns", "add", self.name)
-        ip("-n", self.name, "link", "set", "lo", "up")
+        self.ip("link", "set", "lo", "up")
 
     def ip(self, *argv: str) -> str:
-        """Run `ip` inside."""
-        return ip("-n", self.name, *argv)
+        """Run `ip` inside; raises CalledProcessError with its words in `stderr`."""
+        return subprocess.run([*self._enter, "ip", *argv], check=True, capture_output=True, text=True).stdout
 
     def batch(self, lines: Sequence[str]) -> None:
         """Run many `ip` commands in one process; raises RuntimeError with the words of `ip`."""
         done = subprocess.run(
-            ["ip", "-n", self.name, "-batch", "-"], input="\n".join(lines), capture_output=True, text=True
+            [*self._enter, "ip", "-batch", "-"], input="\n".join(lines), capture_output=True, text=True
         )
         if done.returncode:
             raise RuntimeError(f"{self.name}: {done.stderr.strip()}\n" + "\n".join(lines))
@@ -152,7 +154,7 @@ class Namespace:
     ) -> subprocess.CompletedProcess[str]:
         """Run a program inside and wait; raises RuntimeError with its words when it fails and `check`."""
         done = subprocess.run(
-            ["nsenter", f"--net=/run/netns/{self.name}", *map(str, argv)],
+            [*self._enter, *map(str, argv)],
             input=text,
             capture_output=True,
             text=True,
@@ -178,7 +180,7 @@ class Namespace:
             elif log is not None:
                 sink = log
             return subprocess.Popen(
-                ["nsenter", f"--net=/run/netns/{self.name}", *map(str, argv)],
+                [*self._enter, *map(str, argv)],
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=sink,
