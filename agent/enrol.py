@@ -148,7 +148,8 @@ async def enrol(
     while True:
         reply = await post(ENROL_FINISH_PATH, finish)
         if isinstance(reply, EnrolPending):
-            waiting(f"proved; waiting for approval, asking again in {reply.retry_s:g} s")
+            wanted = reply.waiting_for.replace("-", " ")
+            waiting(f"proved; waiting for {wanted}, asking again in {reply.retry_s:g} s")
             await asyncio.sleep(reply.retry_s)
             continue
         if isinstance(reply, Refused):

@@ -22,9 +22,12 @@ from pathlib import Path
 
 import msgspec
 import psutil
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bench.figures import Figure, figure, percentile
 from tests.parts.adminapi import AdminApi
+from tests.parts.signing import SigningKit, minimal_baseline
 from tests.parts.simulator import Identity, Result, ek_id, enrol_all, load_fleet, new_fleet, save_fleet
 
 TREE = Path(__file__).resolve().parents[1]
@@ -145,12 +148,22 @@ class Bench:
         fleet: list[Identity] = new_fleet("bench", nodes)
         for identity in fleet:
             self.api("POST", "/preregistrations", {"ek_id": ek_id(identity), "site": "bench"})
+        self._first_push()
         asyncio.run(enrol_all(self.url, self.ca.read_text(), fleet))
         paths = []
         for number in range(CLIENTS):
             paths.append(self.folder / f"fleet-{number}")
             save_fleet(fleet[number::CLIENTS], paths[-1])
         return paths
+
+    def _first_push(self) -> None:
+        """Give the controller the root of trust that nodes get when they enrol."""
+        pem = (self.folder / "controller/keys/online.key").read_bytes()
+        online = serialization.load_pem_private_key(pem, None)
+        assert isinstance(online, Ed25519PrivateKey)
+        kit = SigningKit(now=time.time(), online_key=online)
+        kit.add(minimal_baseline())
+        self.api("POST", "/baselines", kit.bundle())
 
     def memory_bytes(self) -> int:
         """Return the controller's resident memory."""

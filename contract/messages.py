@@ -223,9 +223,10 @@ class EnrolFinish(Message, frozen=True, kw_only=True, tag="enrol-finish"):
 
 
 class EnrolPending(Message, frozen=True, kw_only=True, tag="enrol-pending"):
-    """The TPM is proved; a person must approve. Ask again after `retry_s`."""
+    """The TPM is proved; a person must approve, or push the fleet's first baseline. Ask again after `retry_s`."""
 
     retry_s: Annotated[float, Meta(gt=0, le=3600)]
+    waiting_for: Literal["approval", "first-baseline"]
 
 
 class EnrolApproved(Message, frozen=True, kw_only=True, tag="enrol-approved"):

@@ -78,17 +78,23 @@ async def begin(services: Services, untrusted: bytes) -> EnrolChallenge:
 
 
 async def finish(services: Services, issuing: Issuing, untrusted: bytes) -> EnrolApproved | EnrolPending:
-    """Check the proof and let the node in, where approved. Raises Rejected `enrolment.*` (b03, b05)."""
+    """Check the proof and let the node in, where approved. Raises Rejected `enrolment.*` (b03, b05).
+
+    Nobody is let in before the first baseline push: the node would get no root of trust, and take no baseline ever.
+    """
     now = time.time()
     message = decode(untrusted, EnrolFinish, max_bytes=MAX_ENROL_BYTES)
-    admitted = await services.fleet.finish_enrolment(message, issuing.issue(now), now=now)
+    root = services.signed_files.newest_root
+    admitted = await services.fleet.finish_enrolment(message, issuing.issue(now), now=now, ready=bool(root))
     services.bell.ring()
     if admitted is None:
-        return EnrolPending(retry_s=services.config.enrolment.retry_s)
+        return EnrolPending(
+            retry_s=services.config.enrolment.retry_s, waiting_for="approval" if root else "first-baseline"
+        )
     return EnrolApproved(
         node=admitted.identity.node,
         site=admitted.identity.site,
         chain=admitted.certificate.chain,
         directive_key=services.keys.directive_public,
-        root_metadata=services.signed_files.newest_root,
+        root_metadata=root,
     )

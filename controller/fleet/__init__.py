@@ -109,14 +109,20 @@ class Fleet:
         """
         return await self._store.run(lambda tx: enrolments.begin(tx, self._settings, request, now=now))
 
-    async def finish_enrolment(self, finish: EnrolFinish, issue: Issue, *, now: float) -> Admitted | None:
+    async def finish_enrolment(
+        self, finish: EnrolFinish, issue: Issue, *, now: float, ready: bool = True
+    ) -> Admitted | None:
         """Check the proof; admit where EK list, token or person has approved; None while a person must.
+
+        Without `ready` nobody gets a certificate yet: the proof is taken down and the answer is None.
 
         `issue` runs in the transaction that binds id, EK, AK and certificate. Raises Rejected
         `enrolment.unknown`, `enrolment.proof` (b03), `enrolment.rejected`, `enrolment.expired`,
         `enrolment.identity-conflict` (b05).
         """
-        return await self._bind(lambda tx: enrolments.finish(tx, self._settings, finish, issue, now=now))
+        return await self._bind(
+            lambda tx: enrolments.finish(tx, self._settings, finish, issue, now=now, ready=ready)
+        )
 
     async def approve(
         self, enrolment: str, *, actor: str, now: float, site: str | None = None, replace: bool = False

@@ -89,7 +89,7 @@ def begin(
 
 
 def finish(
-    tx: Transaction, settings: FleetSettings, finish: EnrolFinish, issue: Issue, *, now: float
+    tx: Transaction, settings: FleetSettings, finish: EnrolFinish, issue: Issue, *, now: float, ready: bool
 ) -> Admitted | Refused | None:
     """See Fleet.finish_enrolment."""
     row = rows.load(tx, finish.enrolment)
@@ -117,6 +117,8 @@ def finish(
             rows.change(tx, row.enrolment, state="rejected", note=str(rejected), decided_at=now)
             return _refuse(tx, row.node, row.ek_id, rejected, now)
         newly = True
+    if not ready:
+        return None
     bound = nodes.load(tx, row.node, lock=True)
     if bound is None or (bound.ek_id, bound.ak_name) != (row.ek_id, row.ak_name):
         raise Rejected("enrolment.expired", "the node was enrolled anew since")

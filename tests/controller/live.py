@@ -21,6 +21,7 @@ from controller.keys import create
 from controller.policy import SitePolicy
 from controller.records import EventView, Role
 from controller.store import migrate
+from tests.parts.signing import SigningKit, minimal_baseline
 from tests.parts.simulator import Identity, Node, client_context, ek_id, enrol, new_fleet, replayed
 
 EVENT_LOG = Path(__file__).resolve().parent.parent / "vectors" / "good-rsa" / "eventlog.bin"
@@ -87,6 +88,13 @@ class Live:
             value = msgspec.json.decode(content) if reply.content_type.endswith("json") else {"text": content}
             return reply.status, value
 
+    async def push(self) -> None:
+        """The first push: factory/1, signed offline."""
+        now = time.time()
+        kit = SigningKit(now=now, online_key=self.services.keys.online)
+        kit.add(minimal_baseline())
+        await self.services.signed_files.push(kit.bundle(), actor="tester", now=now)
+
     async def kinds(self, node: str | None = None) -> list[str]:
         """Kinds of the events so far."""
         return [event.kind for event in await self.events(node)]
@@ -130,9 +138,9 @@ def node_of(identity: Identity) -> Node:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, *, limits: Limits | None = None, interval_s: float = 60.0
+    folder: Path, *, limits: Limits | None = None, interval_s: float = 60.0, push: bool = True
 ) -> AsyncIterator[Live]:
-    """A controller on free ports of loopback, with one site, an admin's and a viewer's token."""
+    """A controller on free ports of loopback: one site, an admin's and a viewer's token, a first baseline."""
     config = Config(
         node_url="https://localhost:1",
         admin_url="https://localhost:2",
@@ -160,6 +168,8 @@ async def running(
             )
         policy = SitePolicy(interval_s=interval_s)
         await live.fleet.create_site("factory", policy, actor="tester", now=time.time())
+        if push:
+            await live.push()
         try:
             yield live
         finally:

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -105,6 +106,21 @@ class Running:
             os.environ.update(before)
         return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
+    def first_push(self) -> None:
+        """Offline keys, one signed baseline, pushed."""
+        offline = self.folder.parent / "offline"
+        shutil.copy(REPO / "baselines/factory.toml", self.folder.parent)
+        for arguments in (
+            ("keys", "new", "--plain", "--out", offline, "--online-key", self.folder / "keys/online.pub"),
+            (
+                *("baseline", "sign", self.folder.parent / "factory.toml"),
+                *("--repository", offline / "repository", "--key", offline / "keys/targets-1.pem"),
+            ),
+            ("baseline", "push", offline / "repository"),
+        ):
+            done = self.ringfence(*arguments)
+            assert done.returncode == 0, done.stderr
+
     def login(self) -> None:
         """Log in with the first token."""
         done = self.ringfence(
@@ -138,6 +154,8 @@ def test_from_init_to_isolation_and_release(controller: Running, tmp_path: Path)
     identity = new_fleet("factory", 1)[0]
     expected = controller.ringfence("enrolments", "preregister", ek_id(identity), "--site", "factory")
     assert expected.returncode == 0, expected.stderr
+
+    controller.first_push()
 
     async def enrolled() -> None:
         async with aiohttp.ClientSession() as http:

@@ -116,10 +116,27 @@ async def test_without_a_tpm_policy_a_person_must_approve(live: Live) -> None:
     finish = finish_of(tpm, begin, challenge)
     _, pending = await post(live, ENROL_FINISH_PATH, finish)
     assert isinstance(pending, EnrolPending) and pending.retry_s == 0.05
+    assert pending.waiting_for == "approval"
     status, _ = await live.call("POST", f"/api/v1/enrolments/{challenge.enrolment}/approve", {})
     assert status == 200
     _, approved = await post(live, ENROL_FINISH_PATH, finish)
     assert isinstance(approved, EnrolApproved) and approved.site == "factory"
+
+
+async def test_nobody_is_let_in_before_there_is_a_root_of_trust_to_give(tmp_path: Path) -> None:
+    async with running(tmp_path, push=False) as live:
+        tpm, ek = machine()
+        await live.fleet.preregister(ek, site="factory", node=None, actor="tester", now=0.0)
+        begin = begin_of(tpm)
+        _, challenge = await post(live, ENROL_BEGIN_PATH, begin)
+        assert isinstance(challenge, EnrolChallenge)
+        finish = finish_of(tpm, begin, challenge)
+        for _ in range(2):
+            _, pending = await post(live, ENROL_FINISH_PATH, finish)
+            assert isinstance(pending, EnrolPending) and pending.waiting_for == "first-baseline"
+        await live.push()
+        _, approved = await post(live, ENROL_FINISH_PATH, finish)
+        assert isinstance(approved, EnrolApproved) and approved.root_metadata
 
 
 @pytest.mark.parametrize("secret", [b"\0" * 32, b"x"])

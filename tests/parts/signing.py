@@ -53,8 +53,16 @@ def minimal_baseline(name: str = "factory", version: int = 1, *, extra: str = ""
 class SigningKit:
     """Offline keys, online key, the offline files, and the controller's state."""
 
-    def __init__(self, *, now: float, targets_keys: int = 1, targets_threshold: int = 1) -> None:
-        self.online_key = Ed25519PrivateKey.generate()
+    def __init__(
+        self,
+        *,
+        now: float,
+        targets_keys: int = 1,
+        targets_threshold: int = 1,
+        online_key: Ed25519PrivateKey | None = None,
+    ) -> None:
+        """Make all keys, but for the controller's where a test has it already."""
+        self.online_key = online_key or Ed25519PrivateKey.generate()
         self.online = CryptoSigner(self.online_key)
         self.root_signers = [signer()]
         self.targets_signers = [signer() for _ in range(targets_keys)]
