@@ -19,14 +19,17 @@ ENROL_FINISH_PATH = "/v1/enrol/finish"
 METADATA_PATH = "/v1/metadata"
 TARGETS_PATH = "/v1/targets"
 
-MAX_FRAME_BYTES = 2 * 1024 * 1024
+MAX_FRAME_BYTES = 3 * 1024 * 1024
 MAX_BODY_BYTES = 512 * 1024
 MAX_EVENT_LOG_BYTES = 1024 * 1024
+MAX_IMA_CHUNK_BYTES = 1024 * 1024
 MAX_QUOTE_BYTES = 1024
 MAX_SIGNATURE_BYTES = 1024
 MAX_ENROL_BYTES = 64 * 1024
 MAX_EVENTS_PER_REPORT = 256
 MAX_DRIFTS_PER_REPORT = 512
+MAX_PACKAGES_PER_REPORT = 256
+MAX_PATHS_PER_PACKAGE = 1024
 NONCE_BYTES = 32
 
 Name = Annotated[str, Meta(min_length=1, max_length=63, pattern=r"\A[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z")]
@@ -79,6 +82,20 @@ class BaselineRef(Message, frozen=True, kw_only=True):
     sha256: Digest
 
 
+class PackageChange(Message, frozen=True, kw_only=True):
+    """A package that was installed, upgraded or removed in this boot, and its files that IMA has measured since."""
+
+    name: Line
+    before: Line = ""
+    """Version; empty when it was not installed."""
+    after: Line = ""
+    """Version; empty when it was removed."""
+    at: Seconds = 0.0
+    """Node's wall clock, seconds since 1970."""
+    paths: Annotated[list[Text], Meta(max_length=MAX_PATHS_PER_PACKAGE)] = []
+    """As the log's new lines name them."""
+
+
 class ReportBody(Message, frozen=True, kw_only=True):
     """The agent's report. Its bytes travel opaque inside Report and the quote covers them."""
 
@@ -102,6 +119,11 @@ class ReportBody(Message, frozen=True, kw_only=True):
     events_dropped: Count = 0
     event_log_sha256: Annotated[bytes, Meta(max_length=32)] = b""
     """SHA-256 of the firmware log as the agent holds it; empty when the machine has none."""
+    ima_offset: Count = 0
+    """Offset in the IMA log, in bytes, of the first byte that travels with this report."""
+    ima_bytes: Count | None = None
+    """How long the IMA log was at least when this was written; None when the machine has none."""
+    packages: Annotated[list[PackageChange], Meta(max_length=MAX_PACKAGES_PER_REPORT)] = []
 
 
 class Report(Message, frozen=True, kw_only=True, tag="report"):
@@ -116,6 +138,9 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
     """SHA-256 bank; unsigned side data, worth only what the quote's digest makes of it."""
     event_log: Annotated[bytes, Meta(max_length=MAX_EVENT_LOG_BYTES)] | None = None
     """Only when the controller asked for it: once a boot."""
+    ima_log: Annotated[bytes, Meta(max_length=MAX_IMA_CHUNK_BYTES)] | None = None
+    """Whole lines of the binary IMA log from `ima_offset`, read after the quote was made, so that the quoted PCR 10 is
+    met in them or they are not all. The quote covers them by that PCR alone. None when the machine has no IMA log."""
 
 
 class Renew(Message, frozen=True, kw_only=True, tag="renew"):
@@ -131,6 +156,8 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     nonce: Digest
     interval_s: Annotated[float, Meta(gt=0, le=86400)]
     event_log_wanted: bool = True
+    ima_offset: Count = 0
+    """Where in the IMA log the next report goes on: up to here everything is agreed."""
     directive: bytes | None = None
 
 
@@ -154,6 +181,8 @@ class Answer(Message, frozen=True, kw_only=True, tag="answer"):
     events_acked: Count = 0
     """Every event with seq <= this is stored."""
     event_log_wanted: bool = False
+    ima_offset: Count = 0
+    """Where in the IMA log the next report goes on."""
     directive: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)] | None = None
     """A DSSE envelope; None when nothing changed since the number the report named."""
 
@@ -168,6 +197,8 @@ class Challenge(Message, frozen=True, kw_only=True, tag="challenge"):
     """Report now. The nonce replaces the one outstanding."""
 
     nonce: Digest
+    ima_offset: Count | None = None
+    """Where in the IMA log that report goes on; None leaves what was said before."""
 
 
 class Certificate(Message, frozen=True, kw_only=True, tag="certificate"):

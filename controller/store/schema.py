@@ -86,6 +86,14 @@ boot_references = Table(
     Column("candidate", LargeBinary),
 )
 
+boot_claims = Table(
+    "boot_claims",
+    metadata,
+    Column("node", Text, ForeignKey("nodes.node"), primary_key=True),
+    Column("claims", LargeBinary, nullable=False),
+    Column("recorded_at", Float, nullable=False),
+)
+
 enrolments = Table(
     "enrolments",
     metadata,
@@ -220,6 +228,7 @@ baselines = Table(
     Column("sha256", Text, nullable=False),
     Column("summary", Text, nullable=False),
     Column("boot_section", LargeBinary, nullable=False),
+    Column("ima_section", LargeBinary),
     Column("pushed_at", Float, nullable=False),
     Column("pushed_by", Text, nullable=False),
 )
