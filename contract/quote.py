@@ -16,6 +16,7 @@ from typing import Final
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+from msgspec import Struct as Record
 
 from contract import tpm
 from contract.errors import Rejected
@@ -74,6 +75,29 @@ class VerifiedQuote:
 
     def __init__(self) -> None:
         raise TypeError("a VerifiedQuote is made by verify_quote")
+
+
+class Attest(Record, frozen=True, gc=False):
+    """A TPMS_ATTEST of a quote, well formed and no more than that: worth nothing before `verify_quote`."""
+
+    signer: bytes
+    """qualifiedSigner: the Name of the key in its hierarchy."""
+    extra: bytes
+    """extraData: the qualifying data."""
+    clock: int
+    reset: int
+    restart: int
+    safe: int
+    firmware: int
+    selected: bytes
+    """pcrSelect of the SHA-256 bank: three bytes, PCR 0 in the lowest bit of the first."""
+    digest: bytes
+
+    @property
+    def pcrs(self) -> frozenset[int]:
+        """Return the PCRs that the quote covers."""
+        bits = int.from_bytes(self.selected, "little")
+        return frozenset(pcr for pcr in range(PCR_COUNT) if bits >> pcr & 1)
 
 
 class AttestationKey:
@@ -172,10 +196,45 @@ def verify_quote(
     """
     key.check_signature(signature, attest)  # 1, 2
 
-    size = len(attest)
+    said = parse_attest(attest)  # 3, 4, 7
+    if said.signer != key.qualified_name:  # 5
+        raise Rejected("quote.signer", "the qualified signer is not the enrolled AK under the enrolled EK")
+    if said.extra != qualifying_data:  # 6
+        raise Rejected("quote.nonce", "extraData is not what was asked to be quoted over")
+    wanted_bits, order = _selection(wanted_pcrs)
+    if said.selected != wanted_bits:  # 7
+        raise Rejected("quote.pcr-selection", f"bit map {said.selected.hex()}, wanted {wanted_bits.hex()}")
+    values = _side_data(pcrs, order)
+    wanted_digest = key.pcr_digest(b"".join(values))
+    if len(said.digest) != len(wanted_digest):  # 8
+        raise Rejected(
+            "quote.length", f"pcrDigest of {len(said.digest)} bytes, the algorithm's has {len(wanted_digest)}"
+        )
+    if said.digest != wanted_digest:  # 9
+        raise Rejected("quote.pcr-digest", "the PCR values shown are not those that the TPM signed")
+    _check_extended(pcrs, wanted_pcrs)  # 10
+    if said.safe > 1:
+        raise Rejected("quote.safe", f"{said.safe} is neither yes nor no (9.3)")
+    counters = Counters(
+        reset=said.reset,
+        restart=said.restart,
+        clock=said.clock,
+        safe=said.safe == 1,
+        firmware_version=said.firmware,
+    )
+    return _verified(key, counters, dict(zip(order, values, strict=True)), previous)  # 11
+
+
+def parse_attest(untrusted: bytes) -> Attest:
+    """Parse a TPMS_ATTEST of a quote over one selection, of the SHA-256 bank (Part 2, 10.12.8 and 10.6.2).
+
+    Decides nothing: neither whose quote it is nor what it is over. Raises Rejected `quote.length`, `quote.magic`,
+    `quote.type`, `quote.pcr-selection`, `quote.pcr-bank` (checks 3, 4 and 7 of `verify_quote`).
+    """
+    size = len(untrusted)
     if size < _FIXED_BYTES:
         raise Rejected("quote.length", f"{size} bytes, at least {_FIXED_BYTES}")
-    magic, kind, signer_size = _HEAD.unpack_from(attest)
+    magic, kind, signer_size = _HEAD.unpack_from(untrusted)
     if magic != TPM_GENERATED:  # 4: before anything behind it is interpreted
         raise Rejected("quote.magic", f"{magic:#010x} is not TPM_GENERATED_VALUE (10.12.8)")
     if kind != ST_ATTEST_QUOTE:
@@ -183,41 +242,31 @@ def verify_quote(
     extra_at = _HEAD.size + signer_size
     if extra_at + 2 > size:
         raise Rejected("quote.length", f"signer of {signer_size} bytes in {size}")
-    (extra_size,) = _U16.unpack_from(attest, extra_at)
+    (extra_size,) = _U16.unpack_from(untrusted, extra_at)
     middle_at = extra_at + 2 + extra_size
     select_at = middle_at + _MIDDLE.size
     if select_at + _SELECTION.size > size:
         raise Rejected("quote.length", f"extra data of {extra_size} bytes in {size}")
-    if attest[_HEAD.size : extra_at] != key.qualified_name:  # 5
-        raise Rejected("quote.signer", "the qualified signer is not the enrolled AK under the enrolled EK")
-    if attest[extra_at + 2 : middle_at] != qualifying_data:  # 6
-        raise Rejected("quote.nonce", "extraData is not what was asked to be quoted over")
-
-    clock, reset, restart, safe, firmware, selections = _MIDDLE.unpack_from(attest, middle_at)
-    bank, select_size, bits, digest_size = _SELECTION.unpack_from(attest, select_at)
-    wanted_bits, order = _selection(wanted_pcrs)
+    clock, reset, restart, safe, firmware, selections = _MIDDLE.unpack_from(untrusted, middle_at)
+    bank, select_size, selected, digest_size = _SELECTION.unpack_from(untrusted, select_at)
     if selections != 1 or select_size != _SELECT_BYTES:  # 7
         raise Rejected("quote.pcr-selection", f"{selections} selections, the first of {select_size} bytes")
     if bank != tpm.ALG_SHA256:
         raise Rejected("quote.pcr-bank", f"{bank:#06x} is not the SHA-256 bank")
-    if bits != wanted_bits:
-        raise Rejected("quote.pcr-selection", f"bit map {bits.hex()}, wanted {wanted_bits.hex()}")
     digest_at = select_at + _SELECTION.size
     if digest_at + digest_size != size:  # 3
         raise Rejected("quote.length", f"pcrDigest of {digest_size} bytes ends {size - digest_at} further")
-    values = _side_data(pcrs, order)
-    wanted_digest = key.pcr_digest(b"".join(values))
-    if digest_size != len(wanted_digest):  # 8
-        raise Rejected(
-            "quote.length", f"pcrDigest of {digest_size} bytes, the algorithm's has {len(wanted_digest)}"
-        )
-    if attest[digest_at:] != wanted_digest:  # 9
-        raise Rejected("quote.pcr-digest", "the PCR values shown are not those that the TPM signed")
-    _check_extended(pcrs, wanted_pcrs)  # 10
-    if safe > 1:
-        raise Rejected("quote.safe", f"{safe} is neither yes nor no (9.3)")
-    counters = Counters(reset=reset, restart=restart, clock=clock, safe=safe == 1, firmware_version=firmware)
-    return _verified(key, counters, dict(zip(order, values, strict=True)), previous)  # 11
+    return Attest(
+        untrusted[_HEAD.size : extra_at],
+        untrusted[extra_at + 2 : middle_at],
+        clock,
+        reset,
+        restart,
+        safe,
+        firmware,
+        selected,
+        untrusted[digest_at:],
+    )
 
 
 def _side_data(pcrs: Mapping[int, bytes], order: tuple[int, ...]) -> list[bytes]:
