@@ -19,7 +19,7 @@ from contract.messages import Message
 Stage = Literal["firmware", "option-rom", "boot-loader", "kernel", "initrd", "uki-section", "driver", "other"]
 
 
-class Signature(Message, frozen=True):
+class Signature(Message, frozen=True, kw_only=True):
     """One entry of a key list. All text is printable."""
 
     variable: str
@@ -37,7 +37,7 @@ class Signature(Message, frozen=True):
     """Whether the event's digest is that of the data this stands in."""
 
 
-class Loaded(Message, frozen=True):
+class Loaded(Message, frozen=True, kw_only=True):
     """Something that was measured as it was loaded. `sha256` is what was extended; the rest is the log's word."""
 
     stage: Stage
@@ -51,7 +51,7 @@ class Loaded(Message, frozen=True):
     """Whether the digest covers the name as well. None: the name is only the log's word."""
 
 
-class Source(Message, frozen=True):
+class Source(Message, frozen=True, kw_only=True):
     """Where in the log a claim stands."""
 
     event: int
@@ -60,29 +60,29 @@ class Source(Message, frozen=True):
     """Whether the event's digest is that of the data the claim was read from; a claim not covered proves nothing."""
 
 
-class Claims(Message, frozen=True):
+class Claims(Message, frozen=True, kw_only=True):
     """What the log says. None, empty text and empty lists mean "the log does not say"."""
 
     secure_boot: bool | None = None
     setup_mode: bool | None = None
     """No platform key (PK): anyone may write the keys."""
-    signatures: list[Signature] = []
+    signatures: list[Signature] = field(default_factory=list)
     """PK, KEK, db, dbx (and dbt, dbr), in the order of the log."""
-    authorities: list[Signature] = []
+    authorities: list[Signature] = field(default_factory=list)
     """Who vouched for what was loaded (PCR 7, after the separator)."""
     sbat_level: str = ""
     """Date line of the revocation level in force: `2023012900`."""
-    sbat: dict[str, int] = {}
+    sbat: dict[str, int] = field(default_factory=dict)
     """Component to its least generation, by the revocation level."""
-    mok: list[Signature] = []
+    mok: list[Signature] = field(default_factory=list)
     """shim's own lists (MokList, MokListX, MokListTrusted), in the order of the log."""
     shim_verifies: bool | None = None
     """False where shim was told not to verify (MokSBState); None where the log has nothing of shim's."""
     firmware_version: str = ""
-    loaded: list[Loaded] = []
+    loaded: list[Loaded] = field(default_factory=list)
     kernel_command_line: str | None = None
     """One printable line: what moves the cursor or ends a line is escaped. Judge `kernel_arguments`, show this."""
-    kernel_arguments: list[str] = []
+    kernel_arguments: list[str] = field(default_factory=list)
     """The command line's words as the kernel splits them (quotes, newlines), each printable."""
     lockdown: str | None = None
     """`none`, `integrity`, `confidentiality`. Covered when the command line says so; None-covered where only Secure
@@ -90,7 +90,7 @@ class Claims(Message, frozen=True):
     debugger: bool = False
     exit_boot_services: bool | None = None
     """The firmware was left in order; None where the log holds no such event (exists in the field)."""
-    boot_order: list[str] = []
+    boot_order: list[str] = field(default_factory=list)
     """`Boot0001 'debian' HD(1,GPT,...)/File(...)`, in the order tried."""
     sources: dict[str, Source] = field(default_factory=dict)
     """Name of a field above to where it was read."""
