@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 
-QUOTED_PCRS = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14})
-"""What every node quotes, whatever its baseline: so both sides agree also while a baseline changes.
-
-Firmware, boot loader, kernel and its command line; none that grows while the machine runs (10 does, with IMA).
-"""
+IMA_PCR = 10
+"""Where Linux's integrity measurement architecture extends each line of its log; it grows while the machine runs."""
+BOOT_PCRS = frozenset({0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14})
+"""Firmware, boot loader, kernel and its command line: what the firmware log explains and a boot policy may name."""
+QUOTED_PCRS = BOOT_PCRS | {IMA_PCR}
+"""What every node quotes, whatever its baseline: so both sides agree also while a baseline changes."""
 
 _REPORT_LABEL = b"ringfence report 1\0"
 _ENROL_LABEL = b"ringfence enrolment 1\0"

@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 from msgspec import Meta, field
 
 from contract.baseline import SectionBase
-from contract.binding import QUOTED_PCRS
+from contract.binding import BOOT_PCRS
 from contract.eventdata import describe, oddities
 from contract.eventlog import EV_NO_ACTION, Event, EventLog, explain
 from contract.messages import Digest, Finding, Line, Message, never_more
@@ -31,7 +31,7 @@ ADVISORY_CODES: Final = frozenset({"quote.firmware-version", "quote.clock-unsafe
 class BootPolicy(SectionBase, frozen=True, kw_only=True):
     """The `[boot]` section."""
 
-    pcrs: list[Pcr] = field(default_factory=lambda: sorted(QUOTED_PCRS))
+    pcrs: list[Pcr] = field(default_factory=lambda: sorted(BOOT_PCRS))
     """SHA-256 PCRs that must be as in the reference. An empty list trusts nothing."""
     runtime_pcrs: list[Pcr] = field(default_factory=list)
     """Those of `pcrs` that the running system extends as well (systemd: 9): not their value is compared but
@@ -46,8 +46,8 @@ class BootPolicy(SectionBase, frozen=True, kw_only=True):
         """Refuse what cannot be meant; msgspec turns it into an error with the key's path."""
         if len(set(self.pcrs)) != len(self.pcrs):
             raise ValueError("`pcrs` names a PCR twice")
-        if not QUOTED_PCRS.issuperset(self.pcrs):
-            quoted = ", ".join(map(str, sorted(QUOTED_PCRS)))
+        if not BOOT_PCRS.issuperset(self.pcrs):
+            quoted = ", ".join(map(str, sorted(BOOT_PCRS)))
             raise ValueError(
                 f"`pcrs` may name {quoted}: nodes quote no others, since software extends or resets them"
             )

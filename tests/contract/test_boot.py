@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from contract import wire
-from contract.binding import QUOTED_PCRS
+from contract.binding import BOOT_PCRS
 from contract.boot import (
     ADVISORY_CODES,
     BootPolicy,
@@ -176,4 +176,4 @@ def test_a_section_that_cannot_be_meant_is_refused(section: dict[str, object]) -
 
 
 def test_the_default_section_covers_all_that_is_quoted() -> None:
-    assert set(msgspec.convert({}, BootPolicy).pcrs) == QUOTED_PCRS
+    assert set(msgspec.convert({}, BootPolicy).pcrs) == BOOT_PCRS

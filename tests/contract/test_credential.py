@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from contract import tpm
-from contract.binding import QUOTED_PCRS
+from contract.binding import BOOT_PCRS
 from contract.credential import kdfa, kdfe, make_credential
 from contract.enrolment import check_ak, check_ek
 from contract.errors import Rejected
@@ -20,7 +20,7 @@ from contract.quote import AttestationKey, verify_quote
 from tests.contract.forge import Case, Forger
 from tests.parts.swtpm import SoftwareTpm
 
-WANTED = QUOTED_PCRS
+WANTED = BOOT_PCRS
 STORAGE_ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|decrypt"
 SIGNING_ATTRIBUTES = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign|noda"
 LOG = Case("good-rsa").read("eventlog.bin")
