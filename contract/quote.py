@@ -103,37 +103,28 @@ class Attest(Record, frozen=True, gc=False):
 class AttestationKey:
     """An enrolled AK, parsed and loaded once: keep it for as long as the session lives."""
 
-    __slots__ = (
-        "_digest",
-        "_ecc",
-        "_ecdsa",
-        "_hash",
-        "_hash_id",
-        "_rsa",
-        "_size",
-        "public",
-        "qualified_name",
-    )
+    __slots__ = ("_digest", "_ecc", "_ecdsa", "_hash", "_hash_id", "_rsa", "_size", "qualified_name")
 
-    def __init__(self, ak: tpm.Public, ek: tpm.Public) -> None:
-        if ak.scheme != (tpm.ALG_RSASSA if ak.type == tpm.ALG_RSA else tpm.ALG_ECDSA):
-            raise Rejected("ak.scheme", f"scheme {ak.scheme:#06x} is neither RSASSA nor ECDSA")
-        if ak.scheme_hash not in _DIGESTS:
-            raise Rejected("ak.scheme", f"hash {ak.scheme_hash:#06x} is not SHA-256, SHA-384 or SHA-512")
-        self.public = ak
-        self.qualified_name = tpm.qualified_name(ek, ak)
-        self._rsa = ak.key if isinstance(ak.key, rsa.RSAPublicKey) else None
-        self._ecc = ak.key if isinstance(ak.key, ec.EllipticCurvePublicKey) else None
-        self._size = ak.bits // 8
-        self._hash_id = ak.scheme_hash
-        self._hash = tpm.HASHES[ak.scheme_hash]
+    def __init__(self, key: tpm.PublicKey, scheme_hash: int, qualified_name: bytes) -> None:
+        """Take what the key must be: `scheme_hash` is its scheme's TPM_ALG_ID. Raises Rejected `ak.scheme`."""
+        if scheme_hash not in _DIGESTS:
+            raise Rejected("ak.scheme", f"hash {scheme_hash:#06x} is not SHA-256, SHA-384 or SHA-512")
+        self.qualified_name = qualified_name
+        self._rsa = key if isinstance(key, rsa.RSAPublicKey) else None
+        self._ecc = key if isinstance(key, ec.EllipticCurvePublicKey) else None
+        self._size = key.key_size // 8
+        self._hash_id = scheme_hash
+        self._hash = tpm.HASHES[scheme_hash]
         self._ecdsa = ec.ECDSA(self._hash)
-        self._digest = _DIGESTS[ak.scheme_hash]
+        self._digest = _DIGESTS[scheme_hash]
 
     @classmethod
     def from_public(cls, ak_public: bytes, ek_public: bytes) -> AttestationKey:
         """Load an AK that is a child of the EK, both TPM2B_PUBLIC. Raises Rejected `tpm.public`, `ak.scheme`."""
-        return cls(tpm.parse_public(ak_public), tpm.parse_public(ek_public))
+        ak = tpm.parse_public(ak_public)
+        if ak.scheme != (tpm.ALG_RSASSA if ak.type == tpm.ALG_RSA else tpm.ALG_ECDSA):
+            raise Rejected("ak.scheme", f"scheme {ak.scheme:#06x} is neither RSASSA nor ECDSA")
+        return cls(ak.key, ak.scheme_hash, tpm.qualified_name(tpm.parse_public(ek_public), ak))
 
     def check_signature(self, untrusted_signature: bytes, message: bytes) -> None:
         """Raise Rejected `quote.signature*` unless the TPMT_SIGNATURE is this key's, by its enrolled scheme, over `message`."""

@@ -14,6 +14,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from contract import tpm
 from contract.binding import qualifying_data
 from contract.errors import Rejected
 from contract.quote import AttestationKey, Counters, VerifiedQuote, verify_quote
@@ -267,7 +268,7 @@ def test_q14_r_or_s_zero_or_too_long_is_rejected(ecc_forger: Forger) -> None:
 
 
 def test_q14_signature_of_another_key_is_rejected(forger: Forger, ecc_forger: Forger) -> None:
-    other = Forger(forger.attestation_key.public.algorithm)
+    other = Forger(tpm.parse_public(forger.ak_public).algorithm)
     attest = forger.attest()
     refused("quote.signature", forger.verify, attest, signature=other.sign(attest))
 
@@ -276,7 +277,7 @@ def test_q15_qualified_signer_of_another_ek_is_rejected(forger: Forger) -> None:
     other_ek = Forger("ecc256").ek_public
     other = AttestationKey.from_public(forger.ak_public, other_ek)
     refused("quote.signer", forger.verify, forger.attest(signer=other.qualified_name))
-    refused("quote.signer", forger.verify, forger.attest(signer=forger.attestation_key.public.name))
+    refused("quote.signer", forger.verify, forger.attest(signer=tpm.name_of(forger.ak_public)))
     refused("quote.signer", forger.verify, forger.attest(signer=b""))
 
 
