@@ -139,8 +139,8 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
     event_log: Annotated[bytes, Meta(max_length=MAX_EVENT_LOG_BYTES)] | None = None
     """Only when the controller asked for it: once a boot."""
     ima_log: Annotated[bytes, Meta(max_length=MAX_IMA_CHUNK_BYTES)] | None = None
-    """Whole lines of the binary IMA log from `ima_offset`, read after the quote was made, so that the quoted PCR 10 is
-    met in them or they are not all. The quote covers them by that PCR alone. None when the machine has no IMA log."""
+    """The binary IMA log from `ima_offset`, read after the quote was made: to its end, or a whole chunk of it, which may
+    end inside a line. The quote covers it by PCR 10 alone. None when it was not asked for or the machine has none."""
 
 
 class Renew(Message, frozen=True, kw_only=True, tag="renew"):
@@ -156,8 +156,8 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     nonce: Digest
     interval_s: Annotated[float, Meta(gt=0, le=86400)]
     event_log_wanted: bool = True
-    ima_offset: Count = 0
-    """Where in the IMA log the next report goes on: up to here everything is agreed."""
+    ima_offset: Count | None = None
+    """Where in the IMA log the next report goes on: up to here everything is known. None: nobody wants it."""
     directive: bytes | None = None
 
 
@@ -181,8 +181,8 @@ class Answer(Message, frozen=True, kw_only=True, tag="answer"):
     events_acked: Count = 0
     """Every event with seq <= this is stored."""
     event_log_wanted: bool = False
-    ima_offset: Count = 0
-    """Where in the IMA log the next report goes on."""
+    ima_offset: Count | None = None
+    """As in Hello."""
     directive: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)] | None = None
     """A DSSE envelope; None when nothing changed since the number the report named."""
 
@@ -194,11 +194,9 @@ class Order(Message, frozen=True, kw_only=True, tag="order"):
 
 
 class Challenge(Message, frozen=True, kw_only=True, tag="challenge"):
-    """Report now. The nonce replaces the one outstanding."""
+    """Report now. The nonce replaces the one outstanding; what was wanted of the logs is still wanted."""
 
     nonce: Digest
-    ima_offset: Count | None = None
-    """Where in the IMA log that report goes on; None leaves what was said before."""
 
 
 class Certificate(Message, frozen=True, kw_only=True, tag="certificate"):
