@@ -92,8 +92,8 @@ class PackageChange(Message, frozen=True, kw_only=True):
     """Version; empty when it was removed."""
     at: Seconds = 0.0
     """Node's wall clock, seconds since 1970."""
-    paths: Annotated[list[Text], Meta(max_length=MAX_PATHS_PER_PACKAGE)] = []
-    """As the log's new lines name them."""
+    files: Annotated[dict[Text, Digest], Meta(max_length=MAX_PATHS_PER_PACKAGE)] = {}
+    """Path, as the log's new lines name it, to the SHA-256 that the package database vouches for."""
 
 
 class ReportBody(Message, frozen=True, kw_only=True):
