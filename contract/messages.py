@@ -30,6 +30,8 @@ MAX_EVENTS_PER_REPORT = 256
 MAX_DRIFTS_PER_REPORT = 512
 MAX_PACKAGES_PER_REPORT = 256
 MAX_PATHS_PER_PACKAGE = 1024
+MAX_KEYS_WANTED = 4
+MAX_KEY_BYTES = 4096
 NONCE_BYTES = 32
 
 Name = Annotated[str, Meta(min_length=1, max_length=63, pattern=r"\A[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z")]
@@ -96,6 +98,14 @@ class PackageChange(Message, frozen=True, kw_only=True):
     """Path, as the log's new lines name it, to the SHA-256 that the package database vouches for."""
 
 
+class KeyWanted(Message, frozen=True, kw_only=True):
+    """A disk key held in escrow is wanted. Inside the report, so that the quote vouches for who asks (contract.escrow)."""
+
+    name: Name
+    ephemeral: Digest
+    """X25519 public key, made for this one request and kept in the agent's memory only."""
+
+
 class ReportBody(Message, frozen=True, kw_only=True):
     """The agent's report. Its bytes travel opaque inside Report and the quote covers them."""
 
@@ -124,6 +134,7 @@ class ReportBody(Message, frozen=True, kw_only=True):
     ima_bytes: Count | None = None
     """How long the IMA log was at least when this was written; None when the machine has none."""
     packages: Annotated[list[PackageChange], Meta(max_length=MAX_PACKAGES_PER_REPORT)] = []
+    keys_wanted: Annotated[list[KeyWanted], Meta(max_length=MAX_KEYS_WANTED)] = []
 
 
 class Report(Message, frozen=True, kw_only=True, tag="report"):
@@ -205,6 +216,35 @@ class Certificate(Message, frozen=True, kw_only=True, tag="certificate"):
     chain: Annotated[bytes, Meta(max_length=16384)]
 
 
+class SealedKey(Message, frozen=True, kw_only=True):
+    """A key as it is held in escrow: worth nothing without the TPM *and* the controller's share (contract.escrow)."""
+
+    credential_blob: Annotated[bytes, Meta(max_length=1024)]
+    """TPM2B_ID_OBJECT."""
+    encrypted_secret: Annotated[bytes, Meta(max_length=1024)]
+    """TPM2B_ENCRYPTED_SECRET."""
+    ciphertext: Annotated[bytes, Meta(max_length=MAX_KEY_BYTES + 16)]
+
+
+class KeyReleased(Message, frozen=True, kw_only=True, tag="key-released"):
+    """Answer to a KeyWanted, after the Answer to the report that carried it."""
+
+    name: Name
+    sealed: SealedKey
+    ephemeral: Digest
+    """X25519 public key of the controller, made for this one answer."""
+    share: Annotated[bytes, Meta(max_length=64)]
+    """The controller's share, encrypted to both ephemeral keys."""
+
+
+class KeyRefused(Message, frozen=True, kw_only=True, tag="key-refused"):
+    """The key is not given out now."""
+
+    name: Name
+    code: Line
+    detail: Text = ""
+
+
 class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     """The message before was refused; the session closes after it. The cure is for the log of the other side."""
 
@@ -213,7 +253,7 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
 
 
 FromAgent = Report | Renew
-FromController = Hello | Answer | Order | Challenge | Certificate | Refused
+FromController = Hello | Answer | Order | Challenge | Certificate | KeyReleased | KeyRefused | Refused
 
 
 class EnrolBegin(Message, frozen=True, kw_only=True, tag="enrol-begin"):

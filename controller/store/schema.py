@@ -94,6 +94,43 @@ boot_claims = Table(
     Column("recorded_at", Float, nullable=False),
 )
 
+evidence = Table(
+    "evidence",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    # No foreign key: evidence outlives its node.
+    Column("node", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("until", Float),
+    Column("reset", BigInteger, nullable=False),
+    Column("tier", Text, nullable=False),
+    Column("facts", LargeBinary, nullable=False),
+    Column("event_log_sha256", LargeBinary, nullable=False),
+    Column("packed", LargeBinary, nullable=False),
+    Index(None, "node", "kind", "id"),
+    Index(None, "at"),
+    sqlite_autoincrement=True,
+)
+
+escrow_keys = Table(
+    "escrow_keys",
+    metadata,
+    Column("node", Text, ForeignKey("nodes.node"), primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("version", Integer, nullable=False),
+    Column("ak_name", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("share", LargeBinary, nullable=False),
+    Column("least_tier", Text, nullable=False),
+    Column("put_at", Float, nullable=False),
+    Column("put_by", Text, nullable=False),
+    Column("releases", Integer, nullable=False),
+    Column("released_at", Float),
+    Column("revoked_at", Float),
+    Column("revoked_by", Text),
+)
+
 enrolments = Table(
     "enrolments",
     metadata,

@@ -29,10 +29,55 @@ def _without_ima() -> None:
         batch_op.drop_column("ima_section")
 
 
+def _evidence() -> None:
+    op.create_table(
+        "evidence",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("node", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+        sa.Column("until", sa.Float(), nullable=True),
+        sa.Column("reset", sa.BigInteger(), nullable=False),
+        sa.Column("tier", sa.Text(), nullable=False),
+        sa.Column("facts", sa.LargeBinary(), nullable=False),
+        sa.Column("event_log_sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("packed", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_evidence")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(op.f("ix_evidence_node_kind_id"), "evidence", ["node", "kind", "id"])
+    op.create_index(op.f("ix_evidence_at"), "evidence", ["at"])
+
+
+def _escrow() -> None:
+    op.create_table(
+        "escrow_keys",
+        sa.Column("node", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("ak_name", sa.Text(), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.Column("share", sa.LargeBinary(), nullable=False),
+        sa.Column("least_tier", sa.Text(), nullable=False),
+        sa.Column("put_at", sa.Float(), nullable=False),
+        sa.Column("put_by", sa.Text(), nullable=False),
+        sa.Column("releases", sa.Integer(), nullable=False),
+        sa.Column("released_at", sa.Float(), nullable=True),
+        sa.Column("revoked_at", sa.Float(), nullable=True),
+        sa.Column("revoked_by", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["node"], ["nodes.node"], name=op.f("fk_escrow_keys_node")),
+        sa.PrimaryKeyConstraint("node", "name", name=op.f("pk_escrow_keys")),
+    )
+
+
 def upgrade() -> None:
     """Each part adds its own tables; none depends on another."""
     _ima()
+    _evidence()
+    _escrow()
 
 
 def downgrade() -> None:
+    op.drop_table("escrow_keys")
+    op.drop_table("evidence")
     _without_ima()
