@@ -13,6 +13,7 @@ QUOTED_PCRS = BOOT_PCRS | {IMA_PCR}
 
 _REPORT_LABEL = b"ringfence report 1\0"
 _ENROL_LABEL = b"ringfence enrolment 1\0"
+_DEVID_LABEL = b"ringfence devid 1\0"
 
 
 def _field(value: bytes) -> bytes:
@@ -40,3 +41,12 @@ def enrolment_proof_message(
     return _ENROL_LABEL + b"".join(
         _field(v) for v in (enrolment.encode(), node.encode(), ek_public, ak_public, csr)
     )
+
+
+def devid_qualifying_data(*, enrolment: str, node: str, ak_public: bytes) -> bytes:
+    """Return the 32 bytes that the AK certifies a device identity key over (TPM2_Certify, Part 3, 18.2).
+
+    The controller chose `enrolment`, so what was certified for another enrolment is of no use here.
+    """
+    fields = b"".join(_field(v) for v in (enrolment.encode(), node.encode(), ak_public))
+    return hashlib.sha256(_DEVID_LABEL + fields).digest()

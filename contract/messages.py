@@ -26,6 +26,8 @@ MAX_IMA_CHUNK_BYTES = 1024 * 1024
 MAX_QUOTE_BYTES = 1024
 MAX_SIGNATURE_BYTES = 1024
 MAX_ENROL_BYTES = 64 * 1024
+MAX_CHAIN_BYTES = 16 * 1024
+MAX_DEVIDS = 4
 MAX_EVENTS_PER_REPORT = 256
 MAX_DRIFTS_PER_REPORT = 512
 MAX_PACKAGES_PER_REPORT = 256
@@ -132,7 +134,8 @@ class ReportBody(Message, frozen=True, kw_only=True):
     ima_offset: Count = 0
     """Offset in the IMA log, in bytes, of the first byte that travels with this report."""
     ima_bytes: Count | None = None
-    """How long the IMA log was at least when this was written; None when the machine has none."""
+    """How many bytes were there from `ima_offset` on when this was written, at most a chunk; None when the machine has
+    no IMA log, or nobody asked."""
     packages: Annotated[list[PackageChange], Meta(max_length=MAX_PACKAGES_PER_REPORT)] = []
     keys_wanted: Annotated[list[KeyWanted], Meta(max_length=MAX_KEYS_WANTED)] = []
 
@@ -269,6 +272,8 @@ class EnrolBegin(Message, frozen=True, kw_only=True, tag="enrol-begin"):
     """DER (PKCS #10) of the TLS client key."""
     token: Annotated[str, Meta(max_length=128)] = ""
     """One-use enrolment token, if the technician was given one."""
+    ek_chain: Annotated[bytes, Meta(max_length=MAX_CHAIN_BYTES)] = b""
+    """Certificates between the EK's and a root, as the TPM's NV holds them (EK Credential Profile 2.5, 2.2.1.5.2)."""
 
 
 class EnrolChallenge(Message, frozen=True, kw_only=True, tag="enrol-challenge"):
@@ -281,6 +286,19 @@ class EnrolChallenge(Message, frozen=True, kw_only=True, tag="enrol-challenge"):
     """TPM2B_ENCRYPTED_SECRET."""
 
 
+class DevIdEvidence(Message, frozen=True, kw_only=True):
+    """A device identity key of this TPM: its certificate, and the AK's word that it lives beside it (TPM2_Certify)."""
+
+    certificate: Annotated[bytes, Meta(max_length=8192)]
+    """DER, with whatever NV padding the maker left; further certificates may follow it."""
+    public: Annotated[bytes, Meta(max_length=1024)]
+    """TPM2B_PUBLIC of the key."""
+    attest: Annotated[bytes, Meta(max_length=MAX_QUOTE_BYTES)]
+    """TPMS_ATTEST over `binding.devid_qualifying_data`."""
+    signature: Annotated[bytes, Meta(max_length=MAX_SIGNATURE_BYTES)]
+    """TPMT_SIGNATURE, by the AK."""
+
+
 class EnrolFinish(Message, frozen=True, kw_only=True, tag="enrol-finish"):
     """Second step, repeated while the answer is EnrolPending.
 
@@ -289,6 +307,7 @@ class EnrolFinish(Message, frozen=True, kw_only=True, tag="enrol-finish"):
 
     enrolment: Line
     proof: Digest
+    devids: Annotated[list[DevIdEvidence], Meta(max_length=MAX_DEVIDS)] = []
 
 
 class EnrolPending(Message, frozen=True, kw_only=True, tag="enrol-pending"):

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Trigger = Literal["untrusted"]
+Reenrol = Literal["ask", "same-ek"]
 
 
 class DriftingNodes(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,6 +25,11 @@ class SitePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     require_tpm: bool = True
     """Only EKs proved by certificate or by allow-list may enrol."""
+    require_hardware_tpm: bool = False
+    """Only TPMs whose certificate says that they are a chip of their own; a person may vouch for one that has no usable
+    certificate by listing its EK, and for none whose certificate says otherwise."""
+    reenrol: Reenrol = "ask"
+    """A known TPM that comes with new keys (its disk was replaced): ask a person once, or let it in by itself."""
     isolate_node_on: tuple[Trigger, ...] = ("untrusted",)
     isolate_site_on: tuple[Trigger, ...] = ("untrusted",)
     drifting_nodes: DriftingNodes | None = None

@@ -42,6 +42,8 @@ class EnrolmentRow(Record, frozen=True, kw_only=True):
     created_at: float
     decided_at: float | None
     decided_by: str | None
+    tpm: str = "{}"
+    """JSON of a TpmRecord."""
 
     def view(self) -> EnrolmentView:
         """Without secrets."""

@@ -54,6 +54,8 @@ class NodeRow(Record, frozen=True, kw_only=True):
     directive_issued_at: float
     directive_due: bool
     wanted_posture: Posture
+    tpm: str
+    """JSON of a TpmRecord: read where people look at the node, not with every report."""
     state: NodeState
     policy: SitePolicy
     reference: bytes | None
@@ -190,6 +192,7 @@ def add(
     ek_trust: EkTrust,
     approved_by: str,
     now: float,
+    tpm: str = "{}",
 ) -> None:
     """Bind id, EK and AK in one row; the certificate follows when it is handed out. Raises the database's own integrity error when any is taken."""
     tx.execute(
@@ -212,6 +215,7 @@ def add(
             directive_issued_at=0.0,
             directive_due=True,
             wanted_posture=_posture_of_new(tx, site),
+            tpm=tpm,
             state=_encode(NodeState()).decode(),
         )
     )
@@ -225,12 +229,28 @@ def _posture_of_new(tx: Transaction, site: str) -> str:
 
 
 def replace_ak(tx: Transaction, node: str, *, ak_public: bytes, ak_name: str) -> None:
-    """Same TPM, new AK. The TPM's counters stay on record: they are the TPM's, not the key's."""
+    """Same TPM, new AK: no certificate that was given out before is good any more.
+
+    The TPM's counters stay on record: they are the TPM's, not the key's. So does the boot reference: what boots
+    after the disk was replaced is held against what booted before.
+    """
     tx.execute(
         update(nodes)
         .where(nodes.c.node == node)
-        .values(ak_public=ak_public, ak_name=ak_name, directive_due=True)
+        .values(
+            ak_public=ak_public,
+            ak_name=ak_name,
+            certificate_sha256=None,
+            next_certificate_sha256=None,
+            certificate_not_after=0.0,
+            directive_due=True,
+        )
     )
+
+
+def set_tpm(tx: Transaction, node: str, tpm: str) -> None:
+    """Write down what the latest enrolment proved of the TPM (JSON of a TpmRecord)."""
+    tx.execute(update(nodes).where(nodes.c.node == node).values(tpm=tpm))
 
 
 def set_certificates(

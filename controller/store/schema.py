@@ -72,6 +72,7 @@ nodes = Table(
     Column("directive_issued_at", Float, nullable=False),
     Column("directive_due", Boolean, nullable=False),
     Column("wanted_posture", Text, nullable=False),
+    Column("tpm", Text, nullable=False, server_default="{}"),
     Column("state", Text, nullable=False),
     Index(None, "site", "node"),
     Index(None, "standing", "last_report_at"),
@@ -152,7 +153,19 @@ enrolments = Table(
     Column("created_at", Float, nullable=False),
     Column("decided_at", Float),
     Column("decided_by", Text),
+    Column("tpm", Text, nullable=False, server_default="{}"),
     Index(None, "state", "created_at"),
+    Index(None, "node"),
+)
+
+revoked_keys = Table(
+    "revoked_keys",
+    metadata,
+    Column("ak_name", Text, primary_key=True),
+    Column("node", Text, nullable=False),
+    Column("certificate_sha256", LargeBinary),
+    Column("revoked_at", Float, nullable=False),
+    Column("revoked_by", Text, nullable=False),
     Index(None, "node"),
 )
 

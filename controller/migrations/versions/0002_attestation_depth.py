@@ -70,14 +70,38 @@ def _escrow() -> None:
     )
 
 
+def _identity() -> None:
+    for table in ("nodes", "enrolments"):
+        op.add_column(table, sa.Column("tpm", sa.Text(), nullable=False, server_default="{}"))
+    op.create_table(
+        "revoked_keys",
+        sa.Column("ak_name", sa.Text(), nullable=False),
+        sa.Column("node", sa.Text(), nullable=False),
+        sa.Column("certificate_sha256", sa.LargeBinary(), nullable=True),
+        sa.Column("revoked_at", sa.Float(), nullable=False),
+        sa.Column("revoked_by", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("ak_name", name=op.f("pk_revoked_keys")),
+    )
+    op.create_index(op.f("ix_revoked_keys_node"), "revoked_keys", ["node"])
+
+
+def _without_identity() -> None:
+    op.drop_table("revoked_keys")
+    for table in ("nodes", "enrolments"):
+        with op.batch_alter_table(table, schema=None) as batch_op:
+            batch_op.drop_column("tpm")
+
+
 def upgrade() -> None:
     """Each part adds its own tables; none depends on another."""
     _ima()
     _evidence()
     _escrow()
+    _identity()
 
 
 def downgrade() -> None:
+    _without_identity()
     op.drop_table("escrow_keys")
     op.drop_table("evidence")
     _without_ima()
