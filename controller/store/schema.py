@@ -108,10 +108,19 @@ evidence = Table(
     Column("tier", Text, nullable=False),
     Column("facts", LargeBinary, nullable=False),
     Column("event_log_sha256", LargeBinary, nullable=False),
+    Column("policy_sha256", LargeBinary, nullable=False),
     Column("packed", LargeBinary, nullable=False),
     Index(None, "node", "kind", "id"),
     Index(None, "at"),
     sqlite_autoincrement=True,
+)
+
+evidence_blobs = Table(
+    "evidence_blobs",
+    metadata,
+    Column("sha256", LargeBinary, primary_key=True),
+    Column("packed", LargeBinary, nullable=False),
+    Column("used_at", Float, nullable=False),
 )
 
 escrow_keys = Table(

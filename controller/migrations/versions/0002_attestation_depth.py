@@ -41,12 +41,20 @@ def _evidence() -> None:
         sa.Column("tier", sa.Text(), nullable=False),
         sa.Column("facts", sa.LargeBinary(), nullable=False),
         sa.Column("event_log_sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("policy_sha256", sa.LargeBinary(), nullable=False),
         sa.Column("packed", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_evidence")),
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_evidence_node_kind_id"), "evidence", ["node", "kind", "id"])
     op.create_index(op.f("ix_evidence_at"), "evidence", ["at"])
+    op.create_table(
+        "evidence_blobs",
+        sa.Column("sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("packed", sa.LargeBinary(), nullable=False),
+        sa.Column("used_at", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("sha256", name=op.f("pk_evidence_blobs")),
+    )
 
 
 def _escrow() -> None:
@@ -103,5 +111,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     _without_identity()
     op.drop_table("escrow_keys")
+    op.drop_table("evidence_blobs")
     op.drop_table("evidence")
     _without_ima()
