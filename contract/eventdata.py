@@ -10,7 +10,7 @@ from hashlib import sha256
 from struct import Struct
 from typing import Final
 
-from contract import eventlog
+from contract import eventtypes
 from contract.eventlog import Event, EventLog
 from contract.messages import Finding, never_more
 
@@ -21,26 +21,26 @@ _NODE = Struct("<BBH")  # EFI_DEVICE_PATH_PROTOCOL
 _MEDIA_FILE_PATH: Final = (4, 4)
 _VARIABLES: Final = frozenset(
     {
-        eventlog.EV_EFI_VARIABLE_DRIVER_CONFIG,
-        eventlog.EV_EFI_VARIABLE_BOOT,
-        eventlog.EV_EFI_VARIABLE_BOOT2,
-        eventlog.EV_EFI_VARIABLE_AUTHORITY,
+        eventtypes.EV_EFI_VARIABLE_DRIVER_CONFIG,
+        eventtypes.EV_EFI_VARIABLE_BOOT,
+        eventtypes.EV_EFI_VARIABLE_BOOT2,
+        eventtypes.EV_EFI_VARIABLE_AUTHORITY,
     }
 )
 _IMAGES: Final = frozenset(
     {
-        eventlog.EV_EFI_BOOT_SERVICES_APPLICATION,
-        eventlog.EV_EFI_BOOT_SERVICES_DRIVER,
-        eventlog.EV_EFI_RUNTIME_SERVICES_DRIVER,
+        eventtypes.EV_EFI_BOOT_SERVICES_APPLICATION,
+        eventtypes.EV_EFI_BOOT_SERVICES_DRIVER,
+        eventtypes.EV_EFI_RUNTIME_SERVICES_DRIVER,
     }
 )
 # The digest is that of the whole data (PFP table 27), on every machine seen.
 _COVERED: Final = frozenset(
     {
-        eventlog.EV_SEPARATOR,
-        eventlog.EV_EFI_ACTION,
-        eventlog.EV_EFI_GPT_EVENT,
-        eventlog.EV_EFI_VARIABLE_DRIVER_CONFIG,
+        eventtypes.EV_SEPARATOR,
+        eventtypes.EV_EFI_ACTION,
+        eventtypes.EV_EFI_GPT_EVENT,
+        eventtypes.EV_EFI_VARIABLE_DRIVER_CONFIG,
     }
 )
 # GRUB puts these before the text in the log and hashes the text alone, without the closing zero.
@@ -59,10 +59,10 @@ def covered(event: Event) -> bool | None:
     data = event.untrusted_data
     if event.type in _COVERED:
         return sha256(data).digest() == event.sha256
-    if event.type == eventlog.EV_EFI_VARIABLE_AUTHORITY:
+    if event.type == eventtypes.EV_EFI_VARIABLE_AUTHORITY:
         # Older shim logs one stray byte behind what it hashed.
         return event.sha256 in (sha256(data).digest(), sha256(data[:-1]).digest())
-    if event.type == eventlog.EV_IPL:
+    if event.type == eventtypes.EV_IPL:
         for prefix in _GRUB_PREFIXES:
             if data.startswith(prefix):
                 return sha256(data[len(prefix) :].removesuffix(b"\0")).digest() == event.sha256
@@ -76,7 +76,7 @@ def describe(event: Event) -> str:
         text = _variable_text(data)
     elif event.type in _IMAGES:
         text = _image_text(data)
-    elif event.type in (eventlog.EV_IPL, eventlog.EV_ACTION, eventlog.EV_EFI_ACTION):
+    elif event.type in (eventtypes.EV_IPL, eventtypes.EV_ACTION, eventtypes.EV_EFI_ACTION):
         text = _printable(data.partition(b"\0")[0].decode("utf-8", "backslashreplace"))
     else:
         text = data[:16].hex() + ("…" if len(data) > 16 else "")
@@ -141,25 +141,25 @@ def oddities(log: EventLog) -> list[Finding]:
     separated: set[int] = set()
     secure_boot_seen = left = False
     for event in log.events:
-        if event.type == eventlog.EV_NO_ACTION:
+        if event.type == eventtypes.EV_NO_ACTION:
             continue
         if covered(event) is False:  # 1
             findings.append(_finding("eventlog.data", event, "the digest is not that of the data"))
         if left and event.pcr in _SEPARATED:  # 4
             findings.append(_finding("eventlog.after-exit", event, "after ExitBootServices"))
-        if event.type == eventlog.EV_SEPARATOR and event.pcr in _SEPARATED:  # 2
+        if event.type == eventtypes.EV_SEPARATOR and event.pcr in _SEPARATED:  # 2
             if event.pcr in separated:
                 findings.append(_finding("eventlog.separator", event, "a second separator"))
             if event.untrusted_data not in _SEPARATOR_VALUES:
                 findings.append(_finding("eventlog.separator", event, "the firmware reports an error"))
             separated.add(event.pcr)
-        if event.type == eventlog.EV_EFI_VARIABLE_DRIVER_CONFIG and event.pcr == 7:  # 3
+        if event.type == eventtypes.EV_EFI_VARIABLE_DRIVER_CONFIG and event.pcr == 7:  # 3
             found = variable(event.untrusted_data)
             if found is None or found[0] == "SecureBoot":
                 if secure_boot_seen or 7 in separated or found is None:
                     findings.append(_finding("eventlog.secure-boot", event, "twice, too late or malformed"))
                 secure_boot_seen = True
-        if event.type == eventlog.EV_EFI_ACTION:
+        if event.type == eventtypes.EV_EFI_ACTION:
             left = left or event.untrusted_data.rstrip(b"\0") == _LEFT_FIRMWARE
             if event.untrusted_data.rstrip(b"\0") == _DEBUG:  # 5
                 findings.append(_finding("eventlog.debugger", event, "a firmware debugger was on"))

@@ -1,86 +1,37 @@
-"""The firmware's event log: parsed from bytes, replayed to PCR values, held against a quote (SHA-256 bank).
+"""The firmware's event log: parsed from bytes, replayed to PCR values, held against a quote.
 
 Source: TCG PC Client Platform Firmware Profile, version 1.06, clauses 10 (event logging). A log is a claim: it is
 worth what the quoted PCRs make of it, and even then the type field and the data of many events are covered by no
 digest (`contract.eventdata`). The parser refuses what it does not understand, in time linear to the size.
+
+What is judged is the SHA-256 bank. Other banks, and logs of the old layout (SHA-1 only), are read where asked for,
+to be shown and to be held against the PCRs of that bank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import hashlib
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from hashlib import sha256
 from struct import Struct
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct as Record
 
+from contract import eventtypes
 from contract.errors import Rejected
 from contract.messages import MAX_EVENT_LOG_BYTES, Finding
 
-EV_NO_ACTION: Final = 0x03
-EV_SEPARATOR: Final = 0x04
-EV_ACTION: Final = 0x05
-EV_S_CRTM_VERSION: Final = 0x08
-EV_IPL: Final = 0x0D
-EV_EFI_VARIABLE_DRIVER_CONFIG: Final = 0x80000001
-EV_EFI_VARIABLE_BOOT: Final = 0x80000002
-EV_EFI_BOOT_SERVICES_APPLICATION: Final = 0x80000003
-EV_EFI_BOOT_SERVICES_DRIVER: Final = 0x80000004
-EV_EFI_RUNTIME_SERVICES_DRIVER: Final = 0x80000005
-EV_EFI_GPT_EVENT: Final = 0x80000006
-EV_EFI_ACTION: Final = 0x80000007
-EV_EFI_VARIABLE_BOOT2: Final = 0x8000000C
-EV_EFI_VARIABLE_AUTHORITY: Final = 0x800000E0
-
-EVENT_TYPES: Final = {
-    0x00: "EV_PREBOOT_CERT",
-    0x01: "EV_POST_CODE",
-    0x02: "EV_UNUSED",
-    EV_NO_ACTION: "EV_NO_ACTION",
-    EV_SEPARATOR: "EV_SEPARATOR",
-    EV_ACTION: "EV_ACTION",
-    0x06: "EV_EVENT_TAG",
-    0x07: "EV_S_CRTM_CONTENTS",
-    EV_S_CRTM_VERSION: "EV_S_CRTM_VERSION",
-    0x09: "EV_CPU_MICROCODE",
-    0x0A: "EV_PLATFORM_CONFIG_FLAGS",
-    0x0B: "EV_TABLE_OF_DEVICES",
-    0x0C: "EV_COMPACT_HASH",
-    EV_IPL: "EV_IPL",
-    0x0E: "EV_IPL_PARTITION_DATA",
-    0x0F: "EV_NONHOST_CODE",
-    0x10: "EV_NONHOST_CONFIG",
-    0x11: "EV_NONHOST_INFO",
-    0x12: "EV_OMIT_BOOT_DEVICE_EVENTS",
-    0x13: "EV_POST_CODE2",
-    EV_EFI_VARIABLE_DRIVER_CONFIG: "EV_EFI_VARIABLE_DRIVER_CONFIG",
-    EV_EFI_VARIABLE_BOOT: "EV_EFI_VARIABLE_BOOT",
-    EV_EFI_BOOT_SERVICES_APPLICATION: "EV_EFI_BOOT_SERVICES_APPLICATION",
-    EV_EFI_BOOT_SERVICES_DRIVER: "EV_EFI_BOOT_SERVICES_DRIVER",
-    EV_EFI_RUNTIME_SERVICES_DRIVER: "EV_EFI_RUNTIME_SERVICES_DRIVER",
-    EV_EFI_GPT_EVENT: "EV_EFI_GPT_EVENT",
-    EV_EFI_ACTION: "EV_EFI_ACTION",
-    0x80000008: "EV_EFI_PLATFORM_FIRMWARE_BLOB",
-    0x80000009: "EV_EFI_HANDOFF_TABLES",
-    0x8000000A: "EV_EFI_PLATFORM_FIRMWARE_BLOB2",
-    0x8000000B: "EV_EFI_HANDOFF_TABLES2",
-    EV_EFI_VARIABLE_BOOT2: "EV_EFI_VARIABLE_BOOT2",
-    0x8000000D: "EV_EFI_GPT_EVENT2",
-    0x80000010: "EV_EFI_HCRTM_EVENT",
-    EV_EFI_VARIABLE_AUTHORITY: "EV_EFI_VARIABLE_AUTHORITY",
-    0x800000E1: "EV_EFI_SPDM_FIRMWARE_BLOB",
-    0x800000E2: "EV_EFI_SPDM_FIRMWARE_CONFIG",
-    0x800000E3: "EV_EFI_SPDM_DEVICE_POLICY",
-    0x800000E4: "EV_EFI_SPDM_DEVICE_AUTHORITY",
-}
-
+EV_NO_ACTION: Final = eventtypes.EV_NO_ACTION
+SHA1: Final = 0x0004
+SHA256: Final = 0x000B
 PCR_COUNT: Final = 24
 NO_PCR: Final = 0xFFFFFFFF
 MAX_EVENTS: Final = 8192
 MAX_ALGORITHMS: Final = 8
-_SHA256: Final = 0x000B
 # TPM_ALG_ID to digest size: SHA-1, SHA-256, SHA-384, SHA-512, SM3-256, SHA3-256, SHA3-384, SHA3-512.
-_SIZES: Final = {0x04: 20, 0x0B: 32, 0x0C: 48, 0x0D: 64, 0x12: 32, 0x27: 32, 0x28: 48, 0x29: 64}
+_SIZES: Final = {SHA1: 20, SHA256: 32, 0x0C: 48, 0x0D: 64, 0x12: 32, 0x27: 32, 0x28: 48, 0x29: 64}
 _SPEC_ID: Final = b"Spec ID Event03\0"
 _LOCALITY: Final = b"StartupLocality\0"
 _FIRST = Struct("<II20sI")  # TCG_PCClientPCREvent, the old layout: pcrIndex, eventType, SHA-1, eventDataSize
@@ -91,60 +42,138 @@ _U32 = Struct("<I")
 _DYNAMIC: Final = range(17, 23)
 
 
+class Digest(Protocol):
+    """What a hash function returns."""
+
+    def digest(self) -> bytes:
+        """Return the digest."""
+        ...
+
+
+Hash = Callable[[bytes], Digest]
+_HASHES: Final[Mapping[int, Hash]] = {
+    # Never judged by: for showing, and for the PCRs of that bank.
+    SHA1: partial(hashlib.sha1, usedforsecurity=False),
+    SHA256: sha256,
+    0x0C: hashlib.sha384,
+    0x0D: hashlib.sha512,
+    0x27: hashlib.sha3_256,
+    0x28: hashlib.sha3_384,
+    0x29: hashlib.sha3_512,
+}
+
+
 class Event(Record, frozen=True, gc=False):
-    """One record of the log. Only `sha256` is what the TPM was extended with."""
+    """One record of the log. Only `digest` is what the TPM was extended with."""
 
     index: int
-    """From 0; the record that names the algorithms is 0."""
+    """From 0; in a crypto-agile log the record that names the algorithms is 0."""
     pcr: int
     type: int
-    sha256: bytes
+    digest: bytes
+    """In the bank of the log."""
     untrusted_data: bytes
     """Covered by the digest for some types only."""
 
     @property
+    def sha256(self) -> bytes:
+        """Return the digest, where the log is of the SHA-256 bank: the one that is judged."""
+        return self.digest
+
+    @property
     def type_name(self) -> str:
         """Return the name of the type, or its number."""
-        return EVENT_TYPES.get(self.type, f"{self.type:#010x}")
+        return eventtypes.EVENT_TYPES.get(self.type, f"{self.type:#010x}")
 
 
 class EventLog(Record, frozen=True):
     """A log that is well formed. Not yet held against any PCR."""
 
     events: tuple[Event, ...]
-    """Without the first record."""
+    """Without the record that names the algorithms."""
     startup_locality: int
     sha256: bytes
     """Of the log's bytes: what `binding.qualifying_data` takes."""
+    bank: int = SHA256
+    """TPM_ALG_ID of the digests in `events`."""
+
+    @property
+    def hash(self) -> Hash:
+        """Return the hash function of the bank."""
+        return _HASHES[self.bank]
 
 
-def parse_event_log(untrusted: bytes) -> EventLog:
-    """Parse a crypto-agile log (PFP 10.2) with a SHA-256 bank.
+class Coverage(Record, frozen=True):
+    """Which PCRs a log and a quote explain to each other; every quoted PCR is in one of the first three."""
+
+    explained: frozenset[int]
+    """Quoted, and of the value that the log leads to: what the log says of these is worth believing."""
+    runtime: frozenset[int]
+    """Quoted, and known to be extended after the log ends: no log explains their value."""
+    unexplained: frozenset[int]
+    """Quoted, with another value."""
+    unquoted: frozenset[int]
+    """Extended by the log and not quoted: what the log says of these is only its word."""
+
+
+def banks_of(untrusted: bytes) -> tuple[int, ...]:
+    """Return the banks of a log (TPM_ALG_ID) in its own order; SHA-1 alone for the old layout. Raises Rejected as
+    `parse_event_log` does."""
+    _check_size(untrusted)
+    if not _is_crypto_agile(untrusted):
+        return (SHA1,)
+    algorithms, _ = _header(untrusted)
+    return tuple(algorithm for algorithm, _ in algorithms)
+
+
+def parse_event_log(untrusted: bytes, bank: int = SHA256) -> EventLog:
+    """Parse one bank of a log: crypto-agile (PFP 10.2), or of the old layout (PFP 10.2.1) where SHA-1 is asked for.
 
     Raises Rejected, with offset and event index in the detail: `eventlog.empty`, `eventlog.too-large`,
-    `eventlog.header`, `eventlog.algorithms`, `eventlog.no-sha256`, `eventlog.truncated`, `eventlog.digests`,
-    `eventlog.pcr-index`, `eventlog.locality`, `eventlog.too-many`.
+    `eventlog.header`, `eventlog.algorithms`, `eventlog.no-sha256`, `eventlog.no-bank`, `eventlog.truncated`,
+    `eventlog.digests`, `eventlog.pcr-index`, `eventlog.locality`, `eventlog.too-many`.
     """
+    _check_size(untrusted)
+    if _is_crypto_agile(untrusted):
+        algorithms, at = _header(untrusted)
+        if bank not in _HASHES or all(algorithm != bank for algorithm, _ in algorithms):
+            raise _no_bank(bank, f"algorithms {[f'{algorithm:#06x}' for algorithm, _ in algorithms]}")
+        events = _events(untrusted, at, algorithms, bank)
+    elif bank == SHA1:
+        events = _old_events(untrusted)
+    else:
+        # Logs without that record hold SHA-1 digests only.
+        raise _no_bank(bank, "no Spec ID Event03, so a SHA-1 log")
+    return EventLog(tuple(events), _startup_locality(events), sha256(untrusted).digest(), bank)
+
+
+def _check_size(untrusted: bytes) -> None:
     if not untrusted:
         raise Rejected("eventlog.empty", "zero bytes: the machine showed no firmware log")
     if len(untrusted) > MAX_EVENT_LOG_BYTES:
         raise Rejected("eventlog.too-large", f"{len(untrusted)} bytes, at most {MAX_EVENT_LOG_BYTES}")
-    algorithms, at = _header(untrusted)
-    events = _events(untrusted, at, algorithms)
-    return EventLog(tuple(events), _startup_locality(events), sha256(untrusted).digest())
+
+
+def _no_bank(bank: int, found: str) -> Rejected:
+    if bank == SHA256:
+        return Rejected("eventlog.no-sha256", f"offset 0, event 0: {found}")
+    return Rejected("eventlog.no-bank", f"offset 0, event 0: wanted bank {bank:#06x}, found {found}")
+
+
+def _is_crypto_agile(untrusted: bytes) -> bool:
+    """Tell the layouts apart by the first record, which has the old one in both. Raises Rejected if it is cut short."""
+    if len(untrusted) < _FIRST.size:
+        raise Rejected("eventlog.truncated", f"offset 0, event 0: {len(untrusted)} bytes")
+    *_, size = _FIRST.unpack_from(untrusted)
+    if _FIRST.size + size > len(untrusted):
+        raise Rejected("eventlog.truncated", f"offset {_FIRST.size}, event 0: {size} bytes of data wanted")
+    return untrusted[_FIRST.size : _FIRST.size + len(_SPEC_ID)] == _SPEC_ID
 
 
 def _header(untrusted: bytes) -> tuple[list[tuple[int, int]], int]:
-    """Read the first record, in the old SHA-1 layout, with the table of algorithms (PFP 10.4.5.1)."""
-    if len(untrusted) < _FIRST.size:
-        raise Rejected("eventlog.truncated", f"offset 0, event 0: {len(untrusted)} bytes")
+    """Read the first record with the table of algorithms (PFP 10.4.5.1); the caller has seen that it is whole."""
     pcr, kind, _, size = _FIRST.unpack_from(untrusted)
     end = _FIRST.size + size
-    if end > len(untrusted):
-        raise Rejected("eventlog.truncated", f"offset {_FIRST.size}, event 0: {size} bytes of data wanted")
-    if untrusted[_FIRST.size : _FIRST.size + 16] != _SPEC_ID:
-        # Logs without this record hold SHA-1 digests only.
-        raise Rejected("eventlog.no-sha256", "offset 0, event 0: no Spec ID Event03, so a SHA-1 log")
     if pcr != 0 or kind != EV_NO_ACTION or size < _SPEC.size:
         raise Rejected("eventlog.header", f"offset 0, event 0: PCR {pcr}, type {kind:#x}, {size} bytes")
     *_, count = _SPEC.unpack_from(untrusted, _FIRST.size)
@@ -163,16 +192,14 @@ def _header(untrusted: bytes) -> tuple[list[tuple[int, int]], int]:
             raise Rejected("eventlog.algorithms", detail)
     if len({algorithm for algorithm, _ in algorithms}) != count:
         raise Rejected("eventlog.algorithms", f"offset {table_at}, event 0: an algorithm twice")
-    if all(algorithm != _SHA256 for algorithm, _ in algorithms):
-        raise Rejected("eventlog.no-sha256", f"offset {table_at}, event 0: {algorithms}")
     return algorithms, end
 
 
-def _events(untrusted: bytes, at: int, algorithms: list[tuple[int, int]]) -> list[Event]:
+def _events(untrusted: bytes, at: int, algorithms: list[tuple[int, int]], bank: int) -> list[Event]:
     """Read the TCG_PCR_EVENT2 records (PFP 10.2.2). All have the same digests in the same order, save by a quirk."""
     usual = Struct("<III" + "".join(f"H{size}s" for _, size in algorithms) + "I")
     order = [algorithm for algorithm, _ in algorithms]
-    place = 4 + 2 * order.index(_SHA256)
+    place = 4 + 2 * order.index(bank)
     ids = slice(3, 3 + 2 * len(order), 2)
     sizes = dict(algorithms)
     length = len(untrusted)
@@ -188,23 +215,51 @@ def _events(untrusted: bytes, at: int, algorithms: list[tuple[int, int]]) -> lis
         if fields is not None and fields[2] == count and fields[ids] == expected:
             pcr, kind, digest, size = fields[0], fields[1], fields[place], fields[-1]
         else:
-            pcr, kind, digest, size, data_at = _unusual(untrusted, at, index, sizes)
+            pcr, kind, digest, size, data_at = _unusual(untrusted, at, index, sizes, bank)
         end = data_at + size
         if end > length:
             detail = f"offset {data_at}, event {index}: {size} bytes of data wanted, {length - data_at} left"
             raise Rejected("eventlog.truncated", detail)
-        # EV_NO_ACTION extends nothing and may name no PCR at all (seen in the field: 0xFFFFFFFF).
-        if pcr >= PCR_COUNT and not (kind == EV_NO_ACTION and pcr == NO_PCR):
-            raise Rejected("eventlog.pcr-index", f"offset {at}, event {index}: PCR {pcr}")
+        if pcr >= PCR_COUNT:
+            _check_without_pcr(pcr, kind, at, index)
         events.append(Event(index, pcr, kind, digest, untrusted[data_at:end]))
         at = end
     return events
 
 
+def _old_events(untrusted: bytes) -> list[Event]:
+    """Read TCG_PCClientPCREvent records (PFP 10.2.1): one SHA-1 digest each."""
+    length, at = len(untrusted), 0
+    events: list[Event] = []
+    while at < length:
+        index = len(events)
+        if index >= MAX_EVENTS:
+            raise Rejected("eventlog.too-many", f"offset {at}: more than {MAX_EVENTS} events")
+        data_at = at + _FIRST.size
+        if data_at > length:
+            raise Rejected("eventlog.truncated", f"offset {at}, event {index}: cut short")
+        pcr, kind, digest, size = _FIRST.unpack_from(untrusted, at)
+        end = data_at + size
+        if end > length:
+            detail = f"offset {data_at}, event {index}: {size} bytes of data wanted, {length - data_at} left"
+            raise Rejected("eventlog.truncated", detail)
+        if pcr >= PCR_COUNT:
+            _check_without_pcr(pcr, kind, at, index)
+        events.append(Event(index, pcr, kind, digest, untrusted[data_at:end]))
+        at = end
+    return events
+
+
+def _check_without_pcr(pcr: int, kind: int, at: int, index: int) -> None:
+    """EV_NO_ACTION extends nothing and may name no PCR at all (seen in the field: 0xFFFFFFFF)."""
+    if not (kind == EV_NO_ACTION and pcr == NO_PCR):
+        raise Rejected("eventlog.pcr-index", f"offset {at}, event {index}: PCR {pcr}")
+
+
 def _unusual(
-    untrusted: bytes, at: int, index: int, sizes: dict[int, int]
+    untrusted: bytes, at: int, index: int, sizes: dict[int, int], bank: int
 ) -> tuple[int, int, bytes, int, int]:
-    """Read a record whose digests are fewer or in another order; SHA-256 must be there, nothing twice."""
+    """Read a record whose digests are fewer or in another order; the bank's must be there, nothing twice."""
     short = Rejected("eventlog.truncated", f"offset {at}, event {index}: cut short")
     if at + _EVENT.size > len(untrusted):
         raise short
@@ -223,10 +278,10 @@ def _unusual(
             raise Rejected("eventlog.digests", detail)
         digests[algorithm] = untrusted[at + 2 : end]
         at = end
-    if _SHA256 not in digests:
-        raise Rejected("eventlog.digests", f"offset {at}, event {index}: no SHA-256 digest")
+    if bank not in digests:
+        raise Rejected("eventlog.digests", f"offset {at}, event {index}: no digest of bank {bank:#06x}")
     (size,) = _U32.unpack_from(untrusted, at)
-    return pcr, kind, digests[_SHA256], size, at + 4
+    return pcr, kind, digests[bank], size, at + 4
 
 
 def _startup_locality(events: list[Event]) -> int:
@@ -252,22 +307,23 @@ def _startup_locality(events: list[Event]) -> int:
     return found or 0
 
 
-def start_value(pcr: int, startup_locality: int = 0) -> bytes:
+def start_value(pcr: int, startup_locality: int = 0, size: int = 32) -> bytes:
     """Return what a PCR holds after a reset, before anything extends it (PFP 3.3.1; TPM 2.0 Part 1, 17.4)."""
     if pcr in _DYNAMIC:
-        return b"\xff" * 32
-    return (startup_locality if pcr == 0 else 0).to_bytes(32, "big")
+        return b"\xff" * size
+    return (startup_locality if pcr == 0 else 0).to_bytes(size, "big")
 
 
 def replay(log: EventLog) -> dict[int, bytes]:
-    """Return the SHA-256 PCR values that the log leads to, for each PCR that it extends."""
+    """Return the PCR values, of the log's bank, that the log leads to, for each PCR that it extends."""
+    hashed, size, locality = log.hash, _SIZES[log.bank], log.startup_locality
     pcrs: dict[int, bytes] = {}
     for event in log.events:
         if event.type == EV_NO_ACTION:
             continue
         pcr = event.pcr
-        value = pcrs.get(pcr) or start_value(pcr, log.startup_locality)
-        pcrs[pcr] = sha256(value + event.sha256).digest()
+        value = pcrs.get(pcr) or start_value(pcr, locality, size)
+        pcrs[pcr] = hashed(value + event.digest).digest()
     return pcrs
 
 
@@ -280,8 +336,53 @@ def explain(log: EventLog, quoted_pcrs: Mapping[int, bytes], runtime_pcrs: Colle
     replayed = replay(log)
     findings = []
     for pcr in sorted(quoted_pcrs):
-        wanted = replayed.get(pcr) or start_value(pcr, log.startup_locality)
+        wanted = replayed.get(pcr) or start_value(pcr, log.startup_locality, _SIZES[log.bank])
         if pcr not in runtime_pcrs and quoted_pcrs[pcr] != wanted:
             detail = f"PCR {pcr}: the log leads to {wanted.hex()}, the TPM holds {quoted_pcrs[pcr].hex()}"
-            findings.append(Finding(code="eventlog.replay", detail=detail, pcr=pcr))
+            ignored = _ignored(log, pcr)
+            if ignored is not None:
+                detail += f"; event {ignored} has a digest and a type that extends nothing"
+            findings.append(Finding(code="eventlog.replay", detail=detail, pcr=pcr, event=ignored))
     return findings
+
+
+def _ignored(log: EventLog, pcr: int) -> int | None:
+    """Return the first event of a PCR whose type was likely exchanged: EV_NO_ACTION has zeros for a digest (PFP 10.4.5)."""
+    for event in log.events:
+        if event.pcr == pcr and event.type == EV_NO_ACTION and any(event.digest):
+            return event.index
+    return None
+
+
+def coverage(log: EventLog, quoted_pcrs: Mapping[int, bytes], runtime_pcrs: Collection[int]) -> Coverage:
+    """Return, both ways, which PCRs of a log and a quote prove each other (see `explain` for `runtime_pcrs`)."""
+    replayed = replay(log)
+    explained, runtime, unexplained = set(), set(), set()
+    for pcr, value in quoted_pcrs.items():
+        if pcr in runtime_pcrs:
+            runtime.add(pcr)
+        elif value == (replayed.get(pcr) or start_value(pcr, log.startup_locality, _SIZES[log.bank])):
+            explained.add(pcr)
+        else:
+            unexplained.add(pcr)
+    return Coverage(
+        frozenset(explained),
+        frozenset(runtime),
+        frozenset(unexplained),
+        frozenset(replayed.keys() - quoted_pcrs.keys()),
+    )
+
+
+def unquoted(log: EventLog, quoted_pcrs: Collection[int], wanted_pcrs: Collection[int]) -> list[Finding]:
+    """Return a finding `eventlog.not-quoted` for each PCR that a policy names and the log extends, and no quote proves."""
+    extended = {event.pcr: event.index for event in reversed(log.events) if event.type != EV_NO_ACTION}
+    return [
+        Finding(
+            code="eventlog.not-quoted",
+            detail=f"PCR {pcr}: the log extends it from event {extended[pcr]} on, and the quote does not cover it",
+            pcr=pcr,
+            event=extended[pcr],
+        )
+        for pcr in sorted(wanted_pcrs)
+        if pcr in extended and pcr not in quoted_pcrs
+    ]

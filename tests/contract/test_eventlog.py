@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from contract import eventlog
+from contract import eventtypes
 from contract.errors import Rejected
 from contract.eventdata import covered, describe, oddities
 from contract.eventlog import EventLog, explain, parse_event_log, replay
@@ -41,13 +41,15 @@ def record(pcr: int, kind: int, data: bytes, *, hashed: bytes | None = None) -> 
 
 
 def separators(*leave_out: int) -> bytes:
-    return b"".join(record(pcr, eventlog.EV_SEPARATOR, bytes(4)) for pcr in range(8) if pcr not in leave_out)
+    return b"".join(
+        record(pcr, eventtypes.EV_SEPARATOR, bytes(4)) for pcr in range(8) if pcr not in leave_out
+    )
 
 
 def secure_boot(value: bytes = b"\1", name: str = "SecureBoot", name_chars: int | None = None) -> bytes:
     chars = len(name) if name_chars is None else name_chars
     data = struct.pack("<16sQQ", b"g" * 16, chars, len(value)) + name.encode("utf-16-le") + value
-    return record(7, eventlog.EV_EFI_VARIABLE_DRIVER_CONFIG, data)
+    return record(7, eventtypes.EV_EFI_VARIABLE_DRIVER_CONFIG, data)
 
 
 def refused(code: str, log: bytes) -> str:
@@ -101,15 +103,15 @@ def test_l17_logs_of_real_machines_hold_nothing_odd(path: Path) -> None:
 
 def test_l17_event_without_a_pcr_extends_nothing() -> None:
     plain = header() + separators()
-    log = parse_event_log(plain + record(0xFFFFFFFF, eventlog.EV_NO_ACTION, b"vendor"))
+    log = parse_event_log(plain + record(0xFFFFFFFF, eventtypes.EV_NO_ACTION, b"vendor"))
     assert replay(log) == replay(parse_event_log(plain))
-    refused("eventlog.pcr-index", plain + record(0xFFFFFFFF, eventlog.EV_ACTION, b"vendor"))
-    refused("eventlog.pcr-index", plain + record(24, eventlog.EV_NO_ACTION, b"vendor"))
+    refused("eventlog.pcr-index", plain + record(0xFFFFFFFF, eventtypes.EV_ACTION, b"vendor"))
+    refused("eventlog.pcr-index", plain + record(24, eventtypes.EV_NO_ACTION, b"vendor"))
 
 
 def test_l17_stray_byte_of_older_shim_is_known() -> None:
     data = struct.pack("<16sQQ", b"g" * 16, 4, 3) + "Shim".encode("utf-16-le") + b"abc"
-    kind = eventlog.EV_EFI_VARIABLE_AUTHORITY
+    kind = eventtypes.EV_EFI_VARIABLE_AUTHORITY
     assert codes(header() + separators() + record(7, kind, data + b"\0", hashed=data)) == []
     assert codes(header() + separators() + record(7, kind, data + b"\0\0", hashed=data)) == ["eventlog.data"]
 
@@ -134,8 +136,8 @@ def test_l01_replay_that_differs_from_the_pcrs_is_found() -> None:
 def test_l02_event_type_swapped_to_an_ignored_one_is_found() -> None:
     case = Case("good-rsa")
     raw = bytearray(case.read("eventlog.bin"))
-    at = raw.index(struct.pack("<III", 9, eventlog.EV_IPL, 3))
-    raw[at + 4 : at + 8] = struct.pack("<I", eventlog.EV_NO_ACTION)
+    at = raw.index(struct.pack("<III", 9, eventtypes.EV_IPL, 3))
+    raw[at + 4 : at + 8] = struct.pack("<I", eventtypes.EV_NO_ACTION)
     found = explain(parse_event_log(bytes(raw)), case.pcrs, RUNTIME)
     assert [(f.code, f.pcr) for f in found] == [("eventlog.replay", 9)]
 
@@ -161,7 +163,7 @@ def test_l04_data_edited_where_the_digest_covers_it_is_found() -> None:
 
 def test_l05_secure_boot_twice_or_after_the_separator_is_found() -> None:
     before = separators(7)
-    end = record(7, eventlog.EV_SEPARATOR, bytes(4))
+    end = record(7, eventtypes.EV_SEPARATOR, bytes(4))
     assert codes(header() + secure_boot() + before + end) == []
     assert codes(header() + secure_boot(b"\0") + secure_boot() + before + end) == ["eventlog.secure-boot"]
     assert codes(header() + before + end + secure_boot()) == ["eventlog.secure-boot"]
@@ -170,22 +172,22 @@ def test_l05_secure_boot_twice_or_after_the_separator_is_found() -> None:
 @pytest.mark.parametrize("pcr", range(8))
 def test_l06_separator_missing_doubled_or_in_error_is_found(pcr: int) -> None:
     assert codes(header() + separators(pcr)) == ["eventlog.separator"]
-    twice = separators() + record(pcr, eventlog.EV_SEPARATOR, bytes(4))
+    twice = separators() + record(pcr, eventtypes.EV_SEPARATOR, bytes(4))
     assert codes(header() + twice) == ["eventlog.separator"]
-    error = separators(pcr) + record(pcr, eventlog.EV_SEPARATOR, b"\1\0\0\0")
+    error = separators(pcr) + record(pcr, eventtypes.EV_SEPARATOR, b"\1\0\0\0")
     assert codes(header() + error) == ["eventlog.separator"]
 
 
 def test_l07_events_after_exit_boot_services_are_found() -> None:
-    left = record(5, eventlog.EV_EFI_ACTION, b"Exit Boot Services Returned with Success")
-    late = record(4, eventlog.EV_EFI_BOOT_SERVICES_APPLICATION, bytes(32))
+    left = record(5, eventtypes.EV_EFI_ACTION, b"Exit Boot Services Returned with Success")
+    late = record(4, eventtypes.EV_EFI_BOOT_SERVICES_APPLICATION, bytes(32))
     assert codes(header() + separators() + late + left) == []
     assert codes(header() + separators() + left + late) == ["eventlog.after-exit"]
 
 
 def test_l08_startup_locality_sets_the_start_of_pcr_0() -> None:
     def at(data: bytes) -> bytes:
-        return record(0, eventlog.EV_NO_ACTION, b"StartupLocality\0" + data)
+        return record(0, eventtypes.EV_NO_ACTION, b"StartupLocality\0" + data)
 
     for padding in (b"", b"\0", b"\0" * 7):
         log = parse_event_log(header() + at(b"\3" + padding) + separators())
@@ -193,7 +195,7 @@ def test_l08_startup_locality_sets_the_start_of_pcr_0() -> None:
         assert replay(log)[0] == hashlib.sha256(start + hashlib.sha256(bytes(4)).digest()).digest()
     for bad in (at(b""), at(b"\5"), at(b"\3\1"), at(b"\3") * 2, separators() + at(b"\3")):
         refused("eventlog.locality", header() + bad)
-    elsewhere = record(1, eventlog.EV_NO_ACTION, b"StartupLocality\0\3")
+    elsewhere = record(1, eventtypes.EV_NO_ACTION, b"StartupLocality\0\3")
     refused("eventlog.locality", header() + elsewhere)
 
 
@@ -278,14 +280,14 @@ def test_l13_no_log_or_zero_bytes_is_rejected() -> None:
 
 
 def test_l14_firmware_debugger_is_found() -> None:
-    debugger = record(7, eventlog.EV_EFI_ACTION, b"UEFI Debug Mode")
+    debugger = record(7, eventtypes.EV_EFI_ACTION, b"UEFI Debug Mode")
     assert codes(header() + debugger + separators()) == ["eventlog.debugger"]
 
 
 def test_l16_newline_in_the_kernel_command_line_stays_on_one_line() -> None:
     text = b"quiet\nPCR 8: all good\x1b[2J\xe2\x80\xae"
     data = b"kernel_cmdline: " + text + b"\0"
-    log = parse_event_log(header() + record(8, eventlog.EV_IPL, data, hashed=text))
+    log = parse_event_log(header() + record(8, eventtypes.EV_IPL, data, hashed=text))
     shown = describe(log.events[0])
     assert shown == r"kernel_cmdline: quiet\nPCR 8: all good\x1b[2J" + "\\u202e"
     assert covered(log.events[0]) is True
