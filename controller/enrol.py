@@ -22,8 +22,9 @@ from contract.messages import (
 )
 from contract.wire import decode
 from controller.authority import csr_key
+from controller.enrolment_records import EnrolmentRequest
 from controller.issuing import Issuing
-from controller.records import EkTrust, EnrolmentRequest
+from controller.records import EkTrust
 from controller.services import Services
 
 UNTRUSTED = "enrolment.ek-untrusted"

@@ -12,13 +12,14 @@ from typing import Generic, Literal, TypeVar
 from msgspec import Struct
 
 from contract.directive import Directive, WantedBaseline
+from contract.ima import ImaState
 from contract.messages import BaselineRef, Drift, Finding, Posture, ReportBody, Severity, Tier
 from contract.quote import Counters
 from controller.policy import SitePolicy
+from controller.tpmrecord import TpmRecord
 
 Standing = Literal["healthy", "overdue", "unreachable", "untrusted", "isolated"]
 EkTrust = Literal["certificate", "allow-list", "unverified"]
-EnrolmentState = Literal["begun", "proved", "approved", "rejected", "expired"]
 IncidentState = Literal["open", "needs-person", "resolved", "closed"]
 IncidentKind = Literal["untrusted", "drift", "identity", "drifting-site"]
 Role = Literal["viewer", "admin"]
@@ -35,23 +36,6 @@ class Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 # -- enrolment -------------------------------------------------------------------------------------------
-
-
-class EnrolmentRequest(Record, frozen=True, kw_only=True):
-    """An EnrolBegin whose parts were checked: EK path, AK attributes, CSR."""
-
-    node: str
-    site: str | None
-    ek_id: str
-    """SHA-256 hex of the EK's SubjectPublicKeyInfo."""
-    ek_public: bytes
-    ak_public: bytes
-    ak_name: bytes
-    csr: bytes
-    ek_trust: EkTrust
-    token: str = ""
-    secret: bytes
-    """What TPM2_ActivateCredential must bring to light; forgotten once it is proved."""
 
 
 class IssuedCertificate(Record, frozen=True, kw_only=True):
@@ -75,66 +59,19 @@ Issue = Callable[[NodeIdentity, bytes], IssuedCertificate]
 """Given identity and CSR (DER), sign. Runs inside the transaction that binds the result."""
 
 
-class Admitted(Record, frozen=True, kw_only=True):
-    """The node is in."""
-
-    identity: NodeIdentity
-    certificate: IssuedCertificate
-    newly: bool
-    """False when the same finish was asked again."""
-
-
-class EnrolmentView(Record, frozen=True, kw_only=True):
-    """One attempt to enrol."""
-
-    enrolment: str
-    node: str
-    site: str | None
-    ek_id: str
-    ek_trust: EkTrust
-    state: EnrolmentState
-    note: str
-    """Why it waits, or why it was refused."""
-    created_at: float
-    decided_at: float | None
-    decided_by: str | None
-
-
-class PreregistrationView(Record, frozen=True, kw_only=True):
-    """An EK that is expected."""
-
-    ek_id: str
-    node: str | None
-    site: str
-    created_at: float
-    created_by: str
-    used_at: float | None
-
-
-class EnrolTokenView(Record, frozen=True, kw_only=True):
-    """A one-use token; the token itself is shown once, when it is made."""
-
-    id: int
-    node: str | None
-    site: str
-    created_at: float
-    created_by: str
-    expires_at: float
-    used_at: float | None
-    used_by: str | None
-
-
 # -- evidence --------------------------------------------------------------------------------------------
 
 
 class BootRecord(Record, frozen=True, kw_only=True):
-    """The boot that was appraised last. Good for reports with the same three values; anything else is appraised anew."""
+    """The boot that was appraised last. Good for reports with the same values; anything else is appraised anew."""
 
     reset: int
     pcrs_sha256: bytes
-    """SHA-256 over the quoted PCR values in ascending order."""
+    """SHA-256 over the quoted values of BOOT_PCRS in ascending order."""
     event_log_sha256: bytes
     """Empty when the machine has no log."""
+    judged_by: bytes = b""
+    """Fingerprint of the policy: under another one the log is asked for again."""
     findings: list[Finding] = []
 
 
@@ -151,6 +88,10 @@ class Evidence(Record, frozen=True, kw_only=True):
     reference: bytes | None = None
     """Encoded boot reference made from this report's log; stored as the node's when it has none, else kept as the
     one that `accept_boot` would accept."""
+    claims: bytes | None = None
+    """Encoded claims of this report's log."""
+    ima: ImaState | None = None
+    """How far the IMA log is agreed now; None when nobody wants it."""
 
 
 class SessionRecord(Record, frozen=True, kw_only=True):
@@ -164,10 +105,10 @@ class SessionRecord(Record, frozen=True, kw_only=True):
     interval_s: float
     counters: Counters | None
     boot: BootRecord | None
-    reference: bytes | None
-    """As stored from Evidence.reference; None until the first accepted boot."""
-    boot_section: bytes
-    """JSON of the assigned baseline's [boot] section; empty when there is none: the defaults hold."""
+    ima: ImaState | None = None
+    """Of the boot that `counters` speak of."""
+    baseline: WantedBaseline | None
+    """The assigned one: reports are judged by its sections (controller.policies)."""
     directive_number: int
 
 
@@ -265,6 +206,7 @@ class NodeDetail(Record, frozen=True, kw_only=True):
     boot_reference_at: float | None
     boot_candidate: bool
     """A changed boot was seen that `accept_boot` would accept."""
+    tpm: TpmRecord
     holds: list[HoldView]
 
 
@@ -384,6 +326,8 @@ class NewBaseline(Record, frozen=True, kw_only=True):
     summary: str
     boot_section: bytes = b""
     """JSON of its [boot] section; empty when it has none."""
+    ima_section: bytes = b""
+    """The same of its [ima] section."""
 
 
 class TrustChange(Record, frozen=True, kw_only=True):

@@ -12,15 +12,8 @@ from msgspec import Meta
 from contract.errors import Rejected
 from contract.messages import Name
 from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route
-from controller.records import (
-    EnrolmentState,
-    EnrolmentView,
-    EnrolTokenView,
-    Page,
-    PreregistrationView,
-    Record,
-    Strict,
-)
+from controller.enrolment_records import EnrolmentState, EnrolmentView, EnrolTokenView, PreregistrationView
+from controller.records import Page, Record, Strict
 
 EkId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 _ENROLMENT = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)

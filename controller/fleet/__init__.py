@@ -14,6 +14,13 @@ from typing import TypeVar
 from contract.directive import Directive
 from contract.errors import Rejected
 from contract.messages import EnrolFinish
+from controller.enrolment_records import (
+    Admitted,
+    EnrolmentRequest,
+    EnrolmentView,
+    EnrolTokenView,
+    PreregistrationView,
+)
 from controller.fleet import (
     access,
     baselines,
@@ -27,15 +34,11 @@ from controller.fleet import (
 )
 from controller.policy import FleetSettings, SitePolicy
 from controller.records import (
-    Admitted,
     ApiTokenView,
     AuditView,
     BaselineView,
     Change,
     ChangeTrust,
-    EnrolmentRequest,
-    EnrolmentView,
-    EnrolTokenView,
     EventView,
     Evidence,
     FleetCounts,
@@ -47,7 +50,6 @@ from controller.records import (
     NodeView,
     Outcome,
     Page,
-    PreregistrationView,
     Role,
     SessionRecord,
     SiteView,

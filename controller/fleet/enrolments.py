@@ -20,19 +20,17 @@ from contract.enrolment import proof
 from contract.errors import Rejected
 from contract.messages import EnrolFinish, Severity
 from contract.names import checked_name
-from controller.fleet import acts, identity, sites
-from controller.fleet.paging import cut
-from controller.policy import FleetSettings
-from controller.records import (
+from controller.enrolment_records import (
     Admitted,
     EnrolmentRequest,
     EnrolmentView,
     EnrolTokenView,
-    Issue,
-    NodeIdentity,
-    Page,
     PreregistrationView,
 )
+from controller.fleet import acts, identity, sites
+from controller.fleet.paging import cut
+from controller.policy import FleetSettings
+from controller.records import Issue, NodeIdentity, Page
 from controller.store import Refused, Transaction, events, nodes
 from controller.store import enrolments as rows
 from controller.store.enrolments import EnrolmentRow

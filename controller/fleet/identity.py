@@ -10,9 +10,9 @@ import hashlib
 
 from contract.errors import Rejected
 from contract.messages import Finding
+from controller.enrolment_records import EnrolmentRequest, EnrolTokenView
 from controller.fleet import incidents, sites
 from controller.judge import Suspicion
-from controller.records import EnrolmentRequest, EnrolTokenView
 from controller.store import Transaction, events, nodes
 from controller.store import enrolments as rows
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contract.errors import Rejected
 from contract.messages import Severity
+from controller import tpmrecord
 from controller.fleet.paging import cut
 from controller.policy import FleetSettings
 from controller.records import FleetCounts, NodeDetail, NodeView, Page, Standing, StandingChange
@@ -67,6 +68,7 @@ def detail(tx: Transaction, node: str) -> NodeDetail:
         events_dropped=row.state.events_dropped,
         boot_reference_at=row.reference_at,
         boot_candidate=rows.candidate(tx, node) is not None,
+        tpm=tpmrecord.read(row.tpm),
         holds=[hold for hold in active if hold.node is None or hold.node == node],
     )
 

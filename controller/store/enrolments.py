@@ -6,14 +6,9 @@ from typing import get_args
 
 from sqlalchemy import Row, func, insert, select, update
 
-from controller.records import (
-    EkTrust,
-    EnrolmentState,
-    EnrolmentView,
-    EnrolTokenView,
-    PreregistrationView,
-    Record,
-)
+from controller import tpmrecord
+from controller.enrolment_records import EnrolmentState, EnrolmentView, EnrolTokenView, PreregistrationView
+from controller.records import EkTrust, Record
 from controller.store import Transaction
 from controller.store.schema import enrol_tokens, enrolments, preregistrations
 
@@ -47,12 +42,15 @@ class EnrolmentRow(Record, frozen=True, kw_only=True):
 
     def view(self) -> EnrolmentView:
         """Without secrets."""
+        tpm = tpmrecord.read(self.tpm)
         return EnrolmentView(
             enrolment=self.enrolment,
             node=self.node,
             site=self.site,
             ek_id=self.ek_id,
             ek_trust=self.ek_trust,
+            tpm_kind=tpm.kind,
+            tpm=tpm,
             state=self.state,
             note=self.note,
             created_at=self.created_at,

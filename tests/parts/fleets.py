@@ -10,17 +10,10 @@ from collections.abc import Sequence
 from contract.binding import enrolment_proof_message
 from contract.messages import Drift, EnrolFinish, Event, Finding, Posture, ReportBody
 from contract.quote import Counters
+from controller.enrolment_records import Admitted, EnrolmentRequest
 from controller.fleet import Fleet
 from controller.policy import BreakerLimits, FleetSettings, SitePolicy
-from controller.records import (
-    Admitted,
-    BootRecord,
-    EnrolmentRequest,
-    Evidence,
-    IssuedCertificate,
-    NodeIdentity,
-    Outcome,
-)
+from controller.records import BootRecord, Evidence, IssuedCertificate, NodeIdentity, Outcome
 from controller.store import Store
 
 T0 = 1_700_000_000.0

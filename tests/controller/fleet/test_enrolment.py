@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from contract.errors import Rejected
+from controller.enrolment_records import Admitted
 from controller.policy import FleetSettings, SitePolicy
-from controller.records import Admitted, IssuedCertificate, NodeIdentity
+from controller.records import IssuedCertificate, NodeIdentity
 from controller.store import Store
 from tests.parts.fleets import ACTOR, T0, FleetLab, evidence, finish_of, issue, request
 
