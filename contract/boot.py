@@ -1,93 +1,61 @@
-"""The baseline's `[boot]` section: what a node's measured boot must be, and the judging of it.
+"""Judging a measured boot by the `[boot]` section, the boot that was accepted, and what people have announced.
 
 Judges only what is verified: a VerifiedQuote, and a log that is worth what the quoted PCRs make of it. It learns
 nothing by itself: without a reference there is a finding, and the controller decides whether to take this boot as the
-reference. Each finding names the PCR and the first event that differs.
+reference. Each finding names PCR, event, stage, wanted and found, and what most likely happened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Final, Literal
+from collections.abc import Collection, Sequence
+from typing import Final
 
-from msgspec import Meta, field
+from msgspec import field
 
-from contract.baseline import SectionBase
-from contract.binding import BOOT_PCRS
-from contract.eventdata import describe, oddities
-from contract.eventlog import EV_NO_ACTION, Event, EventLog, explain
-from contract.messages import Digest, Finding, Line, Message, never_more
+from contract.bootpolicy import QUESTION_PCRS, BootPolicy
+from contract.bootreference import (
+    Change,
+    Reference,
+    ReferenceEvent,
+    differences,
+    label,
+    likely_cause,
+    reference_from,
+    release_of,
+    renamed_only,
+)
+from contract.bootrules import break_rules
+from contract.claims import Claims, claims_of
+from contract.eventdata import oddities
+from contract.eventlog import EventLog, explain
+from contract.messages import Finding, Message, never_more
 from contract.quote import VerifiedQuote
+from contract.references import NOTHING_EXPECTED, Expected
 
-Pcr = Annotated[int, Meta(ge=0, le=23)]
-PcrKey = Annotated[str, Meta(pattern=r"\A(?:[0-9]|1[0-9]|2[0-3])\Z")]
-HexDigest = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-MAX_REFERENCE_EVENTS: Final = 8192
+__all__ = [
+    "ADVISORY_CODES",
+    "BootJudgement",
+    "BootPolicy",
+    "Reference",
+    "ReferenceEvent",
+    "judge_boot",
+    "reference_from",
+    "weigh_boot",
+]
 
-ADVISORY_CODES: Final = frozenset({"quote.firmware-version", "quote.clock-unsafe"})
+ADVISORY_CODES: Final = frozenset({"quote.firmware-version", "quote.clock-unsafe", "boot.unannounced"})
 """Findings worth a warning. Every other code of this package means that the evidence is not what it must be."""
+QUESTION_STAGES: Final = frozenset({"boot-loader", "kernel", "initrd"})
+"""What an update may change, so that a person is asked instead of a node cut off."""
 
 
-class BootPolicy(SectionBase, frozen=True, kw_only=True):
-    """The `[boot]` section."""
+class BootJudgement(Message, frozen=True, kw_only=True):
+    """What is to be said of a boot."""
 
-    pcrs: list[Pcr] = field(default_factory=lambda: sorted(BOOT_PCRS))
-    """SHA-256 PCRs that must be as in the reference. An empty list trusts nothing."""
-    runtime_pcrs: list[Pcr] = field(default_factory=list)
-    """Those of `pcrs` that the running system extends as well (systemd: 9): not their value is compared but
-    the events of the log, which no quote proves for them."""
-    event_log: Literal["required", "optional"] = "required"
-    reference: Literal["enrolment", "pinned"] = "enrolment"
-    """`enrolment`: the first boot after approval, kept by the controller. `pinned`: the values below."""
-    pinned: dict[PcrKey, list[HexDigest]] = field(default_factory=dict)
-    """PCR to the values allowed, in lower-case hexadecimal."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant; msgspec turns it into an error with the key's path."""
-        if len(set(self.pcrs)) != len(self.pcrs):
-            raise ValueError("`pcrs` names a PCR twice")
-        if not BOOT_PCRS.issuperset(self.pcrs):
-            quoted = ", ".join(map(str, sorted(BOOT_PCRS)))
-            raise ValueError(
-                f"`pcrs` may name {quoted}: nodes quote no others, since software extends or resets them"
-            )
-        if not set(self.runtime_pcrs) <= set(self.pcrs):
-            raise ValueError("`runtime_pcrs` must be among `pcrs`")
-        if self.reference == "enrolment" and self.pinned:
-            raise ValueError('`pinned` needs `reference = "pinned"`')
-
-
-class ReferenceEvent(Message, frozen=True):
-    """One event of the reference boot."""
-
-    pcr: Pcr
-    type_name: Line
-    sha256: Digest
-    description: Line = ""
-
-
-class Reference(Message, frozen=True):
-    """A boot that was accepted, as the controller stores it."""
-
-    pcrs: dict[int, Digest]
-    events: Annotated[list[ReferenceEvent], Meta(max_length=MAX_REFERENCE_EVENTS)] = field(
-        default_factory=list
-    )
-
-
-def reference_from(log: EventLog | None, pcrs: Mapping[int, bytes]) -> Reference:
-    """Return this boot as a reference: quoted PCR values, and the log's events in those PCRs."""
-    events = [
-        ReferenceEvent(
-            pcr=event.pcr,
-            type_name=event.type_name,
-            sha256=event.sha256,
-            description=never_more(describe(event), 96),
-        )
-        for event in (log.events if log else ())
-        if event.type != EV_NO_ACTION and event.pcr in pcrs
-    ]
-    return Reference(pcrs=dict(pcrs), events=events)
+    findings: list[Finding]
+    """Everything that speaks against it; empty: it is the one that was wanted."""
+    announced: list[str] = field(default_factory=list)
+    """What differs from the accepted boot and was announced; where this is not empty, the boot is to take its place."""
 
 
 def judge_boot(
@@ -95,44 +63,74 @@ def judge_boot(
     quote: VerifiedQuote,
     log: EventLog | None,
     reference: Reference | None,
+    *,
+    claims: Claims | None = None,
+    expected: Expected = NOTHING_EXPECTED,
 ) -> list[Finding]:
-    """Return everything that speaks against this boot; an empty list means that it is the one that was wanted.
+    """Return everything that speaks against this boot; see `weigh_boot`."""
+    return weigh_boot(policy, quote, log, reference, claims=claims, expected=expected).findings
+
+
+def weigh_boot(
+    policy: BootPolicy,
+    quote: VerifiedQuote,
+    log: EventLog | None,
+    reference: Reference | None,
+    *,
+    claims: Claims | None = None,
+    expected: Expected = NOTHING_EXPECTED,
+) -> BootJudgement:
+    """Judge one boot. `claims` are those of the log, read anew where they are not given.
 
     1. the policy names PCRs, and the quote covers them all (`boot.policy-empty`, `boot.pcr-not-quoted`)
     2. where a log is required there is one (`boot.event-log-missing`; l13). A caller that has judged this boot before, by
-       reset counter and PCR values, need not ask again; after a reset it must (q17)
+       reset counter, PCR values and `policy_fingerprint`, need not ask again; after a reset it must (q17)
     3. the log leads to the quoted PCRs (`eventlog.replay`; l01, l02) and is what firmware writes (`eventlog.*`)
-    4. every PCR of the policy is as in the reference (`boot.pcr`), or has a pinned value (`boot.pcr`, `boot.not-pinned`)
+    4. the section's rules hold (`boot.secure-boot`, `boot.dbx`, `boot.sbat`, `boot.signer`, `boot.stage`,
+       `boot.cmdline`, `boot.firmware`), by claims that a digest covers
+    5. nothing that was superseded is back (`boot.rolled-back`; l14, l15), announced or not
+    6. every PCR of the policy is as in the reference, or has a pinned value (`boot.pcr`, `boot.not-pinned`), or all that
+       differs was announced; or the policy lets a person be asked (`boot.unannounced`)
     """
     if not policy.pcrs:  # 1
-        return [
-            Finding(code="boot.policy-empty", detail="the [boot] section names no PCR, so no boot is good")
-        ]
+        detail = "the [boot] section names no PCR, so no boot is good"
+        return BootJudgement(findings=[Finding(code="boot.policy-empty", detail=detail)])
     missing = [pcr for pcr in policy.pcrs if pcr not in quote.pcrs]
     if missing:
         detail = f"PCR {', '.join(map(str, missing))}: in the policy and not in the quote"
-        return [Finding(code="boot.pcr-not-quoted", detail=detail, pcr=missing[0])]
+        return BootJudgement(findings=[Finding(code="boot.pcr-not-quoted", detail=detail, pcr=missing[0])])
     findings = list(quote.findings)
+    unexplained: set[int] = set()
     if log is not None:  # 3
         judged = {pcr: quote.pcrs[pcr] for pcr in policy.pcrs}
-        findings += explain(log, judged, policy.runtime_pcrs)
+        replayed = explain(log, judged, policy.runtime_pcrs)
+        unexplained = {finding.pcr for finding in replayed if finding.pcr is not None}
+        findings += replayed
         findings += oddities(log)
-    elif policy.event_log == "required":  # 2
-        findings.append(Finding(code="boot.event-log-missing", detail="no firmware log for this boot"))
-    return findings + _against(policy, quote, log, reference)  # 4
-
-
-def _against(
-    policy: BootPolicy, quote: VerifiedQuote, log: EventLog | None, reference: Reference | None
-) -> list[Finding]:
+        claims = claims_of(log) if claims is None else claims
+    else:
+        claims = None
+        if policy.event_log == "required":  # 2
+            findings.append(Finding(code="boot.event-log-missing", detail="no firmware log for this boot"))
+    explained = policy.proven_pcrs - unexplained
+    findings += break_rules(policy, claims, explained)  # 4
     if policy.reference == "pinned":
-        return [f for pcr in policy.pcrs for f in _against_pinned(policy, quote, pcr)]
+        findings += _rolled_back(log, policy.pcrs, frozenset(expected.superseded), frozenset())  # 5
+        return BootJudgement(findings=findings + [f for p in policy.pcrs for f in _pinned(policy, quote, p)])
     if reference is None:
-        return [Finding(code="boot.no-reference", detail="no boot of this node was accepted yet")]
-    return [f for pcr in policy.pcrs for f in _against_reference(policy, quote, log, reference, pcr)]
+        findings.append(Finding(code="boot.no-reference", detail="no boot of this node was accepted yet"))
+        return BootJudgement(findings=findings)
+    superseded = {value.sha256 for value in reference.superseded} | set(expected.superseded)
+    good = frozenset(event.sha256 for event in reference.events)
+    findings += _rolled_back(log, policy.pcrs, frozenset(superseded), good)  # 5
+    comparison = _Comparison(policy, quote, log, reference, claims=claims, expected=expected)
+    against = comparison.findings(superseded)  # 6
+    findings += against
+    adopt = not any(f.code not in ADVISORY_CODES for f in findings) and not against
+    return BootJudgement(findings=findings, announced=comparison.announced if adopt else [])
 
 
-def _against_pinned(policy: BootPolicy, quote: VerifiedQuote, pcr: int) -> list[Finding]:
+def _pinned(policy: BootPolicy, quote: VerifiedQuote, pcr: int) -> list[Finding]:
     allowed = policy.pinned.get(str(pcr))
     found = quote.pcrs[pcr].hex()
     if not allowed:
@@ -144,51 +142,164 @@ def _against_pinned(policy: BootPolicy, quote: VerifiedQuote, pcr: int) -> list[
     return [Finding(code="boot.pcr", detail=detail, pcr=pcr)]
 
 
-def _against_reference(
-    policy: BootPolicy, quote: VerifiedQuote, log: EventLog | None, reference: Reference, pcr: int
+def _rolled_back(
+    log: EventLog | None, pcrs: Collection[int], superseded: frozenset[bytes], good: frozenset[bytes]
 ) -> list[Finding]:
-    wanted = reference.pcrs.get(pcr)
-    if wanted is None:
-        detail = f"PCR {pcr}: not in the accepted boot; accept the boot again"
-        return [Finding(code="boot.no-reference", detail=detail, pcr=pcr)]
-    if pcr in policy.runtime_pcrs:
-        difference = _first_difference(log, reference, pcr) if log and reference.events else None
-        return [_pcr_finding(pcr, difference)] if difference else []
-    if quote.pcrs[pcr] == wanted:
+    """Return a finding for each value that was good once, was superseded, and is back."""
+    if log is None or not superseded:
         return []
-    difference = _first_difference(log, reference, pcr) if log and reference.events else None
-    if difference is None:
-        shown = f"wanted {wanted.hex()}, found {quote.pcrs[pcr].hex()}"
-        difference = (shown if log else f"{shown} (no log to name the event)", None)
-    return [_pcr_finding(pcr, difference)]
+    findings: dict[bytes, Finding] = {}
+    for event in log.events:
+        digest = event.sha256
+        if event.pcr in pcrs and digest in superseded and digest not in good and digest not in findings:
+            detail = (
+                f"PCR {event.pcr} event {event.index} {event.type_name}: was accepted before and superseded; most likely "
+                f"rolled back to an older state: wanted what took its place, found {digest.hex()}"
+            )
+            findings[digest] = Finding(
+                code="boot.rolled-back", detail=detail, pcr=event.pcr, event=event.index
+            )
+    return list(findings.values())
 
 
-def _pcr_finding(pcr: int, difference: tuple[str, int | None]) -> Finding:
-    text, index = difference
-    between = " " if index is not None else ": "
-    return Finding(code="boot.pcr", detail=f"PCR {pcr}{between}{text}", pcr=pcr, event=index)
+class _Comparison:
+    """One boot held against the accepted one."""
 
+    def __init__(
+        self,
+        policy: BootPolicy,
+        quote: VerifiedQuote,
+        log: EventLog | None,
+        reference: Reference,
+        *,
+        claims: Claims | None,
+        expected: Expected,
+    ) -> None:
+        self._policy, self._quote, self._log, self._reference = policy, quote, log, reference
+        self._claims, self._expected = claims, expected
+        self._found: Reference | None = None
+        self.announced: list[str] = []
 
-def _first_difference(log: EventLog, reference: Reference, pcr: int) -> tuple[str, int | None] | None:
-    """Return text and index of the first event of a PCR that is not the reference's, or None if all are the same."""
-    wanted = [event for event in reference.events if event.pcr == pcr]
-    found = [event for event in log.events if event.pcr == pcr and event.type != EV_NO_ACTION]
-    for before, now in zip(wanted, found, strict=False):
-        if before.sha256 != now.sha256:
-            was = f" (was {before.type_name} '{before.description}')"
-            text = f"wanted {before.sha256.hex()}, found {now.sha256.hex()}"
-            return f"{_label(now)}: {text}{was}", now.index
-    if len(found) > len(wanted):
-        extra = found[len(wanted)]
-        return f"{_label(extra)}: not in the accepted boot, found {extra.sha256.hex()}", extra.index
-    if len(found) < len(wanted):
-        gone = wanted[len(found)]
-        return (
-            f"{gone.type_name} '{gone.description}' is missing: wanted {gone.sha256.hex()}, found nothing",
-            None,
+    def findings(self, superseded: Collection[bytes]) -> list[Finding]:
+        """Return what differs and was not announced; fills `announced`.
+
+        A superseded value is never announced: then the boot stays refused, by `boot.rolled-back` and by its PCR.
+        """
+        findings: list[Finding] = []
+        changes: list[Change] = []
+        for pcr in self._policy.pcrs:
+            of_pcr = self._changes(pcr)
+            if isinstance(of_pcr, Finding):
+                findings.append(of_pcr)
+            else:
+                changes += of_pcr
+        if not changes:
+            return findings
+        found = self._as_found()
+        was, now = release_of(self._reference.command_line), release_of(found.command_line)
+        renamed = [c for c in changes if self._log is not None and renamed_only(c, self._log, was, now)]
+        announced = [c for c in changes if self._is_announced(c, superseded)]
+        open_ = [c for c in changes if c not in announced and c not in renamed]
+        if not open_ and announced:
+            self.announced = list(dict.fromkeys(_told(change) for change in announced))
+            return findings
+        open_ = open_ or changes
+        cause = likely_cause(open_, self._reference, found)
+        if not findings and self._may_ask(open_, superseded):
+            return _questions(open_, cause)
+        first = {change.pcr: change for change in reversed(open_)}
+        return findings + [
+            _difference("boot.pcr", first[pcr], cause) for pcr in self._policy.pcrs if pcr in first
+        ]
+
+    def _as_found(self) -> Reference:
+        if self._found is None:
+            self._found = reference_from(self._log, self._quote.pcrs, self._claims)
+        return self._found
+
+    def _changes(self, pcr: int) -> list[Change] | Finding:
+        """Return how a PCR differs; a finding where no event can say."""
+        policy, reference = self._policy, self._reference
+        wanted, found = reference.pcrs.get(pcr), self._quote.pcrs[pcr]
+        if wanted is None:
+            detail = f"PCR {pcr}: not in the accepted boot; accept the boot again"
+            return Finding(code="boot.no-reference", detail=detail, pcr=pcr)
+        runtime = pcr in policy.runtime_pcrs
+        if not runtime and found == wanted:
+            return []
+        changes: list[Change] = []
+        if self._log is not None and reference.events:
+            changes = differences(reference, self._as_found(), pcr)
+        if changes or runtime:
+            return changes
+        why = "" if self._log is not None else " (no log to name the event)"
+        return _pcr_finding(pcr, f"PCR {pcr}: wanted {wanted.hex()}{why}, found {found.hex()}")
+
+    def _is_announced(self, change: Change, superseded: Collection[bytes]) -> bool:
+        """Whether this very digest is expected at this stage; what is missing never is."""
+        after = change.after
+        if after is None or after.sha256 in superseded:
+            return False
+        if change.before is not None and not change.stage:
+            return False
+        key = after.stage.replace("-", "_")
+        if after.sha256 in dict(self._policy.stages.listed()).get(key, ()):
+            return True
+        return any(
+            value.sha256 == after.sha256
+            and value.stage == after.stage
+            and value.hardware_class in ("", self._reference.firmware_version)
+            for value in self._expected.values
         )
-    return None
+
+    def _may_ask(self, changes: Sequence[Change], superseded: Collection[bytes]) -> bool:
+        """Whether all that is left to explain is what an update changes, in an otherwise accepted, secure boot."""
+        policy, claims = self._policy, self._claims
+        return (
+            policy.unannounced == "question"
+            and claims is not None
+            and claims.secure_boot is True
+            and claims.proved("secure_boot", policy.proven_pcrs)
+            and claims.shim_verifies is not False
+            and all(self._unchanged(pcr, changes) for pcr in QUESTION_PCRS - {4})
+            and all(c.stage in QUESTION_STAGES for c in changes)
+            and not any(c.after is not None and c.after.sha256 in superseded for c in changes)
+        )
+
+    def _unchanged(self, pcr: int, changes: Sequence[Change]) -> bool:
+        return all(change.pcr != pcr for change in changes)
 
 
-def _label(event: Event) -> str:
-    return f"event {event.index} {event.type_name} '{describe(event)}'"
+def _told(change: Change) -> str:
+    after = change.after
+    return (
+        "" if after is None else never_more(f"{after.stage} '{after.description}' {after.sha256.hex()}", 256)
+    )
+
+
+def _questions(changes: Sequence[Change], cause: str) -> list[Finding]:
+    """Return one finding for each new value, wherever it was measured."""
+    first = {(c.stage, c.after.sha256): c for c in reversed(changes) if c.after is not None}
+    ordered = sorted(first.values(), key=lambda c: c.after.index if c.after else 0)
+    return [_difference("boot.unannounced", change, cause) for change in ordered]
+
+
+def _difference(code: str, change: Change, cause: str) -> Finding:
+    """Say one difference; what was found stands last, since the same new value elsewhere is the same difference."""
+    before, after, pcr = change.before, change.after, change.pcr
+    told = f"; most likely {cause}" if cause else ""
+    if after is None:
+        gone = before.sha256.hex() if before else ""
+        what = f"{before.type_name} '{before.description}'" if before else "an event"
+        detail = f"PCR {pcr}: {what} is missing: wanted {gone}{told}, found nothing"
+        return _pcr_finding(pcr, detail, None, code)
+    if before is None:
+        detail = f"PCR {pcr} {label(after)}: not in the accepted boot{told}, found {after.sha256.hex()}"
+    else:
+        was = f" (was {before.type_name} '{before.description}'{told})"
+        detail = f"PCR {pcr} {label(after)}: wanted {before.sha256.hex()}{was}, found {after.sha256.hex()}"
+    return _pcr_finding(pcr, detail, after.index, code)
+
+
+def _pcr_finding(pcr: int, detail: str, event: int | None = None, code: str = "boot.pcr") -> Finding:
+    return Finding(code=code, detail=never_more(detail, 2048), pcr=pcr, event=event)
