@@ -1,24 +1,39 @@
 """The kernel's measurement list (IMA): followed from report to report, and held against the quoted PCR 10.
 
-A log is worth what PCR 10 makes of it: the lines up to the one at which the quoted value is met are proved, what comes
-after is not looked at. `follow` takes only lines that were not agreed before. What it found in this boot stays in the
-state, for the lines do not come again. The state is reset by the caller alone, when the signed resetCount changes.
+A log is worth what PCR 10 makes of it: the lines up to the one at which the quoted value is met are proved, and what
+comes after is not looked at before the next quote. `follow` takes only lines that were not agreed before; what they have
+shown stays in the state, since they do not come again. It refuses to take the node's word for where it stands: the state
+is reset by the caller alone, when the signed resetCount changes. It relies on a quote that was verified.
+
+Source: Linux, security/integrity/ima/ (ima_queue.c, ima_crypto.c); `contract.imalog` has the format.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 
 from msgspec import Meta
 from msgspec import Struct as Record
+from msgspec.structs import replace
 
+from contract.imalog import MAX_LOG_BYTES
 from contract.imarules import ImaRules
-from contract.messages import Count, Digest, Finding, Line, Message, PackageChange, Text
+from contract.imawalk import NOTHING, PCR, Bank, PackageUpdate, Shown, Walk
+from contract.messages import Count, Digest, Finding, Message, PackageChange
 
-PCR: Final = 10
-MAX_LOG_BYTES: Final = 64 * 1024 * 1024
-MAX_OPEN: Final = 64
+__all__ = [
+    "ADVISORY_CODES",
+    "PCR",
+    "ImaCounts",
+    "ImaResult",
+    "ImaState",
+    "fits",
+    "follow",
+]
+
+_SHOWN_FILES: Final = 32
+_SHOWN_PACKAGES: Final = 6
 
 ADVISORY_CODES: Final = frozenset(
     {
@@ -26,28 +41,13 @@ ADVISORY_CODES: Final = frozenset(
         "ima.catching-up",
         "ima.sha1-padded",
         "ima.unknown-file-noted",
+        "ima.other-path-noted",
         "ima.violation-noted",
         "ima.kexec-noted",
+        "ima.more-noted",
     }
 )
 """Findings worth a warning. Every other code of this module means that the evidence is not what it must be."""
-
-
-class OpenFile(Message, frozen=True):
-    """A measured file that nothing allows, and that the report of a package upgrade may still explain."""
-
-    line: Count
-    path: Text
-    sha256: Digest
-
-
-class PackageUpdate(Message, frozen=True):
-    """An upgrade that has explained files in this boot."""
-
-    name: Line
-    before: Line
-    after: Line
-    files: Count
 
 
 class ImaState(Message, frozen=True):
@@ -58,46 +58,48 @@ class ImaState(Message, frozen=True):
     """Bytes agreed; the next line begins here."""
     pcr: Digest = bytes(32)
     """PCR 10 after `lines`."""
-    bank: Literal["", "sha256", "sha1"] = ""
-    """What the kernel extends the SHA-256 bank with; `sha1`: padded with zeros, before Linux 5.8. Known once PCR 10 was met."""
-    padded_pcr: Annotated[bytes, Meta(max_length=32)] = b""
-    """PCR 10 after `lines` if `bank` should prove to be `sha1`, while that is open."""
+    bank: Bank = ""
+    """What the SHA-256 bank is extended with: the template's SHA-256, or before Linux 5.8 its SHA-1 and zeros.
+    Decided once a boot, by the first line or when PCR 10 is first met; never mixed."""
+    padded_pcr: Annotated[bytes, Meta(max_length=32)] = bytes(32)
+    """PCR 10 after `lines` in case `bank` should prove to be `sha1`."""
     reports: Count = 0
-    """Reports since PCR 10 was last met."""
+    """Since PCR 10 was last met."""
     policy_sha256: Annotated[bytes, Meta(max_length=32)] = b""
     """By which policy the lines were judged. Under another one they are judged again: see `fits`."""
-    findings: Annotated[list[Finding], Meta(max_length=MAX_OPEN)] = []
-    """What lines of this boot have shown; it does not go away before the next boot or policy."""
-    open_files: Annotated[list[OpenFile], Meta(max_length=MAX_OPEN)] = []
-    updates: Annotated[list[PackageUpdate], Meta(max_length=MAX_OPEN)] = []
-    omitted: Count = 0
-    """Findings beyond MAX_OPEN."""
+    shown: Shown = NOTHING
+    """What these lines have shown. Worth nothing while `reports` is not 0."""
+    proved: Shown = NOTHING
+    """The same when PCR 10 was last met in this boot: it stands until it is met again, also when the log comes anew."""
 
 
 class ImaCounts(Record, frozen=True, kw_only=True):
     """What one call saw."""
 
     lines: int = 0
-    """Proved by this quote."""
+    """New ones, up to where PCR 10 was met, or all."""
     unproved_bytes: int = 0
     """After the line at which PCR 10 was met."""
 
 
+NO_COUNTS: Final = ImaCounts()
+
+
 class ImaResult(Record, frozen=True, kw_only=True):
-    """What one report's lines come to."""
+    """What one report's lines come to. The next call takes `pending or state`."""
 
     state: ImaState
-    """Agreed, up to the line at which the quoted PCR 10 was met; unchanged if it was not."""
+    """Agreed, up to the line at which the quoted PCR 10 was met. If it was not: as before, once; then from the start."""
     findings: list[Finding]
     caught_up: bool
     """The quoted PCR 10 was met: `findings` speak of everything that was measured before the quote."""
     pending: ImaState | None = None
-    """Where an unfinished catch-up goes on, worth nothing by itself; the next call takes `pending or state`."""
-    counts: ImaCounts = ImaCounts()
+    """Where an unfinished catch-up goes on. Worth nothing by itself."""
+    counts: ImaCounts = NO_COUNTS
 
 
 def fits(rules: ImaRules, state: ImaState) -> bool:
-    """Say whether a log may be followed on from `state`; if not, begin again from `ImaState()` and offset 0."""
+    """Say whether a log may be followed on from `state`; if not, it comes again from offset 0."""
     return state.policy_sha256 in (b"", rules.sha256)
 
 
@@ -114,7 +116,123 @@ def follow(
 ) -> ImaResult:
     """Follow a log by the lines that came with one report, read after its quote was made.
 
-    `offset` is where the node says that they begin; `more` that it has others which did not fit. `boot_pcrs` are quoted
-    values of PCR 0 to 9. Raises nothing: whatever is wrong is a finding, and the state stays.
+    `offset` is where the node says that they begin: 0 begins again; `more` says that others did not fit. `boot_pcrs`
+    are the quoted values of PCR 0 to 9. Raises nothing: what is wrong is a finding. Codes of single lines: `Walk.judge`.
+
+    1. the lines begin where agreement ends (`ima.offset`; m05), and the log is not larger than 64 MiB (`ima.too-large`; m09)
+    2. the kernel measures (`ima.inactive`), and every record is whole (`ima.truncated`, `ima.line-too-large`,
+       `ima.template-name`)
+    3. each line is good by itself and by the policy (m03, m04, m06 to m08, m11, m13, m14)
+    4. some line leads to the quoted PCR 10 (`ima.mismatch`; m01, m02). Where there are more to come, the node has some
+       reports for that (`ima.catching-up`), and no more (`ima.never-matches`; m10)
     """
-    raise NotImplementedError
+    if not fits(rules, state) or (offset == 0 and state.offset):
+        state = _afresh(state, state.reports)
+    if offset != state.offset:  # 1
+        detail = f"the lines begin at offset {offset}, wanted {state.offset}"
+        return _unmet(rules, state, Finding(code="ima.offset", detail=detail, pcr=PCR))
+    if offset + len(untrusted_lines) > MAX_LOG_BYTES:
+        detail = f"{offset + len(untrusted_lines)} bytes, at most {MAX_LOG_BYTES}"
+        return _unmet(rules, state, Finding(code="ima.too-large", detail=detail, pcr=PCR))
+    if not state.lines and quoted_pcr10 == bytes(32):  # 2
+        detail = "PCR 10 was never extended: the kernel measures nothing"
+        return _unmet(rules, state, Finding(code="ima.inactive", detail=detail, pcr=PCR))
+    if state.pcr == quoted_pcr10 and state.bank and not (changes or state.reports or untrusted_lines):
+        return ImaResult(state=state, findings=_findings(state.shown, state.bank), caught_up=True)
+    explanations = rules.explanations(changes)
+    walk = Walk(rules, state.shown, boot_pcrs, explanations)
+    bank: Bank = state.bank or "sha256"
+    value = state.padded_pcr if bank == "sha1" else state.pcr
+    walk.go(untrusted_lines, base=offset, lines=state.lines, value=value, bank=bank, quoted=quoted_pcr10)  # 3
+    bank, padded = state.bank or walk.decided, walk.value
+    if not bank:  # the first line does not tell how the kernel extends, so the quote must
+        other = Walk(rules, state.shown, boot_pcrs, explanations)
+        other.go(
+            untrusted_lines,
+            base=offset,
+            lines=state.lines,
+            value=state.padded_pcr,
+            bank="sha1",
+            quoted=quoted_pcr10,
+        )
+        padded = other.value
+        bank = "sha256" if walk.met else "sha1" if other.met else ""
+        walk = other if other.met else walk
+    shown = walk.shown()
+    after = ImaState(
+        lines=walk.lines,
+        offset=offset + walk.at,
+        pcr=walk.value,
+        padded_pcr=padded,
+        bank=bank,
+        reports=0 if walk.met else state.reports + 1,
+        policy_sha256=rules.sha256,
+        shown=shown,
+        proved=shown if walk.met else state.proved,
+    )
+    counts = ImaCounts(lines=walk.lines - state.lines, unproved_bytes=len(untrusted_lines) - walk.at)
+    if walk.met:  # 4
+        return ImaResult(state=after, findings=_findings(shown, bank), caught_up=True, counts=counts)
+    if walk.fault is not None:
+        return _unmet(rules, state, Finding(code=walk.fault.code, detail=walk.fault.detail, pcr=PCR))
+    if not more:
+        detail = f"after {walk.lines} lines the log leads to {walk.value.hex()}, the TPM holds {quoted_pcr10.hex()}"
+        return _unmet(rules, state, Finding(code="ima.mismatch", detail=detail, pcr=PCR))
+    detail = f"{walk.lines} lines, {after.offset} bytes so far do not lead to the quoted value yet"
+    behind = Finding(code="ima.catching-up", detail=detail, pcr=PCR)
+    return _unmet(rules, state, behind, pending=after, counts=counts)
+
+
+def _afresh(state: ImaState, reports: int) -> ImaState:
+    return ImaState(reports=reports, proved=state.proved)
+
+
+def _unmet(
+    rules: ImaRules,
+    state: ImaState,
+    finding: Finding,
+    *,
+    pending: ImaState | None = None,
+    counts: ImaCounts = NO_COUNTS,
+) -> ImaResult:
+    """Return what is left where the quoted value was not met: the last state that was proved, or the log from its start."""
+    reports = state.reports + 1
+    state = _afresh(state, reports) if state.reports else replace(state, reports=reports)
+    findings = [finding, *_findings(state.proved, state.bank)]
+    if state.reports > rules.policy.max_reports:
+        detail = f"PCR 10 was not met in {state.reports} reports, at most {rules.policy.max_reports}"
+        findings.insert(0, Finding(code="ima.never-matches", detail=detail, pcr=PCR))
+    return ImaResult(state=state, findings=findings, caught_up=False, pending=pending, counts=counts)
+
+
+def _findings(found: Shown, bank: Bank) -> list[Finding]:
+    """Return everything that the proved lines have shown in this boot, upgrades as one."""
+    findings = list(found.findings)
+    if bank == "sha1":
+        detail = (
+            "the kernel (before Linux 5.8) extends the SHA-256 bank with SHA-1 and zeros: as strong as SHA-1"
+        )
+        findings.append(Finding(code="ima.sha1-padded", detail=detail, pcr=PCR))
+    if found is NOTHING or found == NOTHING:
+        return findings
+    findings += [Finding(code=f.code, detail=f.detail, pcr=PCR) for f in found.open_files[:_SHOWN_FILES]]
+    rest = found.open_files[_SHOWN_FILES:]
+    noted = sum(1 for file in rest if file.code in ADVISORY_CODES)
+    if found.updates:
+        findings.append(_updated(found.updates))
+    for code, count in (
+        ("ima.more", len(rest) - noted + found.omitted),
+        ("ima.more-noted", noted + found.omitted_noted),
+    ):
+        if count:
+            findings.append(Finding(code=code, detail=f"{count} more findings like these", pcr=PCR))
+    return findings
+
+
+def _updated(updates: Sequence[PackageUpdate]) -> Finding:
+    files = sum(update.files for update in updates)
+    each = [f"{u.name} {u.before} -> {u.after} ({u.files})" for u in updates[:_SHOWN_PACKAGES]]
+    if len(updates) > _SHOWN_PACKAGES:
+        each.append(f"and {len(updates) - _SHOWN_PACKAGES} more packages")
+    detail = f"{files} new files by upgrades of packages that the baseline names: {', '.join(each)}"
+    return Finding(code="ima.package-updated", detail=detail, pcr=PCR)
