@@ -6,170 +6,358 @@ Describes events for people and reports what no honest firmware writes. It prove
 
 from __future__ import annotations
 
-from hashlib import sha256
-from struct import Struct
+from functools import lru_cache
+from struct import pack
 from typing import Final
 
-from contract import eventtypes
-from contract.eventlog import Event, EventLog
+from msgspec import Struct as Record
+
+from contract import eventtypes as ev
+from contract import uefi
+from contract.errors import Rejected
+from contract.eventlog import SHA256, Event, EventLog, Hash, hash_of
 from contract.messages import Finding, never_more
+from contract.uefi import Entry, Variable, printable
 
 MAX_DESCRIPTION_CHARS: Final = 200
-_VARIABLE = Struct("<16sQQ")  # UEFI_VARIABLE_DATA: GUID, name length in characters, data length in bytes
-_IMAGE = Struct("<QQQQ")  # UEFI_IMAGE_LOAD_EVENT: location, length, link time address, device path length
-_NODE = Struct("<BBH")  # EFI_DEVICE_PATH_PROTOCOL
-_MEDIA_FILE_PATH: Final = (4, 4)
-_VARIABLES: Final = frozenset(
+MAX_CACHED_LIST_BYTES: Final = 64 * 1024
+VARIABLES: Final = frozenset(
     {
-        eventtypes.EV_EFI_VARIABLE_DRIVER_CONFIG,
-        eventtypes.EV_EFI_VARIABLE_BOOT,
-        eventtypes.EV_EFI_VARIABLE_BOOT2,
-        eventtypes.EV_EFI_VARIABLE_AUTHORITY,
+        ev.EV_EFI_VARIABLE_DRIVER_CONFIG,
+        ev.EV_EFI_VARIABLE_BOOT,
+        ev.EV_EFI_VARIABLE_BOOT2,
+        ev.EV_EFI_VARIABLE_AUTHORITY,
     }
 )
-_IMAGES: Final = frozenset(
-    {
-        eventtypes.EV_EFI_BOOT_SERVICES_APPLICATION,
-        eventtypes.EV_EFI_BOOT_SERVICES_DRIVER,
-        eventtypes.EV_EFI_RUNTIME_SERVICES_DRIVER,
-    }
+IMAGES: Final = frozenset(
+    {ev.EV_EFI_BOOT_SERVICES_APPLICATION, ev.EV_EFI_BOOT_SERVICES_DRIVER, ev.EV_EFI_RUNTIME_SERVICES_DRIVER}
 )
 # The digest is that of the whole data (PFP table 27), on every machine seen.
 _COVERED: Final = frozenset(
-    {
-        eventtypes.EV_SEPARATOR,
-        eventtypes.EV_EFI_ACTION,
-        eventtypes.EV_EFI_GPT_EVENT,
-        eventtypes.EV_EFI_VARIABLE_DRIVER_CONFIG,
-    }
+    {ev.EV_SEPARATOR, ev.EV_EFI_ACTION, ev.EV_EFI_GPT_EVENT, ev.EV_EFI_VARIABLE_DRIVER_CONFIG}
 )
+# May be of something else as well, but not where the data looks like this program's own (authority; GRUB's texts).
+_CHECKED: Final = frozenset({ev.EV_EFI_VARIABLE_AUTHORITY, ev.EV_IPL})
+# The digest is that of something else, which is not in the log.
+_ELSEWHERE: Final = IMAGES | {ev.EV_NO_ACTION, ev.EV_EFI_PLATFORM_FIRMWARE_BLOB}
+_BOOT_VARIABLES: Final = frozenset({ev.EV_EFI_VARIABLE_BOOT, ev.EV_EFI_VARIABLE_BOOT2})
+_TEXTS: Final = frozenset({ev.EV_IPL, ev.EV_ACTION, ev.EV_EFI_ACTION, ev.EV_POST_CODE, ev.EV_S_CRTM_CONTENTS})
 # GRUB puts these before the text in the log and hashes the text alone, without the closing zero.
-_GRUB_PREFIXES: Final = (b"grub_cmd: ", b"kernel_cmdline: ")
+GRUB_PREFIXES: Final = (b"grub_cmd: ", b"kernel_cmdline: ", b"module_cmdline: ")
+KEY_LISTS: Final = {
+    "PK": uefi.GLOBAL_VARIABLE,
+    "KEK": uefi.GLOBAL_VARIABLE,
+    "db": uefi.IMAGE_SECURITY,
+    "dbx": uefi.IMAGE_SECURITY,
+    "dbt": uefi.IMAGE_SECURITY,
+    "dbr": uefi.IMAGE_SECURITY,
+}
+TAGS: Final = {
+    0x8F3B22EC: "Linux initrd",
+    0x8F3B22ED: "Linux load options",
+    0xF5BC582A: "systemd loader.conf",
+    0x6C46F751: "systemd device tree",
+    0x49DFFE0F: "systemd initrd",
+    0xDAC08E1A: "systemd microcode",
+    0x13AED6DB: "systemd profile",
+}
+"""EV_EVENT_TAG: what the EFI stub of Linux and systemd-stub measure. The digest is that of the content."""
 _SEPARATED: Final = range(8)
 _SEPARATOR_VALUES: Final = (b"\0\0\0\0", b"\xff\xff\xff\xff")
-_LEFT_FIRMWARE: Final = b"Exit Boot Services Returned with Success"
-_DEBUG: Final = b"UEFI Debug Mode"
+LEFT_FIRMWARE: Final = b"Exit Boot Services Returned with Success"
+DEBUG: Final = b"UEFI Debug Mode"
+_GLOBAL_GUID: Final = bytes.fromhex("61dfe48bca93d211aa0d00e098032b8c")
+_SECURE_BOOT: Final = pack("<16sQQ", _GLOBAL_GUID, 10, 1) + "SecureBoot".encode("utf-16-le")
+_ERROR: Final = b"\1\0\0\0"
 
 
-def covered(event: Event) -> bool | None:
-    """Return whether the digest is that of the data; None where by its type it need not be.
+class Field(Record, frozen=True, gc=False):
+    """One thing that an event says. All text is printable."""
 
-    None means that the data is only the log's word: whoever can write the log can write it (attack l03).
+    name: str
+    text: str
+    covered: bool | None
+    """Whether the event's digest is that of bytes with this in them. None: it is only the log's word."""
+
+
+class _Known(Record, frozen=True, gc=False):
+    """What a digest means, whatever type and data stand beside it."""
+
+    type: int
+    data: bytes
+
+
+@lru_cache(maxsize=8)
+def _known(bank: int) -> dict[bytes, _Known]:
+    """Return the digests of what has one meaning only: a log cannot hide such an event behind another type (l02)."""
+    hashed = hash_of(bank)
+    meant = [_Known(ev.EV_SEPARATOR, value) for value in (*_SEPARATOR_VALUES, _ERROR)]
+    meant += [_Known(ev.EV_EFI_ACTION, text + end) for text in (LEFT_FIRMWARE, DEBUG) for end in (b"", b"\0")]
+    meant += [_Known(ev.EV_EFI_VARIABLE_DRIVER_CONFIG, _SECURE_BOOT + value) for value in (b"\0", b"\1")]
+    return {hashed(known.data).digest(): known for known in meant}
+
+
+def meant_by(event: Event, bank: int = SHA256) -> tuple[int, bytes]:
+    """Return type and data of an event, as far as its digest tells better than the log does.
+
+    Separators and SecureBoot only in PCR 7: elsewhere a firmware may well hash four zeros for another reason.
     """
-    data = event.untrusted_data
-    if event.type in _COVERED:
-        return sha256(data).digest() == event.sha256
-    if event.type == eventtypes.EV_EFI_VARIABLE_AUTHORITY:
+    known = _known(bank).get(event.digest)
+    if known is None or (event.pcr != 7 and known.type != ev.EV_EFI_ACTION):
+        return event.type, event.untrusted_data
+    return known.type, known.data
+
+
+def covered(event: Event, hashed: Hash = hash_of(SHA256)) -> bool | None:
+    """Return whether the digest is that of the data; None where it is not and by its type need not be.
+
+    None means that the data is only the log's word: whoever can write the log can write it (attack l03). `hashed` is the
+    hash function of the log's bank.
+    """
+    data, kind, digest = event.untrusted_data, event.type, event.digest
+    if kind in _COVERED:
+        return hashed(data).digest() == digest
+    if kind in _ELSEWHERE:
+        return None
+    if kind == ev.EV_IPL:
+        return _ipl_covered(data, digest, hashed)
+    if hashed(data).digest() == digest:
+        return True
+    if kind == ev.EV_EFI_VARIABLE_AUTHORITY:
         # Older shim logs one stray byte behind what it hashed.
-        return event.sha256 in (sha256(data).digest(), sha256(data[:-1]).digest())
-    if event.type == eventtypes.EV_IPL:
-        for prefix in _GRUB_PREFIXES:
-            if data.startswith(prefix):
-                return sha256(data[len(prefix) :].removesuffix(b"\0")).digest() == event.sha256
+        return hashed(data[:-1]).digest() == digest
+    if kind in _BOOT_VARIABLES:
+        # Of the value alone, on every machine seen; the name is not covered then.
+        found = whole_variable(data)
+        return True if found and hashed(found.value).digest() == digest else None
     return None
 
 
-def describe(event: Event) -> str:
-    """Return the event's data as one line of at most MAX_DESCRIPTION_CHARS, safe to print anywhere."""
-    data = event.untrusted_data
-    if event.type in _VARIABLES:
-        text = _variable_text(data)
-    elif event.type in _IMAGES:
-        text = _image_text(data)
-    elif event.type in (eventtypes.EV_IPL, eventtypes.EV_ACTION, eventtypes.EV_EFI_ACTION):
-        text = _printable(data.partition(b"\0")[0].decode("utf-8", "backslashreplace"))
-    else:
-        text = data[:16].hex() + ("…" if len(data) > 16 else "")
-    return never_more(text, MAX_DESCRIPTION_CHARS)
-
-
-def _printable(text: str) -> str:
-    """Escape all that moves the cursor, ends the line or turns the direction of writing."""
-    kept = text[: MAX_DESCRIPTION_CHARS + 1]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in kept)
+def _ipl_covered(data: bytes, digest: bytes, hashed: Hash) -> bool | None:
+    for prefix in GRUB_PREFIXES:
+        if data.startswith(prefix):
+            return hashed(data[len(prefix) :].removesuffix(b"\0")).digest() == digest
+    # systemd: command lines in UTF-16, with and without the closing zero; section names in UTF-16, hashed in ASCII.
+    if hashed(data).digest() == digest:
+        return True
+    if data[1:2] != b"\0" or len(data) % 2:
+        return None
+    if hashed(data.removesuffix(b"\0\0")).digest() == digest or hashed(data[::2]).digest() == digest:
+        return True
+    return None
 
 
 def variable(data: bytes) -> tuple[str, bytes] | None:
     """Return name and value of UEFI_VARIABLE_DATA (PFP 10.4.2), or None when its lengths do not fit the record."""
-    if len(data) < _VARIABLE.size:
+    found = whole_variable(data)
+    return (found.name, found.value) if found else None
+
+
+def whole_variable(data: bytes) -> Variable | None:
+    """Return UEFI_VARIABLE_DATA with its GUID, or None when its lengths do not fit the record."""
+    try:
+        return uefi.parse_variable(data)
+    except Rejected:
         return None
-    _, name_chars, value_size = _VARIABLE.unpack_from(data)
-    value_at = _VARIABLE.size + 2 * name_chars
-    # One byte more is the stray byte of older shim.
-    if value_at + value_size not in (len(data), len(data) - 1):
-        return None
-    name = data[_VARIABLE.size : value_at].decode("utf-16-le", "backslashreplace")
-    return name, data[value_at : value_at + value_size]
 
 
-def _variable_text(data: bytes) -> str:
-    found = variable(data)
-    if found is None:
-        return "lengths that do not fit"
-    name, value = found
-    shown = value.hex() if len(value) <= 8 else f"{len(value)} bytes"
-    return f"{_printable(name)} = {shown or 'nothing'}"
+def key_list(value: bytes) -> tuple[Entry, ...] | Rejected:
+    """Return the entries of a key variable, or why it is malformed. A fleet shares its lists, so they are kept."""
+    return _key_list(value) if len(value) <= MAX_CACHED_LIST_BYTES else _key_list.__wrapped__(value)
 
 
-def _image_text(data: bytes) -> str:
-    """Return the size of a loaded image and its file name, as far as its device path has one (UEFI 2.10, 10.3)."""
-    if len(data) < _IMAGE.size:
-        return "lengths that do not fit"
-    _, size, _, _ = _IMAGE.unpack_from(data)
-    at = _IMAGE.size
-    while at + _NODE.size <= len(data):
-        kind, sub_kind, length = _NODE.unpack_from(data, at)
-        if length < _NODE.size:
-            break
-        if (kind, sub_kind) == _MEDIA_FILE_PATH:
-            path = data[at + _NODE.size : at + length].decode("utf-16-le", "backslashreplace")
-            return f"{_printable(path.rstrip(chr(0)))} ({size} bytes)"
-        at += length
-    return f"image of {size} bytes"
+@lru_cache(maxsize=64)
+def _key_list(value: bytes) -> tuple[Entry, ...] | Rejected:
+    try:
+        return tuple(uefi.parse_signature_lists(value))
+    except Rejected as rejected:
+        return Rejected(rejected.code, rejected.detail)
+
+
+def describe(event: Event) -> str:
+    """Return the event's data as one line of at most MAX_DESCRIPTION_CHARS, safe to print anywhere."""
+    try:
+        text = _text(event.type, event.untrusted_data)
+    except Rejected:
+        text = "lengths that do not fit"
+    return never_more(text, MAX_DESCRIPTION_CHARS)
+
+
+def _text(kind: int, data: bytes) -> str:
+    """Return what the data says, in short. Raises Rejected `uefi.*`."""
+    if kind in VARIABLES:
+        found = uefi.parse_variable(data)
+        shown = found.value.hex() if len(found.value) <= 8 else f"{len(found.value)} bytes"
+        return f"{found.name} = {shown or 'nothing'}"
+    if kind in IMAGES:
+        image = uefi.parse_image(data)
+        name = uefi.file_name(image.path)
+        return f"{name} ({image.size_bytes} bytes)" if name else f"image of {image.size_bytes} bytes"
+    if kind == ev.EV_S_CRTM_VERSION:
+        return version_text(data)
+    if kind in _TEXTS:
+        return ipl_text(data)
+    if kind in (ev.EV_EFI_PLATFORM_FIRMWARE_BLOB, ev.EV_EFI_PLATFORM_FIRMWARE_BLOB2):
+        old = kind == ev.EV_EFI_PLATFORM_FIRMWARE_BLOB
+        blob = uefi.parse_blob(data) if old else uefi.parse_blob2(data)
+        return f"{blob.description} at {blob.base:#x}, {blob.size_bytes} bytes".strip()
+    if kind in (ev.EV_EFI_GPT_EVENT, ev.EV_EFI_GPT_EVENT2):
+        gpt = uefi.parse_gpt(data)
+        return f"disk {gpt.disk}, {len(gpt.partitions)} partitions"
+    if kind == ev.EV_EFI_HANDOFF_TABLES:
+        return f"tables {', '.join(uefi.parse_handoff(data))}"
+    if kind == ev.EV_EFI_HANDOFF_TABLES2:
+        text, tables = uefi.parse_handoff2(data)
+        return f"{text}: {', '.join(tables)}"
+    if kind == ev.EV_EVENT_TAG:
+        return tag_text(data)
+    return data[:16].hex() + ("…" if len(data) > 16 else "")
+
+
+def ipl_text(data: bytes) -> str:
+    """Return the text of a boot loader's event, which is UTF-16 where systemd wrote it; up to the first zero."""
+    if data[1:2] == b"\0" and len(data) > 2:
+        return printable(data.decode("utf-16-le", "backslashreplace").partition("\0")[0])
+    return printable(data.partition(b"\0")[0].decode("utf-8", "backslashreplace"))
+
+
+def version_text(data: bytes) -> str:
+    """Return a firmware version: text in either encoding, or a GUID (PFP 10.4.2.3)."""
+    if len(data) == 16 and not data.rstrip(b"\0").isascii():
+        return uefi.guid_text(data)
+    wide = len(data) % 2 == 0 and not any(data[1::2])
+    text = uefi.utf16(data) if wide else data.rstrip(b"\0").decode("utf-8", "backslashreplace")
+    return printable(text.strip(), 128)
+
+
+def tag_text(data: bytes) -> str:
+    """Return who wrote a tagged event and what it is called. Raises Rejected `uefi.tagged`."""
+    tagged = uefi.parse_tagged(data)
+    who = TAGS.get(tagged.tag, f"tag {tagged.tag:#010x}")
+    return f"{who}: {ipl_text(tagged.data)}" if len(tagged.data) <= 512 else who
+
+
+def fields(event: Event, hashed: Hash = hash_of(SHA256)) -> tuple[Field, ...]:
+    """Return what an event says, each with whether its digest covers it; for showing. `hashed` as in `covered`."""
+    data, kind, sure = event.untrusted_data, event.type, covered(event, hashed)
+    try:
+        if kind in VARIABLES:
+            found = uefi.parse_variable(data)
+            whole = sure if kind not in _BOOT_VARIABLES or hashed(data).digest() == event.digest else None
+            shown = found.value.hex() if len(found.value) <= 32 else f"{len(found.value)} bytes"
+            return (
+                Field("name", found.name, whole),
+                Field("guid", found.guid, whole),
+                Field("value", shown, sure),
+            )
+        if kind in IMAGES:
+            image = uefi.parse_image(data)
+            return (Field("path", image.path, None), Field("bytes", str(image.size_bytes), None))
+        if kind == ev.EV_IPL:
+            for prefix in GRUB_PREFIXES:
+                if data.startswith(prefix):
+                    label = prefix.decode().removesuffix(": ")
+                    return (Field("label", label, None), Field("text", ipl_text(data[len(prefix) :]), sure))
+        return (Field("text", _text(kind, data), sure),)
+    except Rejected as rejected:
+        return (Field("malformed", str(rejected), sure),)
+
+
+class _Order:
+    """What has been seen of a log so far, while `oddities` reads it."""
+
+    __slots__ = ("findings", "left", "secure_boot_seen", "separated")
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.separated: set[int] = set()
+        self.secure_boot_seen = self.left = False
+
+    def add(self, code: str, event: Event, what: str) -> None:
+        detail = f"PCR {event.pcr} event {event.index} {event.type_name} '{describe(event)}': {what}"
+        self.findings.append(Finding(code=code, detail=detail, pcr=event.pcr, event=event.index))
 
 
 def oddities(log: EventLog) -> list[Finding]:
     """Return what no honest firmware writes, in the order of the log.
 
     1. data whose digest does not cover it though its type says so (`eventlog.data`; l04)
-    2. PCR 0 to 7: exactly one separator each, without the error value (`eventlog.separator`; PFP 3.3.4.6; l06)
-    3. SecureBoot measured once, before the separator of PCR 7 (`eventlog.secure-boot`; l05)
-    4. nothing in PCR 0 to 7 after the firmware was left (`eventlog.after-exit`; l07)
-    5. a firmware debugger (`eventlog.debugger`; PFP 3.3.4.8; l14)
+    2. a separator or the SecureBoot variable under another type or other data, by its digest (`eventlog.type`; l02, l03)
+    3. PCR 0 to 7: exactly one separator each, without the error value (`eventlog.separator`; PFP 3.3.4.6; l06)
+    4. SecureBoot measured once, before the separator of PCR 7 (`eventlog.secure-boot`; l05)
+    5. PCR 7: key lists and revocation level well formed (`eventlog.signatures`, `eventlog.sbat`; l12)
+    6. nothing in PCR 0 to 7 after the firmware was left (`eventlog.after-exit`; l07)
+    7. a firmware debugger (`eventlog.debugger`; PFP 3.3.4.8; l14)
     """
-    findings = []
-    separated: set[int] = set()
-    secure_boot_seen = left = False
+    hashed, known, seen = hash_of(log.bank), _known(log.bank), _Order()
     for event in log.events:
-        if event.type == eventtypes.EV_NO_ACTION:
+        kind, pcr = event.type, event.pcr
+        if kind == ev.EV_NO_ACTION:
             continue
-        if covered(event) is False:  # 1
-            findings.append(_finding("eventlog.data", event, "the digest is not that of the data"))
-        if left and event.pcr in _SEPARATED:  # 4
-            findings.append(_finding("eventlog.after-exit", event, "after ExitBootServices"))
-        if event.type == eventtypes.EV_SEPARATOR and event.pcr in _SEPARATED:  # 2
-            if event.pcr in separated:
-                findings.append(_finding("eventlog.separator", event, "a second separator"))
-            if event.untrusted_data not in _SEPARATOR_VALUES:
-                findings.append(_finding("eventlog.separator", event, "the firmware reports an error"))
-            separated.add(event.pcr)
-        if event.type == eventtypes.EV_EFI_VARIABLE_DRIVER_CONFIG and event.pcr == 7:  # 3
-            found = variable(event.untrusted_data)
-            if found is None or found[0] == "SecureBoot":
-                if secure_boot_seen or 7 in separated or found is None:
-                    findings.append(_finding("eventlog.secure-boot", event, "twice, too late or malformed"))
-                secure_boot_seen = True
-        if event.type == eventtypes.EV_EFI_ACTION:
-            left = left or event.untrusted_data.rstrip(b"\0") == _LEFT_FIRMWARE
-            if event.untrusted_data.rstrip(b"\0") == _DEBUG:  # 5
-                findings.append(_finding("eventlog.debugger", event, "a firmware debugger was on"))
-    for pcr in _SEPARATED:  # 2
-        if pcr not in separated:
+        if event.digest in known:
+            kind = _check_known(event, log.bank, seen)  # 1, 2
+        elif (kind in _COVERED or kind in _CHECKED) and covered(event, hashed) is False:  # 1
+            seen.add("eventlog.data", event, "the digest is not that of the data")
+        if pcr in _SEPARATED:
+            if seen.left:  # 6
+                seen.add("eventlog.after-exit", event, "after ExitBootServices")
+            if kind == ev.EV_SEPARATOR:
+                _check_separator(event, log.bank, seen)  # 3
+            elif pcr == 7:
+                _check_key_event(event, kind, seen)  # 4, 5
+        if kind == ev.EV_EFI_ACTION:
+            _check_action(event, log.bank, seen)  # 6, 7
+    for pcr in _SEPARATED:  # 3
+        if pcr not in seen.separated:
             detail = f"PCR {pcr}: no separator, so the firmware never said it was done"
-            findings.append(Finding(code="eventlog.separator", detail=detail, pcr=pcr))
-    return findings
+            seen.findings.append(Finding(code="eventlog.separator", detail=detail, pcr=pcr))
+    return seen.findings
 
 
-def _finding(code: str, event: Event, what: str) -> Finding:
-    detail = f"PCR {event.pcr} event {event.index} {event.type_name} '{describe(event)}': {what}"
-    return Finding(code=code, detail=detail, pcr=event.pcr, event=event.index)
+def _check_known(event: Event, bank: int, seen: _Order) -> int:
+    """Hold an event against what its digest means; returns the type to take it for."""
+    kind, data = meant_by(event, bank)
+    if kind != event.type:
+        name = ev.EVENT_TYPES[kind]
+        seen.add("eventlog.type", event, f"the digest is that of {name} '{_text(kind, data)}'")
+    elif data != event.untrusted_data and (kind in _COVERED or event.pcr == 7):
+        seen.add("eventlog.data", event, "the digest is not that of the data")
+    return kind
+
+
+def _check_separator(event: Event, bank: int, seen: _Order) -> None:
+    _, data = meant_by(event, bank)
+    if event.pcr in seen.separated:
+        seen.add("eventlog.separator", event, "a second separator")
+    if data not in _SEPARATOR_VALUES:
+        seen.add("eventlog.separator", event, "the firmware reports an error")
+    seen.separated.add(event.pcr)
+
+
+def _check_key_event(event: Event, kind: int, seen: _Order) -> None:
+    if kind not in VARIABLES:
+        return
+    found = whole_variable(event.untrusted_data)
+    if kind == ev.EV_EFI_VARIABLE_DRIVER_CONFIG:
+        # One that is malformed, or hidden behind another type, may be the second SecureBoot.
+        if found is None or kind != event.type or found.name == "SecureBoot":
+            if seen.secure_boot_seen or 7 in seen.separated or found is None:
+                seen.add("eventlog.secure-boot", event, "twice, too late or malformed")
+            seen.secure_boot_seen = True
+        elif KEY_LISTS.get(found.name) == found.guid:
+            listed = key_list(found.value)
+            if isinstance(listed, Rejected):
+                seen.add("eventlog.signatures", event, f"malformed: {listed.detail}")
+    elif found is not None and found.name == "SbatLevel":
+        try:
+            uefi.parse_sbat_level(found.value)
+        except Rejected as rejected:
+            seen.add("eventlog.sbat", event, f"malformed: {rejected.detail}")
+
+
+def _check_action(event: Event, bank: int, seen: _Order) -> None:
+    _, data = meant_by(event, bank)
+    text = data.rstrip(b"\0")
+    seen.left = seen.left or text == LEFT_FIRMWARE
+    if text == DEBUG:
+        seen.add("eventlog.debugger", event, "a firmware debugger was on")

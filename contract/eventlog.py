@@ -97,11 +97,6 @@ class EventLog(Record, frozen=True):
     bank: int = SHA256
     """TPM_ALG_ID of the digests in `events`."""
 
-    @property
-    def hash(self) -> Hash:
-        """Return the hash function of the bank."""
-        return _HASHES[self.bank]
-
 
 class Coverage(Record, frozen=True):
     """Which PCRs a log and a quote explain to each other; every quoted PCR is in one of the first three."""
@@ -114,6 +109,11 @@ class Coverage(Record, frozen=True):
     """Quoted, with another value."""
     unquoted: frozenset[int]
     """Extended by the log and not quoted: what the log says of these is only its word."""
+
+
+def hash_of(bank: int) -> Hash:
+    """Return the hash function of a log's bank."""
+    return _HASHES[bank]
 
 
 def banks_of(untrusted: bytes) -> tuple[int, ...]:
@@ -229,19 +229,19 @@ def _events(untrusted: bytes, at: int, algorithms: list[tuple[int, int]], bank: 
 
 def _old_events(untrusted: bytes) -> list[Event]:
     """Read TCG_PCClientPCREvent records (PFP 10.2.1): one SHA-1 digest each."""
-    length, at = len(untrusted), 0
+    total, at = len(untrusted), 0
     events: list[Event] = []
-    while at < length:
+    while at < total:
         index = len(events)
         if index >= MAX_EVENTS:
             raise Rejected("eventlog.too-many", f"offset {at}: more than {MAX_EVENTS} events")
         data_at = at + _FIRST.size
-        if data_at > length:
+        if data_at > total:
             raise Rejected("eventlog.truncated", f"offset {at}, event {index}: cut short")
         pcr, kind, digest, size = _FIRST.unpack_from(untrusted, at)
         end = data_at + size
-        if end > length:
-            detail = f"offset {data_at}, event {index}: {size} bytes of data wanted, {length - data_at} left"
+        if end > total:
+            detail = f"offset {data_at}, event {index}: {size} bytes of data wanted, {total - data_at} left"
             raise Rejected("eventlog.truncated", detail)
         if pcr >= PCR_COUNT:
             _check_without_pcr(pcr, kind, at, index)
@@ -316,7 +316,7 @@ def start_value(pcr: int, startup_locality: int = 0, size: int = 32) -> bytes:
 
 def replay(log: EventLog) -> dict[int, bytes]:
     """Return the PCR values, of the log's bank, that the log leads to, for each PCR that it extends."""
-    hashed, size, locality = log.hash, _SIZES[log.bank], log.startup_locality
+    hashed, size, locality = hash_of(log.bank), _SIZES[log.bank], log.startup_locality
     pcrs: dict[int, bytes] = {}
     for event in log.events:
         if event.type == EV_NO_ACTION:
