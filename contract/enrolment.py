@@ -15,10 +15,15 @@ from cryptography import x509
 from msgspec import Struct
 
 from contract import tpm
+from contract.certpath import Trust
 from contract.ekcert import check_certificate
 from contract.errors import Rejected
+from contract.tpmvendor import TpmKind
 
 SECRET_BYTES: Final = 32
+TrustSource = Literal["certificate", "allow-list", "unverified"]
+_NEVER_LISTED: Final = frozenset({"ek.revoked", "ek.crl-signature"})
+"""What a person's list does not overrule: the maker says that the key is lost, or somebody forged what the maker says."""
 _AK_MUST: Final = {
     "fixedTPM": tpm.FIXED_TPM,
     "fixedParent": tpm.FIXED_PARENT,
@@ -57,9 +62,17 @@ class EkTrust(Struct, frozen=True, kw_only=True):
     root_sha256: str = ""
     manufacturer: str = ""
     model: str = ""
-    virtual: bool = False
+    firmware: str = ""
+    kind: TpmKind = "unknown"
     note: str = ""
-    """Why the certificate was of no use, where the allow-list was."""
+    """The code for which the certificate was of no use, where the allow-list was."""
+    notes: tuple[str, ...] = ()
+    """What was accepted although it is not as it should be: a code, a colon and the reason."""
+
+    @property
+    def virtual(self) -> bool:
+        """The TPM is a program, as far as its maker says so."""
+        return self.kind == "virtual"
 
 
 def ek_digest(ek_public: bytes) -> str:
@@ -111,40 +124,73 @@ def _check_attributes(code: str, attributes: int, must: dict[str, int], never: s
 def check_identity(
     ek_public: bytes,
     ek_certificate: bytes,
-    roots: Sequence[x509.Certificate],
+    roots: Sequence[x509.Certificate] | Trust,
     allow_listed_ek_sha256: Collection[str],
     now: float,
     *,
+    ek_chain: bytes = b"",
     hardware_only: bool = False,
 ) -> EkTrust:
     """Return why this EK is trusted. `now` in seconds since 1970; an empty allow-list and no roots trust nothing.
 
     1. the public area is an EK's (`ek.attributes`)
-    2. the EK is on the allow-list, whatever its certificate is like (b08), or
-    3. its certificate leads to a configured root (`ek.certificate-*`, see `contract.ekcert`; b07)
-    4. where hardware is required, the certificate's TPM is not a program (`ek.virtual`; b07)
+    2. its certificate leads to a configured root (`ek.certificate-*`, see `contract.ekcert`; b07), or
+    3. the EK is on the allow-list, whatever its certificate is like (b08), but not when its maker has revoked it or a list
+       of revocations was tampered with (`ek.revoked`, `ek.crl-signature`)
+    4. where hardware is required, it is (`check_hardware`; b07)
     """
     ek = check_ek(ek_public)  # 1
     ek_sha256 = sha256(ek.spki).hexdigest()
+    trust = roots if isinstance(roots, Trust) else Trust(certificates=roots)
     try:
-        certified = check_certificate(ek, ek_certificate, roots, now=now)  # 3
+        certified = check_certificate(ek, ek_certificate, ek_chain, trust, now=now)  # 2
     except Rejected as refused:
-        if ek_sha256 not in allow_listed_ek_sha256:
+        if ek_sha256 not in allow_listed_ek_sha256 or refused.code in _NEVER_LISTED:  # 3
             raise
-        return EkTrust(  # 2
-            ek_sha256=ek_sha256, source="allow-list", algorithm=ek.algorithm, note=refused.code
+        found = EkTrust(
+            ek_sha256=ek_sha256,
+            source="allow-list",
+            algorithm=ek.algorithm,
+            note=refused.code,
+            notes=(f"{refused.code}: {refused.detail}"[:512],),
         )
-    if hardware_only and certified.virtual and ek_sha256 not in allow_listed_ek_sha256:  # 4
-        raise Rejected("ek.virtual", f"TPM {certified.manufacturer} {certified.model!r} is a program")
-    return EkTrust(
-        ek_sha256=ek_sha256,
-        source="certificate",
-        algorithm=ek.algorithm,
-        root_sha256=certified.root_sha256,
-        manufacturer=certified.manufacturer,
-        model=certified.model,
-        virtual=certified.virtual,
+    else:
+        found = EkTrust(
+            ek_sha256=ek_sha256,
+            source="certificate",
+            algorithm=ek.algorithm,
+            root_sha256=certified.root_sha256,
+            manufacturer=certified.manufacturer,
+            model=certified.model,
+            firmware=certified.firmware,
+            kind=certified.kind,
+            notes=certified.notes,
+        )
+    if hardware_only:
+        check_hardware(found.kind, found.source)  # 4
+    return found
+
+
+def check_hardware(kind: TpmKind, source: TrustSource) -> None:
+    """Raise Rejected `ek.virtual`, `ek.firmware` or `ek.kind-unknown` unless the TPM is a chip of its own (b07).
+
+    Of an EK that a person has listed and whose certificate is of no use, nothing is known: the person vouches for it. What a
+    certificate says is not overruled by a list.
+    """
+    if kind == "hardware" or (kind == "unknown" and source == "allow-list"):
+        return
+    said = {
+        "virtual": ("ek.virtual", "the TPM is a program; hardware is required here"),
+        "firmware": (
+            "ek.firmware",
+            "the TPM is firmware of the processor; a chip of its own is required here",
+        ),
+    }
+    code, detail = said.get(
+        kind,
+        ("ek.kind-unknown", "nothing says that the TPM is hardware, which is required here; list its EK"),
     )
+    raise Rejected(code, detail)
 
 
 def proof(secret: bytes, message: bytes) -> bytes:

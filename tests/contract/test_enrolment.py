@@ -296,7 +296,7 @@ def test_b07_wrong_extended_usage_or_unknown_critical_extension_is_rejected(vend
     refused("ek.certificate-usage", vendor.check, vendor.ek_certificate(extended="1.3.6.1.5.5.7.3.1"))
     assert vendor.check(vendor.ek_certificate(extended=None))
     unknown = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\5\0")
-    refused("ek.certificate-usage", vendor.check, vendor.ek_certificate(more=unknown))
+    refused("ek.certificate-critical", vendor.check, vendor.ek_certificate(more=unknown))
 
 
 def test_b07_key_unlike_the_ek_is_rejected(vendor: Authority) -> None:
