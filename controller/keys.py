@@ -2,6 +2,7 @@
 
     keys/directive.key      Ed25519; signs directives
     keys/online.key         Ed25519; signs TUF snapshot and timestamp; online.pub is for `ringfence keys new`
+    keys/result.key         P-256; signs attestation results, for others to rely on
     keys/server-ca.pem|key  what agents and admins pin (copied as controller-ca.pem beside controller.toml)
     keys/server.pem|key     the certificate of both listeners
     keys/node-ca-N.pem|key  node authorities; the highest N issues, all that have not ended are trusted
@@ -24,6 +25,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from contract.errors import Rejected
+from contract.resultkey import ResultKey
 from controller.authority import NODE_CA_LIFETIME_S, SERVER_CA_LIFETIME_S, Authority, certificate_due
 
 CA_COPY_NAME = "controller-ca.pem"
@@ -41,6 +43,7 @@ class Keys:
     server_authority: Authority
     node_authorities: list[Authority]
     """Oldest first; the last one issues."""
+    result: ResultKey
 
     @property
     def issuer(self) -> Authority:
@@ -112,7 +115,7 @@ def create(directory: Path, name: str, now: float) -> Keys:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     _create(directory / "online.pub", public, 0o644)
-    return Keys(directory, directive, online, server, [node])
+    return Keys(directory, directive, online, server, [node], _result_key(directory))
 
 
 def load(directory: Path, now: float) -> Keys:
@@ -130,6 +133,7 @@ def load(directory: Path, now: float) -> Keys:
         _load_ed25519(directory / "online.key"),
         _load_authority(directory, "server-ca"),
         trusted,
+        _result_key(directory),
     )
 
 
@@ -170,6 +174,17 @@ def _load_authority(directory: Path, stem: str) -> Authority:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
         raise Rejected("keys.malformed", f"{path}: its key is not the one of the certificate")
     return Authority(certificate, key)
+
+
+def _result_key(directory: Path) -> ResultKey:
+    """Load the key of results; make it where there is none, as controllers had none before they gave results."""
+    path = directory / "result.key"
+    if not path.exists():
+        _create(path, _private_pem(ec.generate_private_key(ec.SECP256R1())), _PRIVATE_MODE)
+    key = _load_private(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise Rejected("keys.malformed", f"{path}: wanted a P-256 key")
+    return ResultKey(key)
 
 
 def _load_ed25519(path: Path) -> ed25519.Ed25519PrivateKey:
