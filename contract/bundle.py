@@ -49,7 +49,7 @@ NAMES: Final = OPTIONAL | {
 
 
 class Stored(Message, frozen=True, kw_only=True):
-    """One piece of evidence as it came, without what other pieces share: firmware log and policy."""
+    """One piece of evidence as it came, without the logs and the policy, which other pieces share."""
 
     node: Name
     nonce: bytes
@@ -61,8 +61,8 @@ class Stored(Message, frozen=True, kw_only=True):
     ak_public: bytes
     ek_public: bytes
     event_log_sha256: Annotated[bytes, Meta(max_length=32)] = b""
-    ima_log: bytes = b""
-    """Whole lines, as they came with this report."""
+    ima_log_sha256: Annotated[bytes, Meta(max_length=32)] = b""
+    """Of the lines that came with this report; empty when none did."""
     ima_offset: int = 0
     """Where in the log they begin, in bytes. Not 0: the lines before travelled with earlier reports."""
     reference: dict[int, Digest] = {}  # noqa: RUF012  (msgspec copies it)
@@ -87,11 +87,20 @@ class Policies(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ima: ImaPolicy | None = None
 
 
+class _ReferencePcrs(Struct, frozen=True):
+    """What is wanted here of a boot reference; the rest of it is passed over."""
+
+    pcrs: dict[int, bytes]
+
+
 class Bundle(Struct, frozen=True, kw_only=True):
     """All parts of a bundle."""
 
     stored: Stored
     event_log: bytes | None
+    ima_log: bytes
+    ima_offset: int
+    """Where in the log `ima_log` begins: 0 where the lines of earlier reports are still there."""
     policy: bytes
     """`policy_document`."""
     token: str
@@ -125,6 +134,13 @@ def unpack(packed: bytes) -> Stored:
     """Return evidence that was kept. Raises Rejected `evidence.damaged`."""
     content = expand(packed, max_bytes=MAX_STORED_BYTES)
     return decode(content, Stored, max_bytes=MAX_STORED_BYTES, code="evidence.damaged")
+
+
+def reference_pcrs(encoded_reference: bytes | None) -> dict[int, bytes]:
+    """Return the PCR values of an encoded boot reference. Raises Rejected `evidence.damaged`."""
+    if encoded_reference is None:
+        return {}
+    return decode(encoded_reference, _ReferencePcrs, max_bytes=MAX_STORED_BYTES, code="evidence.damaged").pcrs
 
 
 def policy_document(boot_section: bytes, ima_section: bytes) -> bytes:
@@ -176,7 +192,7 @@ def files_of(bundle: Bundle) -> dict[str, bytes]:
         nonce=stored.nonce.hex(),
         certificate_sha256=stored.certificate_sha256.hex(),
         event_log_sha256=stored.event_log_sha256.hex(),
-        ima_offset=stored.ima_offset,
+        ima_offset=bundle.ima_offset,
         reference=_shown(stored.reference),
     )
     files = {
@@ -194,7 +210,7 @@ def files_of(bundle: Bundle) -> dict[str, bytes]:
         RESULT_KEY: bundle.result_key,
         AK_PEM: _pem(stored.ak_public),
         EVENT_LOG: bundle.event_log or b"",
-        IMA_LOG: stored.ima_log,
+        IMA_LOG: bundle.ima_log,
     }
     files = {name: content for name, content in files.items() if content or name not in OPTIONAL}
     return files | {README: _readme(bundle, files, policies.ima is not None).encode()}
@@ -245,7 +261,7 @@ def command_of(names: frozenset[str], *, whole_ima_log: bool) -> str:
 
 def _readme(bundle: Bundle, files: Mapping[str, bytes], has_ima_policy: bool) -> str:
     stored = bundle.stored
-    whole = IMA_LOG in files and stored.ima_offset == 0
+    whole = IMA_LOG in files and bundle.ima_offset == 0
     lines = [
         f"Evidence of node {stored.node}, stored when it was appraised.",
         "",
@@ -267,7 +283,7 @@ def _readme(bundle: Bundle, files: Mapping[str, bytes], has_ima_policy: bool) ->
         lines.append("PARTIAL: the firmware log of this boot is not stored any more.")
     if not whole and has_ima_policy:
         lines.append(
-            f"PARTIAL: the IMA log is here from byte {stored.ima_offset} only; what was before travelled with earlier"
+            f"PARTIAL: the IMA log is here from byte {bundle.ima_offset} only; what was before travelled with earlier"
             f" reports of this boot. So PCR {IMA_PCR} is shown and its lines are not re-verified."
         )
     return "\n".join(lines) + "\n"

@@ -63,7 +63,7 @@ def audit(files: Mapping[str, bytes], key: ec.EllipticCurvePublicKey) -> Audit:
     result = verify_result(files[bundle.RESULT], key, now=None)  # 2
     if binding.node != result.sub:
         raise Rejected("bundle.node", f"evidence of {binding.node}, result of {result.sub}")
-    findings = [*_digests(files, result, policies), *_bound(files, binding, result)]  # 3, 4
+    findings = [*_digests(files, result, policies, binding), *_bound(files, binding, result)]  # 3, 4
     whole_ima = bundle.IMA_LOG in files and binding.ima_offset == 0
     verdict = _evidence(files, policies, whole_ima)  # 5
     against = [f for f in verdict.findings if f.code not in ADVISORY_CODES]
@@ -107,14 +107,15 @@ def _reference(binding: Binding, files: Mapping[str, bytes]) -> dict[int, bytes]
     return _pcrs(binding.reference, bundle.BINDING) or _shown_pcrs(files)
 
 
-def _digests(files: Mapping[str, bytes], result: Result, policies: Policies) -> list[Finding]:
+def _digests(
+    files: Mapping[str, bytes], result: Result, policies: Policies, binding: Binding
+) -> list[Finding]:
     said = result.appraisal.appraised.evidence
     wanted = {
         bundle.QUOTE: "quote_sha256",
         bundle.SIGNATURE: "signature_sha256",
         bundle.BODY: "body_sha256",
         bundle.EVENT_LOG: "event_log_sha256",
-        bundle.IMA_LOG: "ima_log_sha256",
         bundle.POLICY: "policy_sha256",
     }
     found = []
@@ -124,6 +125,13 @@ def _digests(files: Mapping[str, bytes], result: Result, policies: Policies) -> 
             found.append(
                 Finding(code="bundle.digest", detail=f"{name} is not the file that the result is about")
             )
+    lines_at = (
+        int(said.get("ima_offset", 0)) - binding.ima_offset
+    )  # earlier lines may stand before those it is about
+    lines = files.get(bundle.IMA_LOG, b"")[max(0, lines_at) :]
+    if lines_at < 0 or (said.get("ima_log_sha256", "") != (bundle.sha256(lines).hex() if lines else "")):
+        detail = f"{bundle.IMA_LOG} is not the file that the result is about"
+        found.append(Finding(code="bundle.digest", detail=detail))
     if files[bundle.POLICY_TOML] != bundle.policy_toml(policies):
         detail = f"{bundle.POLICY_TOML} does not follow from {bundle.POLICY}"
         found.append(Finding(code="bundle.digest", detail=detail))

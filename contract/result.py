@@ -305,8 +305,10 @@ def _digests(facts: Facts) -> dict[str, str | int]:
     }
     if facts.event_log_sha256:
         shown["event_log_sha256"] = facts.event_log_sha256.hex()
+    if facts.ima_offset:
+        shown["ima_offset"] = facts.ima_offset
     if facts.ima_log_sha256:
-        shown |= {"ima_log_sha256": facts.ima_log_sha256.hex(), "ima_offset": facts.ima_offset}
+        shown["ima_log_sha256"] = facts.ima_log_sha256.hex()
     return shown
 
 

@@ -108,10 +108,14 @@ evidence = Table(
     Column("tier", Text, nullable=False),
     Column("facts", LargeBinary, nullable=False),
     Column("event_log_sha256", LargeBinary, nullable=False),
+    Column("ima_log_sha256", LargeBinary, nullable=False),
     Column("policy_sha256", LargeBinary, nullable=False),
     Column("packed", LargeBinary, nullable=False),
     Index(None, "node", "kind", "id"),
     Index(None, "at"),
+    Index(None, "event_log_sha256"),
+    Index(None, "ima_log_sha256"),
+    Index(None, "policy_sha256"),
     sqlite_autoincrement=True,
 )
 

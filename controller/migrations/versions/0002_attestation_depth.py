@@ -41,13 +41,15 @@ def _evidence() -> None:
         sa.Column("tier", sa.Text(), nullable=False),
         sa.Column("facts", sa.LargeBinary(), nullable=False),
         sa.Column("event_log_sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("ima_log_sha256", sa.LargeBinary(), nullable=False),
         sa.Column("policy_sha256", sa.LargeBinary(), nullable=False),
         sa.Column("packed", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_evidence")),
         sqlite_autoincrement=True,
     )
     op.create_index(op.f("ix_evidence_node_kind_id"), "evidence", ["node", "kind", "id"])
-    op.create_index(op.f("ix_evidence_at"), "evidence", ["at"])
+    for column in ("at", "event_log_sha256", "ima_log_sha256", "policy_sha256"):
+        op.create_index(op.f(f"ix_evidence_{column}"), "evidence", [column])
     op.create_table(
         "evidence_blobs",
         sa.Column("sha256", sa.LargeBinary(), nullable=False),
