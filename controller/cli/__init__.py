@@ -15,6 +15,7 @@ import click
 
 from contract.errors import Rejected
 from controller.cli.access import completion, events, login, tokens, whoami
+from controller.cli.attest import attest
 from controller.cli.baseline import baseline
 from controller.cli.client import Refused, Unreachable
 from controller.cli.enrolments import enrolments
@@ -33,7 +34,7 @@ def cli() -> None:
 
 
 for command in (
-    *(login, whoami, status, nodes, node, sites, site, enrolments, baseline, keys),
+    *(login, whoami, status, nodes, node, sites, site, enrolments, baseline, keys, attest),
     *(incidents, isolate, release, accept_boot, events, tokens, completion),
 ):
     cli.add_command(command)
