@@ -157,19 +157,19 @@ def _command_line(policy: BootPolicy, claims: Claims, explained: Collection[int]
         )
         return
     given = parameters(claims.kernel_arguments)
+    may = (*policy.cmdline_required, *(policy.cmdline_allowed or ()))
     for rule in policy.cmdline_required:
-        # A later one of the same name overrides: the last one must be what is wanted.
+        # A later one of the same name overrides: the last one must itself be required or allowed.
         last = [p for p in given if _name(p) == _name(rule)][-1:]
-        if not any(_matches(rule, parameter) for parameter in last):
+        there = any(_matches(rule, parameter) for parameter in given)
+        if not there or not any(_matches(other, last[0]) for other in may):
             found = last[0] if last else "nothing of that name"
             yield _finding("boot.cmdline", f"command line: wanted {rule}, found {found}", COMMAND_PCR, event)
     for parameter in dict.fromkeys(given):
         if any(_matches(rule, parameter) for rule in policy.cmdline_forbidden):
             detail = f"command line: wanted without {parameter}, found {parameter}"
             yield _finding("boot.cmdline", detail, COMMAND_PCR, event)
-        elif policy.cmdline_allowed is not None and not any(
-            _matches(rule, parameter) for rule in (*policy.cmdline_allowed, *policy.cmdline_required)
-        ):
+        elif policy.cmdline_allowed is not None and not any(_matches(rule, parameter) for rule in may):
             detail = f"command line: wanted only what is allowed, found {parameter}"
             yield _finding("boot.cmdline", detail, COMMAND_PCR, event)
 

@@ -27,8 +27,8 @@ MAX_IMPORT_BYTES: Final = 1024 * 1024
 FOREVER: Final = 2.0**40
 CODE: Final = "reference"
 
-Label = Annotated[str, Meta(max_length=128, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
-Note = Annotated[str, Meta(max_length=256, pattern=r"\A[^\x00-\x1f\x7f]*\Z")]
+Label = Annotated[str, Meta(max_length=128)]
+Note = Annotated[str, Meta(max_length=256)]
 
 
 class ReferenceSet(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -56,6 +56,8 @@ class ReferenceSet(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             raise ValueError(f"at most {MAX_VALUES} digests in one set")
         if self.valid_until is not None and self.valid_until <= self.valid_from:
             raise ValueError("`valid_until` must be later than `valid_from`")
+        if not all(text.isprintable() for text in (self.hardware_class, self.os_release, self.note)):
+            raise ValueError("text for people must be printable, on one line")
         if {value for of_stage in self.values.values() for value in of_stage} & set(self.supersedes):
             raise ValueError("a digest is both expected and superseded")
 
@@ -115,9 +117,25 @@ def expected_at(sets: Iterable[ReferenceSet], now: float) -> Expected:
     return Expected(values=values, superseded=[bytes.fromhex(v) for v in sorted(superseded - again)])
 
 
+def begun(spans: Iterable[tuple[int, float, float | None]], now: float) -> str:
+    """Return which of the numbered sets have begun at `now`, and which of those have ended: `3,7-`. Empty: none.
+
+    `spans`: number, `valid_from`, `valid_until` of each. The text changes exactly when `expected_at` may.
+    """
+    return ",".join(
+        f"{number}-" if until is not None and now >= until else f"{number}"
+        for number, since, until in spans
+        if now >= since
+    )
+
+
 def policy_fingerprint(policy: BootPolicy, untrusted_reference: bytes | None, expected: Expected) -> bytes:
     """Return 32 bytes that change whenever a boot must be judged anew: with the policy, the accepted boot, or what is
-    announced. `untrusted_reference` is the stored encoding, which is not parsed."""
+    announced.
+
+    `untrusted_reference` is the stored encoding, which is not parsed; None where a new accepted boot makes the last
+    verdict forgotten anyway.
+    """
     digest = sha256(b"ringfence boot policy 1\0")
     parts = (
         msgspec.json.encode(policy, order="deterministic"),
