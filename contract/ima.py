@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from contract.imalog import MAX_LOG_BYTES
 from contract.imarules import ImaRules
-from contract.imawalk import NOTHING, PCR, Bank, PackageUpdate, Shown, Walk
+from contract.imawalk import NOTHING, PCR, Bank, OpenFile, PackageUpdate, Shown, Walk, unknown_text
 from contract.messages import Count, Digest, Finding, Message, PackageChange
 
 __all__ = [
@@ -215,7 +215,7 @@ def _findings(found: Shown, bank: Bank) -> list[Finding]:
         findings.append(Finding(code="ima.sha1-padded", detail=detail, pcr=PCR))
     if found is NOTHING or found == NOTHING:
         return findings
-    findings += [Finding(code=f.code, detail=f.detail, pcr=PCR) for f in found.open_files[:_SHOWN_FILES]]
+    findings += [_unknown(file) for file in found.open_files[:_SHOWN_FILES]]
     rest = found.open_files[_SHOWN_FILES:]
     noted = sum(1 for file in rest if file.code in ADVISORY_CODES)
     if found.updates:
@@ -227,6 +227,12 @@ def _findings(found: Shown, bank: Bank) -> list[Finding]:
         if count:
             findings.append(Finding(code=code, detail=f"{count} more findings like these", pcr=PCR))
     return findings
+
+
+def _unknown(file: OpenFile) -> Finding:
+    digest = f"sha256:{file.sha256.hex()}"
+    detail = unknown_text(file.line, file.offset, file.path.encode(), digest, file.home.encode())
+    return Finding(code=file.code, detail=detail, pcr=PCR)
 
 
 def _updated(updates: Sequence[PackageUpdate]) -> Finding:

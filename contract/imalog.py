@@ -191,7 +191,7 @@ def fields_of(template: bytes, data: bytes) -> Fields:
 
 def _usual(layout: tuple[str, ...], data: bytes) -> Fields | None:
     """Read `ima-ng`, `ima-sig` and `ima-buf` with SHA-256, or return None: the same as below, in a third of the time."""
-    if len(layout) > 3:
+    if len(layout) > 3 or layout[0] != "d-ng":
         return None
     name_end = 48 + _U32.unpack_from(data, 44)[0]
     name = data[48:name_end]

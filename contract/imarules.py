@@ -23,7 +23,7 @@ from contract.pathrules import PathRules
 REMEMBERED_LINES: Final = 65536
 """Of all nodes under one baseline; some 350 bytes each."""
 MAX_REMEMBERED_LINE_BYTES: Final = 4096
-MAX_NAME_BYTES: Final = 2000
+MAX_NAME_BYTES: Final = 512
 """Of a path that a package change may name."""
 _SHA256: Final = b"sha256"
 _NUMBERS = re.compile(r"[0-9]+(?:[.~+_-][0-9]+)*")
@@ -34,8 +34,13 @@ class Verdict(NamedTuple):
 
     code: str
     detail: str
-    explainable: bool = False
-    """The upgrade of a package could account for it."""
+
+
+class Unknown(NamedTuple):
+    """A file that nothing allows."""
+
+    home: bytes
+    """Where this content would be allowed; empty if nowhere."""
 
 
 class Explanation(NamedTuple):
@@ -110,13 +115,13 @@ class ImaRules:
             self.known.clear()
         self.known[raw] = extension
 
-    def judge(self, fields: Fields) -> Verdict | None:
+    def judge(self, fields: Fields) -> Verdict | Unknown | None:
         """Return what speaks against a file or buffer, or None.
 
         1. a buffer's digest is that of the buffer, and the section names buffer and digest (`ima.buffer`)
         2. the section allows this digest for this path, or excludes the path, or asks for no file
         3. a key of the section has signed the digest (`ima.signature` where such a signature does not verify)
-        4. the digest is allowed under another path only: `ima.other-path`; else `ima.unknown-file`
+        4. else it is unknown, also where the digest is allowed under another path (m11)
         """
         name, digest = fields.name, fields.digest
         if fields.buffer is not None:
@@ -132,14 +137,7 @@ class ImaRules:
             if signers:
                 detail = f"'{shown(name)}': the signature of {signers[0].name} does not fit its content"
                 return Verdict("ima.signature", detail)
-        found = f"{fields.algorithm.decode()}:{digest.hex()}"
-        home = self._homes.get(digest)
-        if home is not None and home != name:  # 4
-            detail = (
-                f"'{shown(name)}' has the content of '{shown(home)}', which is allowed there only: {found}"
-            )
-            return Verdict("ima.other-path", detail, explainable(fields))
-        return Verdict("ima.unknown-file", f"'{shown(name)}': {found} is not allowed", explainable(fields))
+        return Unknown(self._homes.get(digest, b""))  # 4
 
     def _judge_buffer(self, fields: Fields, buffer: bytes) -> Verdict | None:
         label = f"'{shown(fields.name)}'"

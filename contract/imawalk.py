@@ -27,7 +27,14 @@ from contract.imalog import (
     where,
 )
 from contract.imapolicy import Choice
-from contract.imarules import MAX_REMEMBERED_LINE_BYTES, Explanation, ImaRules
+from contract.imarules import (
+    MAX_NAME_BYTES,
+    MAX_REMEMBERED_LINE_BYTES,
+    Explanation,
+    ImaRules,
+    Unknown,
+    explainable,
+)
 from contract.messages import Count, Digest, Finding, Line, Message, Text, never_more
 
 PCR: Final = 10
@@ -45,10 +52,14 @@ Bank = Literal["", "sha256", "sha1"]
 class OpenFile(Message, frozen=True):
     """A measured file that nothing allows, and that the report of a package's upgrade may still explain."""
 
+    line: Count
+    """From 0."""
+    offset: Count
     path: Text
     sha256: Digest
     code: Line
-    detail: Text
+    home: Text = ""
+    """Where this content would be allowed."""
 
 
 class PackageUpdate(Message, frozen=True):
@@ -154,19 +165,19 @@ class Walk:
         rules, size, padded = self._rules, len(untrusted), bank == "sha1"
         tail = untrusted + bytes(HEAD_BYTES + 300)  # lengths may be read past the end, lines may not
         known, length, at = rules.known.get, _LENGTH.unpack_from, 0
-        head = (
-            HEAD_BYTES + 11
-        )  # bytes before the data, if the template's name is as long as that of the line before
+        allowed = MAX_REMEMBERED_LINE_BYTES if lines else -1  # the first line is never taken from memory
+        head = HEAD_BYTES + 11  # up to the data, if the template's name is as long as that of the line before
         try:
             while at < size:
                 wanted = length(tail, at + head - 4)[0]
-                raw = untrusted[at : at + head + wanted] if wanted <= MAX_REMEMBERED_LINE_BYTES else b""
+                raw = untrusted[at : at + head + wanted] if wanted <= allowed else b""
                 extension = known(raw)
                 if extension is None:
                     record = read_record(untrusted, at, lines, base)
                     head = HEAD_BYTES + 4 + len(record.template)
                     raw = untrusted[at : record.end]
-                    extension = rules.recall(raw) or self._examine(record, raw, lines, base, padded)
+                    extension = (lines and rules.recall(raw)) or self._examine(record, raw, lines, base)
+                    allowed = MAX_REMEMBERED_LINE_BYTES
                 if padded and extension:
                     extension = _VIOLATION_PADDED if extension == _VIOLATION else raw[4:24] + _ZEROS
                 if extension:
@@ -180,7 +191,7 @@ class Walk:
             self.fault = fault
         self.at, self.lines, self.value = at, lines, value
 
-    def _examine(self, record: ImaRecord, raw: bytes, index: int, base: int, padded: bool) -> bytes:
+    def _examine(self, record: ImaRecord, raw: bytes, index: int, base: int) -> bytes:
         """Return what the PCR was extended with, empty for a line of another PCR; note what the line shows.
 
         1. it is in PCR 10 (`ima.wrong-pcr`; m08): else neither proved nor judged
@@ -215,12 +226,10 @@ class Walk:
             self._aggregate(fields, index, place)  # 4
             return extension
         verdict = self._rules.judge(fields)  # 5
-        if verdict is not None:
-            detail = f"{place}: {verdict.detail}"
-            if verdict.explainable:
-                self._file(fields, verdict.code, detail)
-            else:
-                self._note(verdict.code, detail)
+        if isinstance(verdict, Unknown):
+            self._file(fields, verdict, index, base + record.offset)
+        elif verdict is not None:
+            self._note(verdict.code, f"{place}: {verdict.detail}")
         elif good:
             self._rules.remember(raw, extension)
         return extension
@@ -263,12 +272,19 @@ class Walk:
         )
         self._choose(self._rules.policy.violations, "ima.violation", detail)
 
-    def _file(self, fields: Fields, code: str, detail: str) -> None:
+    def _file(self, fields: Fields, unknown: Unknown, index: int, offset: int) -> None:
         """Keep a file that nothing allows; or account for it by an upgrade (m14)."""
+        self._changed = True
+        code = "ima.other-path" if unknown.home else "ima.unknown-file"
         if self._rules.policy.unknown_files == "warn":
             code += "-noted"
-        self._changed = True
-        self._keep(OpenFile(path=fields.name.decode(), sha256=fields.digest, code=code, detail=detail))
+        if explainable(fields):
+            path, home = fields.name.decode(), never_more(shown(unknown.home), MAX_NAME_BYTES)
+            file = OpenFile(line=index, offset=offset, path=path, sha256=fields.digest, code=code, home=home)
+            self._keep(file)
+        else:
+            found = f"{fields.algorithm.decode()}:{fields.digest.hex()}"
+            self._note(code, unknown_text(index, offset, fields.name, found, unknown.home))
 
     def _keep(self, file: OpenFile) -> None:
         why = self._explanations.get((file.path, file.sha256))
@@ -298,3 +314,11 @@ class Walk:
             self._omitted_noted += 1
         else:
             self._omitted += 1
+
+
+def unknown_text(index: int, offset: int, name: bytes, found: str, home: bytes) -> str:
+    """Return in words what is wrong with a file that nothing allows."""
+    place = f"{where(index, offset)}: '{shown(name)}'"
+    if home:
+        return f"{place} has the content of '{shown(home)}', which is allowed there only: {found}"
+    return f"{place}: {found} is not allowed"
