@@ -51,7 +51,7 @@ def audit(files: Mapping[str, bytes], key: ec.EllipticCurvePublicKey) -> Audit:
     3. the files are those that the result names by digest (`bundle.digest`)
     4. the qualifying data is over nonce, node, certificate, report and firmware log (`bundle.binding`)
     5. quote, logs and policy verify (`contract.offline`)
-    6. a result that affirms or warns stands on evidence that verifies (`bundle.disagrees`)
+    6. a result that affirms or warns says everything that speaks against the evidence (`bundle.disagrees`)
 
     Raises Rejected for 1 and 2; the rest are findings.
     """
@@ -67,8 +67,9 @@ def audit(files: Mapping[str, bytes], key: ec.EllipticCurvePublicKey) -> Audit:
     whole_ima = bundle.IMA_LOG in files and binding.ima_offset == 0
     verdict = _evidence(files, policies, whole_ima)  # 5
     against = [f for f in verdict.findings if f.code not in ADVISORY_CODES]
-    if against and _vouched(result):  # 6
-        detail = f"the result says {result.ear_status}; the evidence says {against[0].code}"
+    unsaid = [f for f in against if f.code not in _said(result)]
+    if unsaid and _vouched(result):  # 6
+        detail = f"the result says {result.ear_status} and nothing of {unsaid[0].code}"
         findings.append(Finding(code="bundle.disagrees", detail=detail))
     return Audit(
         findings=[*findings, *against],
@@ -183,6 +184,12 @@ def _evidence(files: Mapping[str, bytes], policies: Policies, whole_ima: bool) -
 def _vouched(result: Result) -> bool:
     said = result.appraisal.appraised.evidence
     return said.get("verified") == "true" and result.ear_status in ("affirming", "warning")
+
+
+def _said(result: Result) -> set[str]:
+    """Return the codes that the result names. A boot that a person is asked about differs from the accepted one."""
+    codes = {str(shown["code"]).rpartition(".observe.")[2] for shown in result.appraisal.appraised.findings}
+    return codes | {"boot.pcr"} if "boot.unannounced" in codes else codes
 
 
 def _partial(files: Mapping[str, bytes], binding: Binding, policies: Policies, whole_ima: bool) -> list[str]:

@@ -111,6 +111,8 @@ class Facts(Message, frozen=True, kw_only=True):
     certificate_sha256: Digest
     baseline: BaselineRef | None = None
     """What the node says it holds."""
+    announced: list[Line] = field(default_factory=list)
+    """What differs from the boot accepted before, and was announced."""
     boot_id: Line = ""
     reset: int = 0
     """The TPM's reset counter."""
@@ -132,6 +134,7 @@ class Appraised(Struct, frozen=True, kw_only=True):
     evidence: dict[str, str | int]
     holds: Holding
     baseline: dict[str, str | int] | None = None
+    announced: list[str] = field(default_factory=list)
 
 
 class Submodule(Struct, frozen=True, kw_only=True):
@@ -266,6 +269,7 @@ def result_of(
                     evidence=_digests(facts),
                     holds=Holding(since=int(facts.at), until=ends, open=still_holds),
                     baseline=None if facts.baseline is None else _baseline(facts.baseline),
+                    announced=facts.announced,
                 ),
             )
         },

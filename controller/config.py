@@ -12,8 +12,10 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
 
+from contract.crl import StaleCrl
 from contract.errors import Rejected
 from contract.toml import convert_toml, parse_toml, refuse_key
+from controller.policy import EvidenceLimits
 
 CONFIG_NAME = "controller.toml"
 CODE = "config"
@@ -50,7 +52,13 @@ class EnrolmentConfig(Section, frozen=True, kw_only=True):
     """How new nodes come in."""
 
     ek_roots: str = "ek-roots"
-    """Folder of PEM files: the authorities whose TPM endorsement certificates are trusted."""
+    """Folder of certificates: the authorities whose TPM endorsement certificates are trusted."""
+    ek_crls: str = "crls"
+    """Folder of revocation lists."""
+    expired_crl: StaleCrl = "refuse"
+    """What a revocation list past its date means for the certificates of its issuer: refuse them, or note it."""
+    devid_roots: str = "devid-roots"
+    """Folder of certificates: makers whose device identities are believed; the owner's own authorities in `ldevid` below it."""
     retry_s: Annotated[float, Meta(gt=0, le=3600)] = 10.0
     """How long an unapproved node waits before it asks again."""
     max_pending: Cap = 1000
@@ -87,6 +95,7 @@ class Config(Section, frozen=True, kw_only=True):
     certificates: CertificateConfig = CertificateConfig()
     enrolment: EnrolmentConfig = EnrolmentConfig()
     limits: Limits = Limits()
+    evidence: EvidenceLimits = EvidenceLimits()
 
 
 def parse_config(untrusted: bytes, *, file: str = CONFIG_NAME) -> Config:

@@ -48,10 +48,27 @@ class BreakerLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """So many nodes with one and the same new value may be isolated; from the next on it is an unannounced update."""
 
 
+class EvidenceLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much evidence is kept of each node; the newest of each kind stays whatever its age."""
+
+    boots: Annotated[int, Meta(ge=1, le=10_000)] = 16
+    """First attestations of a boot."""
+    changes: Annotated[int, Meta(ge=1, le=10_000)] = 32
+    """Changes of the verdict."""
+    refused: Annotated[int, Meta(ge=1, le=10_000)] = 8
+    """Evidence that did not verify."""
+    days: Annotated[float, Meta(gt=0, le=36_500)] = 1095.0
+
+    def of(self, kind: Literal["boot", "change", "refused"]) -> int:
+        """Return how many of a kind."""
+        return {"boot": self.boots, "change": self.changes, "refused": self.refused}[kind]
+
+
 class FleetSettings(Struct, frozen=True, kw_only=True):
     """What the use cases need to know besides the store."""
 
     breaker: BreakerLimits = BreakerLimits()
+    evidence: EvidenceLimits = EvidenceLimits()
     directive_lifetime_s: float = 300.0
     enrolment_lifetime_s: float = 7 * 86400.0
     enrolment_retry_s: float = 5.0

@@ -10,10 +10,11 @@ from sqlalchemy import delete, exists, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
+from contract.messages import Tier
 from contract.result import Kind
 from controller.records import Record
 from controller.store import Transaction
-from controller.store.schema import baselines, boot_references, evidence, evidence_blobs
+from controller.store.schema import evidence, evidence_blobs
 
 BLOB_REST_S = 86400.0
 """A part that no row names is removed after so long."""
@@ -30,7 +31,7 @@ class EvidenceRow(Record, frozen=True, kw_only=True):
     until: float | None
     """When the next verdict took its place; None while it is the newest."""
     reset: int
-    tier: str
+    tier: Tier
     facts: bytes
     """contract.result.Facts, encoded."""
     event_log_sha256: bytes
@@ -150,20 +151,3 @@ def prune(tx: Transaction, *, older_than: float, now: float) -> int:
         )
     )
     return int(gone)
-
-
-def sections(tx: Transaction, name: str, version: int) -> tuple[bytes, bytes]:
-    """The `[boot]` and `[ima]` sections of a baseline, in JSON, each empty where it has none."""
-    row = tx.execute(
-        select(baselines.c.boot_section, baselines.c.ima_section).where(
-            baselines.c.name == name, baselines.c.version == version
-        )
-    ).first()
-    return (b"", b"") if row is None else (row[0] or b"", row[1] or b"")
-
-
-def accepted_boot(tx: Transaction, node: str) -> bytes | None:
-    """The boot reference in force, encoded."""
-    return tx.execute(
-        select(boot_references.c.reference).where(boot_references.c.node == node)
-    ).scalar_one_or_none()
