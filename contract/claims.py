@@ -8,33 +8,41 @@ never a guess; `contract.eventdata.oddities` reports it. No input raises anythin
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
-from typing import Literal
+from functools import lru_cache
+from struct import iter_unpack
+from typing import Any, Final
 
 from msgspec import field
 
-from contract.eventlog import EventLog
+from contract import bootchain, keyclaims, uefi
+from contract import eventtypes as ev
+from contract.bootchain import BootChain, CommandLine
+from contract.errors import Rejected
+from contract.eventcover import BOOT_VARIABLES
+from contract.eventdata import (
+    DEBUG,
+    LEFT_FIRMWARE,
+    known_digests,
+    meant_by,
+    version_text,
+    whole_variable,
+)
+from contract.eventlog import Event, EventLog
+from contract.keyclaims import KEYS_PCR, MOK_PCR, KeyReader
 from contract.messages import Message
 
-Stage = Literal["firmware", "option-rom", "boot-loader", "kernel", "initrd", "uki-section", "driver", "other"]
-
-
-class Signature(Message, frozen=True, kw_only=True):
-    """One entry of a key list. All text is printable."""
-
-    variable: str
-    """`PK`, `KEK`, `db`, `dbx`, `MokList`, ...: the list that holds it."""
-    kind: str
-    """`x509`, `sha256`, another type of UEFI 2.10, 32.4.1 by name or GUID; `list` where the log holds but the digest
-    of the whole list (shim's MOK lists in PCR 14)."""
-    owner: str = ""
-    """GUID of whoever put it there; empty where the record has none."""
-    sha256: bytes
-    """SHA-256 of the certificate (DER), or the listed hash, or what was extended."""
-    subject: str = ""
-    """Of a certificate, RFC 4514; empty where it cannot be read."""
-    covered: bool | None = None
-    """Whether the event's digest is that of the data this stands in."""
+Stage = bootchain.Stage
+Signature = keyclaims.Signature
+Source = keyclaims.Source
+_FIRMWARE: Final = frozenset({ev.EV_S_CRTM_VERSION, *BOOT_VARIABLES, ev.EV_EFI_ACTION})
+_BOOT_ENTRY: Final = re.compile("Boot[0-9A-Fa-f]{4}", re.ASCII)
+MAX_BOOT_ENTRIES: Final = 256
+MAX_OPTION_BYTES: Final = 4096
+_LEFT_FAILED: Final = b"Exit Boot Services Returned with Failure"
+_LOCKDOWN: Final = ("integrity", "confidentiality")
+_KEY_PCRS: Final = frozenset({KEYS_PCR, MOK_PCR})
 
 
 class Loaded(Message, frozen=True, kw_only=True):
@@ -49,15 +57,6 @@ class Loaded(Message, frozen=True, kw_only=True):
     event: int
     covered: bool | None = None
     """Whether the digest covers the name as well. None: the name is only the log's word."""
-
-
-class Source(Message, frozen=True, kw_only=True):
-    """Where in the log a claim stands."""
-
-    event: int
-    pcr: int
-    covered: bool | None
-    """Whether the event's digest is that of the data the claim was read from; a claim not covered proves nothing."""
 
 
 class Claims(Message, frozen=True, kw_only=True):
@@ -85,8 +84,8 @@ class Claims(Message, frozen=True, kw_only=True):
     kernel_arguments: list[str] = field(default_factory=list)
     """The command line's words as the kernel splits them (quotes, newlines), each printable."""
     lockdown: str | None = None
-    """`none`, `integrity`, `confidentiality`. Covered when the command line says so; None-covered where only Secure
-    Boot lets one expect it (kernels of distributions)."""
+    """`none`, `integrity`, `confidentiality`: what the command line asks for, or, never covered, what Secure Boot lets
+    one expect of a distribution's kernel."""
     debugger: bool = False
     exit_boot_services: bool | None = None
     """The firmware was left in order; None where the log holds no such event (exists in the field)."""
@@ -103,5 +102,141 @@ class Claims(Message, frozen=True, kw_only=True):
 
 
 def claims_of(log: EventLog) -> Claims:
-    """Return what the log says; in time linear to its size. Raises nothing for a log that was parsed."""
-    return Claims()
+    """Return what the log says; in time linear to its size. Raises nothing for a log that was parsed.
+
+    Every event that extends a PCR is either covered by its digest or stands in `loaded`: nothing is left out.
+    """
+    chain, keys, firmware = BootChain(), KeyReader(), _Firmware()
+    loaded: list[Loaded] = []
+    known = known_digests(log.bank)
+    for event in log.events:
+        if event.type == ev.EV_NO_ACTION:
+            continue
+        said = event.type
+        if event.digest in known:
+            said, data = meant_by(event, log.bank)
+            firmware.take(event, said, data)
+        elif said in _FIRMWARE:
+            firmware.take(event, said, event.untrusted_data)
+        if event.pcr in _KEY_PCRS:
+            keys.take(event, said)
+        stage = chain.take(event, said)
+        if stage is not None:
+            loaded.append(
+                Loaded(
+                    stage=stage[0],
+                    name=stage[1],
+                    sha256=event.digest,
+                    pcr=event.pcr,
+                    event=event.index,
+                    covered=stage[2],
+                )
+            )
+    fields: dict[str, Any] = {"loaded": loaded}
+    sources: dict[str, Source] = {}
+    keys.claims(fields, sources)
+    firmware.claims(fields, sources)
+    line = chain.command_line()
+    if line is not None:
+        fields["kernel_command_line"], fields["kernel_arguments"] = line.text, line.arguments()
+        source = Source(event=line.event, pcr=line.pcr, covered=line.covered)
+        sources["kernel_command_line"] = sources["kernel_arguments"] = source
+    _write_lockdown(line, fields, sources)
+    return Claims(sources=sources, **fields)
+
+
+def _write_lockdown(line: CommandLine | None, fields: dict[str, Any], sources: dict[str, Source]) -> None:
+    """Write what the command line asks for; what only Secure Boot lets one expect is never covered."""
+    asked = [""]
+    for word in fields.get("kernel_arguments", ()):
+        if word == "--":  # the rest is for init
+            break
+        name, _, value = word.partition("=")
+        if name == "lockdown" and value in _LOCKDOWN:
+            asked.append(value)
+    if any(asked):
+        # The kernel only ever raises the level.
+        fields["lockdown"] = "confidentiality" if "confidentiality" in asked else "integrity"
+        sources["lockdown"] = sources["kernel_command_line"]
+    elif fields.get("secure_boot") and fields.get("shim_verifies") is not False:
+        at = sources["secure_boot"]
+        fields["lockdown"] = "integrity"
+        sources["lockdown"] = Source(event=at.event, pcr=at.pcr, covered=None)
+    elif line is not None:
+        fields["lockdown"] = "none"
+        sources["lockdown"] = sources["kernel_command_line"]
+
+
+class _Firmware:
+    """Reads the firmware's version, boot entries and actions in the order of the log."""
+
+    __slots__ = ("_debugger", "_entries", "_exit", "_order", "_separated", "_version")
+
+    def __init__(self) -> None:
+        self._separated = False
+        """PCR 0: what is extended after its separator, anyone may have added."""
+        self._version: tuple[Event, bool | None] | None = None
+        self._debugger: Event | None = None
+        self._exit: tuple[Event, bool, bool | None] | None = None
+        self._order: tuple[Event, bytes] | None = None
+        self._entries: dict[str, bytes] = {}
+
+    def take(self, event: Event, said: int, data: bytes) -> None:
+        """Take the next event, of the type and data that its digest says."""
+        kind, sure = event.type, event.covered
+        if kind == ev.EV_S_CRTM_VERSION:
+            if event.pcr == 0 and self._version is None:
+                self._version = event, None if self._separated else sure
+        elif kind in BOOT_VARIABLES:
+            self._take_boot_variable(event)
+        elif said == ev.EV_EFI_ACTION:
+            text = data.rstrip(b"\0")
+            if text == DEBUG:
+                self._debugger = self._debugger or event
+            elif text in (LEFT_FIRMWARE, _LEFT_FAILED):
+                self._exit = event, text == LEFT_FIRMWARE, True if sure else None
+        elif event.pcr == 0:
+            self._separated = True
+
+    def _take_boot_variable(self, event: Event) -> None:
+        found = whole_variable(event.untrusted_data)
+        if found is None:
+            return
+        if found.name == "BootOrder":
+            self._order = event, found.value
+        elif _BOOT_ENTRY.fullmatch(found.name):
+            self._entries[found.name.upper()] = found.value
+
+    def claims(self, fields: dict[str, Any], sources: dict[str, Source]) -> None:
+        """Write what was read: fields of Claims and where they stand."""
+        if self._version is not None:
+            event, sure = self._version
+            fields["firmware_version"] = version_text(event.untrusted_data)
+            sources["firmware_version"] = Source(event=event.index, pcr=0, covered=True if sure else None)
+        if self._debugger is not None:
+            fields["debugger"] = True
+            sources["debugger"] = Source(event=self._debugger.index, pcr=self._debugger.pcr, covered=True)
+        if self._exit is not None:
+            event, fields["exit_boot_services"], sure = self._exit
+            sources["exit_boot_services"] = Source(event=event.index, pcr=event.pcr, covered=sure)
+        if self._order is not None:
+            event, value = self._order
+            numbers = [f"{number:04X}" for (number,) in iter_unpack("<H", value[: len(value) // 2 * 2])]
+            fields["boot_order"] = [self._boot_entry(number) for number in numbers[:MAX_BOOT_ENTRIES]]
+            # The values are hashed, the names are not.
+            sources["boot_order"] = Source(event=event.index, pcr=event.pcr, covered=None)
+
+    def _boot_entry(self, number: str) -> str:
+        value = self._entries.get(f"BOOT{number}", b"")
+        return (
+            f"Boot{number} {_option_text(value)}" if 0 < len(value) <= MAX_OPTION_BYTES else f"Boot{number}"
+        )
+
+
+@lru_cache(maxsize=512)
+def _option_text(value: bytes) -> str:
+    try:
+        option = uefi.parse_load_option(value)
+    except Rejected:
+        return "malformed"
+    return f"'{option.description}' {option.path}"

@@ -6,6 +6,7 @@ Describes events for people and reports what no honest firmware writes. It prove
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from struct import pack
 from typing import Final
@@ -15,7 +16,8 @@ from msgspec import Struct as Record
 from contract import eventtypes as ev
 from contract import uefi
 from contract.errors import Rejected
-from contract.eventlog import SHA256, Event, EventLog, Hash, hash_of
+from contract.eventcover import BOOT_VARIABLES, GRUB_PREFIXES, IMAGES, MUST_COVER
+from contract.eventlog import SHA256, Event, EventLog, hash_of
 from contract.messages import Finding, never_more
 from contract.uefi import Entry, Variable, printable
 
@@ -29,21 +31,9 @@ VARIABLES: Final = frozenset(
         ev.EV_EFI_VARIABLE_AUTHORITY,
     }
 )
-IMAGES: Final = frozenset(
-    {ev.EV_EFI_BOOT_SERVICES_APPLICATION, ev.EV_EFI_BOOT_SERVICES_DRIVER, ev.EV_EFI_RUNTIME_SERVICES_DRIVER}
-)
-# The digest is that of the whole data (PFP table 27), on every machine seen.
-_COVERED: Final = frozenset(
-    {ev.EV_SEPARATOR, ev.EV_EFI_ACTION, ev.EV_EFI_GPT_EVENT, ev.EV_EFI_VARIABLE_DRIVER_CONFIG}
-)
 # May be of something else as well, but not where the data looks like this program's own (authority; GRUB's texts).
-_CHECKED: Final = frozenset({ev.EV_EFI_VARIABLE_AUTHORITY, ev.EV_IPL})
-# The digest is that of something else, which is not in the log.
-_ELSEWHERE: Final = IMAGES | {ev.EV_NO_ACTION, ev.EV_EFI_PLATFORM_FIRMWARE_BLOB}
-_BOOT_VARIABLES: Final = frozenset({ev.EV_EFI_VARIABLE_BOOT, ev.EV_EFI_VARIABLE_BOOT2})
+_CHECKED: Final = MUST_COVER | {ev.EV_EFI_VARIABLE_AUTHORITY, ev.EV_IPL}
 _TEXTS: Final = frozenset({ev.EV_IPL, ev.EV_ACTION, ev.EV_EFI_ACTION, ev.EV_POST_CODE, ev.EV_S_CRTM_CONTENTS})
-# GRUB puts these before the text in the log and hashes the text alone, without the closing zero.
-GRUB_PREFIXES: Final = (b"grub_cmd: ", b"kernel_cmdline: ", b"module_cmdline: ")
 KEY_LISTS: Final = {
     "PK": uefi.GLOBAL_VARIABLE,
     "KEK": uefi.GLOBAL_VARIABLE,
@@ -97,6 +87,11 @@ def _known(bank: int) -> dict[bytes, _Known]:
     return {hashed(known.data).digest(): known for known in meant}
 
 
+def known_digests(bank: int = SHA256) -> Collection[bytes]:
+    """Return the digests of which `meant_by` may know better than the log."""
+    return _known(bank).keys()
+
+
 def meant_by(event: Event, bank: int = SHA256) -> tuple[int, bytes]:
     """Return type and data of an event, as far as its digest tells better than the log does.
 
@@ -108,43 +103,9 @@ def meant_by(event: Event, bank: int = SHA256) -> tuple[int, bytes]:
     return known.type, known.data
 
 
-def covered(event: Event, hashed: Hash = hash_of(SHA256)) -> bool | None:
-    """Return whether the digest is that of the data; None where it is not and by its type need not be.
-
-    None means that the data is only the log's word: whoever can write the log can write it (attack l03). `hashed` is the
-    hash function of the log's bank.
-    """
-    data, kind, digest = event.untrusted_data, event.type, event.digest
-    if kind in _COVERED:
-        return hashed(data).digest() == digest
-    if kind in _ELSEWHERE:
-        return None
-    if kind == ev.EV_IPL:
-        return _ipl_covered(data, digest, hashed)
-    if hashed(data).digest() == digest:
-        return True
-    if kind == ev.EV_EFI_VARIABLE_AUTHORITY:
-        # Older shim logs one stray byte behind what it hashed.
-        return hashed(data[:-1]).digest() == digest
-    if kind in _BOOT_VARIABLES:
-        # Of the value alone, on every machine seen; the name is not covered then.
-        found = whole_variable(data)
-        return True if found and hashed(found.value).digest() == digest else None
-    return None
-
-
-def _ipl_covered(data: bytes, digest: bytes, hashed: Hash) -> bool | None:
-    for prefix in GRUB_PREFIXES:
-        if data.startswith(prefix):
-            return hashed(data[len(prefix) :].removesuffix(b"\0")).digest() == digest
-    # systemd: command lines in UTF-16, with and without the closing zero; section names in UTF-16, hashed in ASCII.
-    if hashed(data).digest() == digest:
-        return True
-    if data[1:2] != b"\0" or len(data) % 2:
-        return None
-    if hashed(data.removesuffix(b"\0\0")).digest() == digest or hashed(data[::2]).digest() == digest:
-        return True
-    return None
+def covered(event: Event) -> bool | None:
+    """Return whether the digest is that of the data; None where it is not and by its type need not be (l03)."""
+    return event.covered
 
 
 def variable(data: bytes) -> tuple[str, bytes] | None:
@@ -211,6 +172,9 @@ def _text(kind: int, data: bytes) -> str:
         return f"{text}: {', '.join(tables)}"
     if kind == ev.EV_EVENT_TAG:
         return tag_text(data)
+    text = data.rstrip(b"\0").decode("latin-1")
+    if text.isascii() and text.isprintable():
+        return printable(text)
     return data[:16].hex() + ("…" if len(data) > 16 else "")
 
 
@@ -237,13 +201,13 @@ def tag_text(data: bytes) -> str:
     return f"{who}: {ipl_text(tagged.data)}" if len(tagged.data) <= 512 else who
 
 
-def fields(event: Event, hashed: Hash = hash_of(SHA256)) -> tuple[Field, ...]:
-    """Return what an event says, each with whether its digest covers it; for showing. `hashed` as in `covered`."""
-    data, kind, sure = event.untrusted_data, event.type, covered(event, hashed)
+def fields(event: Event) -> tuple[Field, ...]:
+    """Return what an event says, each with whether its digest covers it; for showing."""
+    data, kind, sure = event.untrusted_data, event.type, event.covered
     try:
         if kind in VARIABLES:
             found = uefi.parse_variable(data)
-            whole = sure if kind not in _BOOT_VARIABLES or hashed(data).digest() == event.digest else None
+            whole = None if kind in BOOT_VARIABLES else sure
             shown = found.value.hex() if len(found.value) <= 32 else f"{len(found.value)} bytes"
             return (
                 Field("name", found.name, whole),
@@ -289,14 +253,14 @@ def oddities(log: EventLog) -> list[Finding]:
     6. nothing in PCR 0 to 7 after the firmware was left (`eventlog.after-exit`; l07)
     7. a firmware debugger (`eventlog.debugger`; PFP 3.3.4.8; l14)
     """
-    hashed, known, seen = hash_of(log.bank), _known(log.bank), _Order()
+    known, seen = _known(log.bank), _Order()
     for event in log.events:
         kind, pcr = event.type, event.pcr
         if kind == ev.EV_NO_ACTION:
             continue
         if event.digest in known:
             kind = _check_known(event, log.bank, seen)  # 1, 2
-        elif (kind in _COVERED or kind in _CHECKED) and covered(event, hashed) is False:  # 1
+        elif event.covered is False and kind in _CHECKED:  # 1
             seen.add("eventlog.data", event, "the digest is not that of the data")
         if pcr in _SEPARATED:
             if seen.left:  # 6
@@ -320,7 +284,7 @@ def _check_known(event: Event, bank: int, seen: _Order) -> int:
     if kind != event.type:
         name = ev.EVENT_TYPES[kind]
         seen.add("eventlog.type", event, f"the digest is that of {name} '{_text(kind, data)}'")
-    elif data != event.untrusted_data and (kind in _COVERED or event.pcr == 7):
+    elif data != event.untrusted_data and (kind in MUST_COVER or event.pcr == 7):
         seen.add("eventlog.data", event, "the digest is not that of the data")
     return kind
 

@@ -11,16 +11,17 @@ to be shown and to be held against the PCRs of that bank.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from hashlib import sha256
 from struct import Struct
-from typing import Final, Protocol
+from typing import Final
 
 from msgspec import Struct as Record
 
 from contract import eventtypes
 from contract.errors import Rejected
+from contract.eventcover import Hash, covers
 from contract.messages import MAX_EVENT_LOG_BYTES, Finding
 
 EV_NO_ACTION: Final = eventtypes.EV_NO_ACTION
@@ -42,15 +43,6 @@ _U32 = Struct("<I")
 _DYNAMIC: Final = range(17, 23)
 
 
-class Digest(Protocol):
-    """What a hash function returns."""
-
-    def digest(self) -> bytes:
-        """Return the digest."""
-        ...
-
-
-Hash = Callable[[bytes], Digest]
 _HASHES: Final[Mapping[int, Hash]] = {
     # Never judged by: for showing, and for the PCRs of that bank.
     SHA1: partial(hashlib.sha1, usedforsecurity=False),
@@ -73,7 +65,8 @@ class Event(Record, frozen=True, gc=False):
     digest: bytes
     """In the bank of the log."""
     untrusted_data: bytes
-    """Covered by the digest for some types only."""
+    covered: bool | None
+    """Whether the digest is that of the data, as `eventcover.covers` says: None where it is only the log's word."""
 
     @property
     def sha256(self) -> bytes:
@@ -203,7 +196,7 @@ def _events(untrusted: bytes, at: int, algorithms: list[tuple[int, int]], bank: 
     ids = slice(3, 3 + 2 * len(order), 2)
     sizes = dict(algorithms)
     length = len(untrusted)
-    unpack, usual_size, count = usual.unpack_from, usual.size, len(order)
+    unpack, usual_size, count, hashed = usual.unpack_from, usual.size, len(order), hash_of(bank)
     expected = tuple(order)
     events: list[Event] = []
     while at < length:
@@ -222,14 +215,15 @@ def _events(untrusted: bytes, at: int, algorithms: list[tuple[int, int]], bank: 
             raise Rejected("eventlog.truncated", detail)
         if pcr >= PCR_COUNT:
             _check_without_pcr(pcr, kind, at, index)
-        events.append(Event(index, pcr, kind, digest, untrusted[data_at:end]))
+        data = untrusted[data_at:end]
+        events.append(Event(index, pcr, kind, digest, data, covers(digest, kind, data, hashed)))
         at = end
     return events
 
 
 def _old_events(untrusted: bytes) -> list[Event]:
     """Read TCG_PCClientPCREvent records (PFP 10.2.1): one SHA-1 digest each."""
-    total, at = len(untrusted), 0
+    total, at, hashed = len(untrusted), 0, hash_of(SHA1)
     events: list[Event] = []
     while at < total:
         index = len(events)
@@ -245,7 +239,8 @@ def _old_events(untrusted: bytes) -> list[Event]:
             raise Rejected("eventlog.truncated", detail)
         if pcr >= PCR_COUNT:
             _check_without_pcr(pcr, kind, at, index)
-        events.append(Event(index, pcr, kind, digest, untrusted[data_at:end]))
+        data = untrusted[data_at:end]
+        events.append(Event(index, pcr, kind, digest, data, covers(digest, kind, data, hashed)))
         at = end
     return events
 
