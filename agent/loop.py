@@ -91,6 +91,7 @@ class Loop:
             controller=self._endpoints(),
             remembered=self.hold.remembered,
             event_log=config.tpm.event_log,
+            ima_log=config.tpm.ima_log,
         )
         self.machine = Machine(around, netfilter)
         self.stance = plan.Stance("normal", (), "")

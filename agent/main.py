@@ -214,6 +214,7 @@ def _drifts(parsed: Mapping[str, object], config: AgentConfig | None) -> list[Dr
         tpm=tpm,
         controller=_endpoints(config),
         event_log=config.tpm.event_log if config else TpmConfig().event_log,
+        ima_log=config.tpm.ima_log if config else TpmConfig().ima_log,
     )
     known = sections()
     found = []

@@ -116,8 +116,8 @@ def follow(
 ) -> ImaResult:
     """Follow a log by the lines that came with one report, read after its quote was made.
 
-    `offset` is where the node says that they begin: 0 begins again; `more` says that others did not fit. `boot_pcrs`
-    are the quoted values of PCR 0 to 9. Raises nothing: what is wrong is a finding. Codes of single lines: `Walk.judge`.
+    `offset` is where the node says that they begin: 0 begins again; `more` says that others did not fit, and the last may
+    be cut. `boot_pcrs` are the quoted values of PCR 0 to 9. Raises nothing: what is wrong is a finding. Codes of single lines: `Walk.judge`.
 
     1. the lines begin where agreement ends (`ima.offset`; m05), and the log is not larger than 64 MiB (`ima.too-large`; m09)
     2. the kernel measures (`ima.inactive`), and every record is whole (`ima.truncated`, `ima.line-too-large`,
@@ -173,7 +173,8 @@ def follow(
     counts = ImaCounts(lines=walk.lines - state.lines, unproved_bytes=len(untrusted_lines) - walk.at)
     if walk.met:  # 4
         return ImaResult(state=after, findings=_findings(shown, bank), caught_up=True, counts=counts)
-    if walk.fault is not None:
+    cut_by_size = more and walk.at > 0 and walk.fault is not None and walk.fault.code == "ima.truncated"
+    if walk.fault is not None and not cut_by_size:
         return _unmet(rules, state, Finding(code=walk.fault.code, detail=walk.fault.detail, pcr=PCR))
     if not more:
         detail = f"after {walk.lines} lines the log leads to {walk.value.hex()}, the TPM holds {quoted_pcr10.hex()}"

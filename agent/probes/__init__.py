@@ -64,6 +64,8 @@ class Surroundings:
     remembered: MutableMapping[str, str] = field(default_factory=dict)
     event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
     """Where the firmware's log is read."""
+    ima_log: str = "/sys/kernel/security/ima/binary_runtime_measurements"
+    """Where the kernel's is."""
 
 
 class Difference(NamedTuple):
