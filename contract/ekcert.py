@@ -57,15 +57,15 @@ def check_certificate(
     leaf, helpers = _shown(untrusted_certificate, untrusted_chain)  # 1
     if spki(leaf) != ek.spki:  # 2
         raise Rejected("ek.certificate-key", "the certificate is for another key than the node's EK")
-    device = _device(leaf)
-    notes = _check_leaf(leaf, ek, named=bool(device[_MANUFACTURER] and device[_MODEL]))  # 3
+    manufacturer, model, firmware = device_of(leaf)
+    notes = check_leaf(leaf, rsa=ek.type == tpm.ALG_RSA, named=bool(manufacturer and model))  # 3
     path = check_path(leaf, helpers, trust, at=datetime.fromtimestamp(now, UTC), area=AREA)  # 4
     return CertifiedKey(
         root_sha256=path.root_sha256,
-        manufacturer=device[_MANUFACTURER],
-        model=device[_MODEL],
-        firmware=device[_VERSION],
-        kind=kind_of(device[_MANUFACTURER], device[_MODEL]),
+        manufacturer=manufacturer,
+        model=model,
+        firmware=firmware,
+        kind=kind_of(manufacturer, model),
         notes=(*notes, *path.notes),
     )
 
@@ -95,8 +95,11 @@ def _shown(
     return leaf, parsed_chain(b"".join(pieces[1:])) + parsed_chain(untrusted_chain)
 
 
-def _check_leaf(leaf: x509.Certificate, ek: tpm.Public, *, named: bool) -> list[str]:
-    """Check what the certificate is for; `named` says that its alternative name is that of a TPM."""
+def check_leaf(leaf: x509.Certificate, *, rsa: bool, named: bool) -> list[str]:
+    """Check what the certificate is for and return notes (check 3 of `check_certificate`).
+
+    `rsa` says of which type its key is, `named` that its alternative name is that of a TPM. Raises Rejected `ek.certificate-*`.
+    """
     notes: list[str] = []
     constraints = _extension(leaf, x509.BasicConstraints)
     if isinstance(constraints, x509.BasicConstraints) and constraints.ca:
@@ -104,7 +107,7 @@ def _check_leaf(leaf: x509.Certificate, ek: tpm.Public, *, named: bool) -> list[
     usage = _extension(leaf, x509.KeyUsage)
     if not isinstance(usage, x509.KeyUsage):
         raise Rejected("ek.certificate-usage", "the EK certificate names no key usage")
-    fits = usage.key_encipherment if ek.type == tpm.ALG_RSA else usage.key_agreement
+    fits = usage.key_encipherment if rsa else usage.key_agreement
     if not fits or usage.key_cert_sign:
         raise Rejected("ek.certificate-usage", "the key usage is not that of an EK of this type")
     extended = _extension(leaf, x509.ExtendedKeyUsage)
@@ -132,7 +135,7 @@ def _extension(certificate: x509.Certificate, kind: type[x509.ExtensionType]) ->
         return None
 
 
-def _device(leaf: x509.Certificate) -> dict[str, str]:
+def device_of(leaf: x509.Certificate) -> tuple[str, str, str]:
     """Return manufacturer, model and version from the subject alternative name (profile 3.2.9)."""
     names = _extension(leaf, x509.SubjectAlternativeName)
     found = {_MANUFACTURER: "", _MODEL: "", _VERSION: ""}
@@ -142,4 +145,4 @@ def _device(leaf: x509.Certificate) -> dict[str, str]:
                 oid, value = attribute.oid.dotted_string, attribute.value
                 if oid in found and isinstance(value, str):
                     found[oid] = "".join(c for c in value if c.isprintable())[:_MAX_ATTRIBUTE_CHARS]
-    return found
+    return found[_MANUFACTURER], found[_MODEL], found[_VERSION]

@@ -15,6 +15,8 @@ from typing import Final
 from contract.errors import Rejected
 
 MAX_CERTIFICATES: Final = 16
+"""Of a device. An operator's own file may hold more."""
+NO_LIMIT: Final = 1 << 20
 _SEQUENCE: Final = 0x30
 _OCTET_STRING: Final = 0x04
 _VERSION: Final = 0xA0
@@ -23,7 +25,7 @@ _PEM = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERT
 _INTEL = re.compile(rb'"certificate"\s*:\s*"([A-Za-z0-9_%=-]*)"')
 
 
-def certificates_in(untrusted: bytes, area: str = "ek") -> list[bytes]:
+def certificates_in(untrusted: bytes, area: str = "ek", *, most: int = MAX_CERTIFICATES) -> list[bytes]:
     """Return the certificates, in their order, each from its first byte to its last; none in an empty or padded index.
 
     Raises Rejected `{area}.certificate-malformed` where something is no certificate, and `{area}.certificate-trailing` where
@@ -39,8 +41,8 @@ def certificates_in(untrusted: bytes, area: str = "ek") -> list[bytes]:
             raise Rejected(
                 code, f"at byte {at} of {len(data)}: {data[at : at + 4].hex()} begins no certificate"
             )
-        if len(found) == MAX_CERTIFICATES:
-            raise Rejected(f"{area}.certificate-malformed", f"more than {MAX_CERTIFICATES} certificates")
+        if len(found) == most:
+            raise Rejected(f"{area}.certificate-malformed", f"more than {most} certificates")
         found.append(data[at:end])
         at = end
     return found

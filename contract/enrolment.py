@@ -22,7 +22,7 @@ from contract.tpmvendor import TpmKind
 
 SECRET_BYTES: Final = 32
 TrustSource = Literal["certificate", "allow-list", "unverified"]
-_NEVER_LISTED: Final = frozenset({"ek.revoked", "ek.crl-signature"})
+NEVER_LISTED: Final = frozenset({"ek.revoked", "ek.crl-signature"})
 """What a person's list does not overrule: the maker says that the key is lost, or somebody forged what the maker says."""
 _AK_MUST: Final = {
     "fixedTPM": tpm.FIXED_TPM,
@@ -145,7 +145,7 @@ def check_identity(
     try:
         certified = check_certificate(ek, ek_certificate, ek_chain, trust, now=now)  # 2
     except Rejected as refused:
-        if ek_sha256 not in allow_listed_ek_sha256 or refused.code in _NEVER_LISTED:  # 3
+        if ek_sha256 not in allow_listed_ek_sha256 or refused.code in NEVER_LISTED:  # 3
             raise
         found = EkTrust(
             ek_sha256=ek_sha256,

@@ -54,6 +54,12 @@ def maker_of(manufacturer: str) -> str:
     return manufacturer if found is None else found[0]
 
 
+def maker_in(text: str) -> str:
+    """Return the maker whose name stands in a text, such as an authority's; "" where none does. For showing only."""
+    folded = text.casefold()
+    return next((name for name, _ in _MAKERS.values() if name.casefold() in folded), "")
+
+
 def kind_of(manufacturer: str, model: str) -> TpmKind:
     """Return of which kind the TPM is that a certificate names so."""
     if manufacturer.lower() in _VIRTUAL_IDS or any(word in model.lower() for word in _VIRTUAL_WORDS):

@@ -32,12 +32,13 @@ from controller.config import Config, listen_address, url_host
 from controller.failures import Failures
 from controller.fleet import Fleet
 from controller.issuing import Issuing
-from controller.keys import Keys, load_roots
+from controller.keys import Keys
 from controller.listener import Listener, server_context
 from controller.metrics import CONTENT_TYPE, Metrics
 from controller.node_channel import node_app
 from controller.policy import FleetSettings
 from controller.repository import Repository
+from controller.roots import load_device_trust
 from controller.services import Services
 from controller.sessions import Sessions
 from controller.signed_files import SignedFiles
@@ -57,6 +58,7 @@ class Controller:
         """Open the store. Raises Rejected `store.url`, `keys.malformed`."""
         now = time.time()
         self._config = config
+        self._directory = directory
         self._names = server_names(config)
         keys.renew(self._names, now)
         self._keys = keys
@@ -78,7 +80,7 @@ class Controller:
             metrics=metrics,
             bell=bell,
             failures=Failures(config.limits.failures_per_minute),
-            ek_roots=load_roots(directory / config.enrolment.ek_roots),
+            device_trust=load_device_trust(directory, config.enrolment),
         )
         certificate, key = str(keys.server_certificate), str(keys.server_key)
         self._node_tls = server_context(certificate, key, node_trust=keys.node_trust)
@@ -124,6 +126,9 @@ class Controller:
             self._admin_tls.load_cert_chain(certificate, key)
             add_trust(self._node_tls, self._keys.node_trust)
         await self.services.signed_files.refresh(time.time())
+        self.services.device_trust = await asyncio.to_thread(
+            load_device_trust, self._directory, self._config.enrolment
+        )
 
 
 def add_trust(context: ssl.SSLContext, pem: str) -> None:

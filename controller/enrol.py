@@ -9,8 +9,11 @@ from __future__ import annotations
 import secrets
 import time
 
+from contract.binding import devid_qualifying_data
 from contract.credential import make_credential
-from contract.enrolment import SECRET_BYTES, check_ak, check_ek, check_identity, ek_digest
+from contract.devid import check_devid
+from contract.enrolment import NEVER_LISTED, SECRET_BYTES, check_ak, check_ek, check_identity, ek_digest
+from contract.enrolment import EkTrust as FoundTrust
 from contract.errors import Rejected
 from contract.messages import (
     MAX_ENROL_BYTES,
@@ -20,12 +23,15 @@ from contract.messages import (
     EnrolFinish,
     EnrolPending,
 )
+from contract.quote import AttestationKey
+from contract.tpmvendor import maker_of
 from contract.wire import decode
 from controller.authority import csr_key
-from controller.enrolment_records import EnrolmentRequest
+from controller.enrolment_records import NO_DEVIDS, DevIds, EnrolmentRequest
 from controller.issuing import Issuing
 from controller.records import EkTrust
 from controller.services import Services
+from controller.tpmrecord import TpmRecord
 
 UNTRUSTED = "enrolment.ek-untrusted"
 
@@ -36,7 +42,7 @@ async def begin(services: Services, untrusted: bytes) -> EnrolChallenge:
     1. strict form (`message.malformed`), CSR signed by its own key (`csr.*`)
     2. AK attributes (`ak.*`; b02)
     3. EK attributes (`ek.attributes`), EK certificate or allow-list (b07, b08); where neither, the site's
-       policy decides (`enrolment.ek-untrusted`, with the reason)
+       policy decides (`enrolment.ek-untrusted`, with the reason; b07: `ek.virtual` and its like where it demands hardware)
     4. id, EK and AK are free or the same as before (`enrolment.*`; b04, b06, b12)
     5. a fresh secret, encrypted so that only the TPM with both keys can open it (b01, b03)
     """
@@ -46,14 +52,27 @@ async def begin(services: Services, untrusted: bytes) -> EnrolChallenge:
     facts = check_ak(message.ak_public)  # 2
     check_ek(message.ek_public)  # 3
     allowed = await services.fleet.preregistered_eks()
-    trust: EkTrust
+    trust: EkTrust = "unverified"
+    tpm = TpmRecord()
     doubt: Rejected | None = None
     try:
-        trust = check_identity(
-            message.ek_public, message.ek_certificate, services.ek_roots, allowed, now
-        ).source
+        found = check_identity(
+            message.ek_public,
+            message.ek_certificate,
+            services.device_trust.ek,
+            allowed,
+            now,
+            ek_chain=message.ek_chain,
+        )
     except Rejected as rejected:
-        trust, doubt = "unverified", rejected
+        if rejected.code in NEVER_LISTED:  # no site's policy lets in what its own maker has revoked
+            await services.fleet.refuse_enrolment(
+                message.node, ek_digest(message.ek_public), rejected, now=now
+            )
+            raise
+        doubt = rejected
+    else:
+        trust, tpm = found.source, _record_of(found)
     secret = secrets.token_bytes(SECRET_BYTES)
     request = EnrolmentRequest(
         node=message.node,
@@ -64,6 +83,7 @@ async def begin(services: Services, untrusted: bytes) -> EnrolChallenge:
         ak_name=facts.name,
         csr=message.csr,
         ek_trust=trust,
+        tpm=tpm,
         token=message.token,
         secret=secret,
     )
@@ -85,13 +105,18 @@ async def finish(services: Services, issuing: Issuing, untrusted: bytes) -> Enro
     """
     now = time.time()
     message = decode(untrusted, EnrolFinish, max_bytes=MAX_ENROL_BYTES)
+    devids = await _devids(services, message, now) if message.devids else NO_DEVIDS
     root = services.signed_files.newest_root
-    admitted = await services.fleet.finish_enrolment(message, issuing.issue(now), now=now, ready=bool(root))
+    admitted = await services.fleet.finish_enrolment(
+        message, issuing.issue(now), now=now, ready=bool(root), devids=devids
+    )
     services.bell.ring()
     if admitted is None:
         return EnrolPending(
             retry_s=services.config.enrolment.retry_s, waiting_for="approval" if root else "first-baseline"
         )
+    # A session that is open with what the node had before must not report over what it has now.
+    await services.sessions.drop(admitted.identity.node)
     return EnrolApproved(
         node=admitted.identity.node,
         site=admitted.identity.site,
@@ -99,3 +124,32 @@ async def finish(services: Services, issuing: Issuing, untrusted: bytes) -> Enro
         directive_key=services.keys.directive_public,
         root_metadata=root,
     )
+
+
+def _record_of(found: FoundTrust) -> TpmRecord:
+    return TpmRecord(
+        kind=found.kind,
+        manufacturer=maker_of(found.manufacturer),
+        model=found.model,
+        firmware=found.firmware,
+        root_sha256=found.root_sha256,
+        notes=found.notes,
+    )
+
+
+async def _devids(services: Services, message: EnrolFinish, now: float) -> DevIds:
+    """Check the device identities that came with a proof. One that fails is told of and not believed; it keeps nobody out."""
+    keys = await services.fleet.enrolment_keys(message.enrolment)
+    if keys is None:
+        return NO_DEVIDS
+    ak = AttestationKey.from_public(keys.ak_public, keys.ek_public)
+    wanted = devid_qualifying_data(enrolment=message.enrolment, node=keys.node, ak_public=keys.ak_public)
+    proved, refused = [], []
+    for evidence in message.devids:
+        try:
+            proved.append(
+                check_devid(evidence, ak, services.device_trust.devid, qualifying_data=wanted, now=now)
+            )
+        except Rejected as rejected:
+            refused.append(str(rejected)[:512])
+    return DevIds(proved=tuple(proved), refused=tuple(refused))

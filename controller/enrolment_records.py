@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from contract.devid import DevId
 from contract.tpmvendor import TpmKind
 from controller.records import EkTrust, IssuedCertificate, NodeIdentity, Record
 from controller.tpmrecord import TpmRecord
@@ -30,6 +31,25 @@ class EnrolmentRequest(Record, frozen=True, kw_only=True):
     token: str = ""
     secret: bytes
     """What TPM2_ActivateCredential must bring to light; forgotten once it is proved."""
+
+
+class EnrolmentKeys(Record, frozen=True, kw_only=True):
+    """What the proof of an enrolment that was begun is held against."""
+
+    node: str
+    ek_public: bytes
+    ak_public: bytes
+
+
+class DevIds(Record, frozen=True, kw_only=True):
+    """Device identities that came with a proof, checked."""
+
+    proved: tuple[DevId, ...] = ()
+    refused: tuple[str, ...] = ()
+    """Why others were not believed: a code, a colon and the reason."""
+
+
+NO_DEVIDS = DevIds()
 
 
 class Admitted(Record, frozen=True, kw_only=True):

@@ -137,19 +137,6 @@ def load(directory: Path, now: float) -> Keys:
     )
 
 
-def load_roots(directory: Path) -> list[x509.Certificate]:
-    """Load every certificate of every *.pem file in `directory`. Raises Rejected `keys.malformed`."""
-    roots: list[x509.Certificate] = []
-    for path in sorted(directory.glob("*.pem")):
-        try:
-            roots += x509.load_pem_x509_certificates(path.read_bytes())
-        except (OSError, ValueError) as error:
-            raise Rejected(
-                "keys.malformed", f"{path}: not PEM certificates ({type(error).__name__})"
-            ) from None
-    return roots
-
-
 def _new_node_authority(directory: Path, number: int, now: float) -> Authority:
     authority = Authority.new(f"Ringfence node authority {number}", now, NODE_CA_LIFETIME_S)
     _create(directory / f"node-ca-{number}.key", _private_pem(authority.key), _PRIVATE_MODE)

@@ -31,6 +31,7 @@ from controller.fleet import Fleet
 from controller.keys import CA_COPY_NAME, create, load
 from controller.policy import FleetSettings
 from controller.records import Role
+from controller.rootscheck import ek_roots
 from controller.store import Store, StoreUnavailable, migrate
 
 DEFAULT_DIRECTORY = "/var/lib/ringfence-controller"
@@ -61,7 +62,8 @@ node_hours = 72
 names = {names}
 
 [enrolment]
-# Folder of PEM files: the authorities whose TPM endorsement certificates are trusted.
+# Folder of certificates: the authorities whose TPM endorsement certificates are trusted.
+# "ringfence-controller ek-roots check" says what is there and what is missing.
 ek_roots = "ek-roots"
 retry_s = {retry_s}
 """
@@ -177,6 +179,9 @@ def token(directory: Path, name: str, role: Role, days: float, token_file: Path 
     _show_token(made, token_file)
 
 
+cli.add_command(ek_roots)
+
+
 def main() -> NoReturn:
     """Entry point."""
     try:
@@ -208,7 +213,8 @@ def _initialise(directory: Path, config: Config, text: str) -> str:
     keys = create(directory / "keys", config.name, now)
     keys.renew(server_names(config), now)
     (directory / CA_COPY_NAME).write_bytes(keys.server_authority.pem)
-    (directory / config.enrolment.ek_roots).mkdir(mode=0o755)
+    for folder in (config.enrolment.ek_roots, config.enrolment.ek_crls, config.enrolment.devid_roots):
+        (directory / folder).mkdir(mode=0o755)
     url = store_url(config, directory)
     migrate(url)
     token = asyncio.run(_add_token(url, "admin", "admin", None))

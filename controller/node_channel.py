@@ -51,6 +51,11 @@ _HANDSHAKE_CODES = {
     "enrolment.proof": 403,
     "enrolment.rejected": 403,
     "enrolment.ek-untrusted": 403,
+    "enrolment.ak-revoked": 403,
+    "ek.revoked": 403,
+    "ek.virtual": 403,
+    "ek.firmware": 403,
+    "ek.kind-unknown": 403,
     "enrolment.token": 403,
     "enrolment.too-many": 503,
 }

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptography import x509
-
 from controller.bell import Bell
 from controller.config import Config
 from controller.failures import Failures
@@ -13,6 +11,7 @@ from controller.fleet import Fleet
 from controller.keys import Keys
 from controller.metrics import Metrics
 from controller.records import Change
+from controller.roots import DeviceTrust
 from controller.sessions import Sessions
 from controller.signed_files import SignedFiles
 
@@ -29,7 +28,8 @@ class Services:
     metrics: Metrics
     bell: Bell
     failures: Failures
-    ek_roots: list[x509.Certificate]
+    device_trust: DeviceTrust
+    """Replaced whole when the folders are read again."""
 
     async def tell(self, change: Change, now: float, *, ask_for_report: bool = False) -> None:
         """Give every connected node that a change of ours touches its new directive at once."""

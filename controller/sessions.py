@@ -29,105 +29,31 @@ from contract.messages import (
     Challenge,
     FromAgent,
     Hello,
-    Message,
     Order,
     Refused,
     Renew,
     Report,
     never_more,
 )
-from contract.wire import decode, encode
-from controller.appraisal import Appraiser, LogWanted, parsed_body
+from contract.wire import decode
+from controller.appraisal import LogWanted
 from controller.authority import CertifiedNode
 from controller.bell import Bell
 from controller.faults import log_fault
 from controller.fleet import Fleet
 from controller.issuing import Issuing
 from controller.metrics import Metrics
-from controller.nonces import Nonces
-from controller.records import Evidence, Outcome, SessionRecord
+from controller.policybook import PolicyBook
+from controller.records import Outcome
+from controller.session import CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_SILENT, NONCE_INTERVALS, Session
 from controller.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
-NONCE_INTERVALS = 3.0
-SEND_S = 10.0
-"""A node that does not take a frame for so long has its connection closed."""
 PUSH_AT_ONCE = 256
 SOCKET = web.RequestKey("ringfence.socket", web.WebSocketResponse)
 """Where a request keeps its WebSocket once it is one."""
-CLOSE_REPLACED = 4001
-CLOSE_REFUSED = 4002
-CLOSE_SILENT = 4003
 MIN_SILENCE_S = 30.0
-
-
-class Session:
-    """One node's open connection and what its next report will be held against."""
-
-    __slots__ = (
-        "appraiser",
-        "asked",
-        "closing",
-        "greeted",
-        "identity",
-        "nonces",
-        "number",
-        "socket",
-        "stale",
-    )
-
-    def __init__(self, socket: web.WebSocketResponse, identity: CertifiedNode, record: SessionRecord) -> None:
-        """`record` is what the store said when it let the session open."""
-        self.socket = socket
-        self.identity = identity
-        self.appraiser = Appraiser(record, identity.fingerprint)
-        self.nonces = Nonces()
-        self.closing: asyncio.Future[None] | None = None
-        """Done when a close that another task began has sent its frame."""
-        self.greeted = False
-        """Hello is sent: only then may anything else be."""
-        self.asked: frozenset[bytes] = frozenset()
-        """Nonces that came with a demand for the firmware log: a report over one of them must bring it."""
-        self.stale = False
-        """Something outside changed the record: read it again before the next report is judged."""
-        self.number = 0
-
-    @property
-    def node(self) -> str:
-        """Name of the node."""
-        return self.identity.node
-
-    def nonce(self) -> bytes:
-        """Issue the next nonce; its age is measured by the clock that nobody sets."""
-        return self.nonces.issue(time.monotonic(), NONCE_INTERVALS * self.appraiser.record.interval_s)
-
-    def log_nonce(self, *, wanted: bool) -> bytes:
-        """Issue the next nonce and note whether the firmware log is asked for with it."""
-        nonce = self.nonce()
-        self.asked = frozenset((nonce,)) if wanted else frozenset()
-        return nonce
-
-    async def send(self, message: Message) -> None:
-        """Send one message, or close the connection when the node does not take it in time."""
-        try:
-            async with asyncio.timeout(SEND_S):
-                await self.socket.send_bytes(encode(message))
-        except (TimeoutError, ConnectionError):
-            await self.close(CLOSE_SILENT)
-
-    async def close(self, code: int) -> None:
-        """Close without waiting for long; a socket that is not open yet sees by itself that it was replaced."""
-        if not self.socket.prepared or self.closing is not None:
-            return
-        self.closing = asyncio.get_running_loop().create_future()
-        try:
-            async with asyncio.timeout(SEND_S):
-                await self.socket.close(code=code)
-        except (TimeoutError, ConnectionError):
-            log.debug("session of %s did not close in time", self.node)
-        finally:
-            self.closing.set_result(None)
 
 
 class Sessions:
@@ -136,6 +62,7 @@ class Sessions:
     def __init__(self, fleet: Fleet, issuing: Issuing, metrics: Metrics, bell: Bell) -> None:
         """Signs with the directive key of `issuing`."""
         self._fleet = fleet
+        self._policies = PolicyBook(fleet)
         self._issuing = issuing
         self._signer = directive_signer(issuing.keys.directive)
         self._metrics = metrics
@@ -153,10 +80,11 @@ class Sessions:
         self._opening[identity.node] += 1
         try:
             record = await self._fleet.open_session(identity.node, identity.fingerprint, now=time.time())
+            policies = await self._policies.of(record.baseline)
             socket = web.WebSocketResponse(
                 protocols=(PROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=2.0
             )
-            session = Session(socket, identity, record)
+            session = Session(socket, identity, record, policies)
             self._take_over(session)
         finally:
             self._opening[identity.node] -= 1
@@ -190,6 +118,12 @@ class Sessions:
         sessions = [session for session in sessions if session.greeted]
         await asyncio.gather(*(session.send(Challenge(nonce=session.nonce())) for session in sessions))
 
+    async def drop(self, node: str) -> None:
+        """Close the session of a node that has enrolled anew: its certificate is no longer bound."""
+        session = self._open.get(node)
+        if session is not None:
+            await session.close(CLOSE_REPLACED)
+
     async def stop(self) -> None:
         """Close every session; nodes come back by themselves."""
         for session in list(self._open.values()):
@@ -216,12 +150,13 @@ class Sessions:
 
     async def _greet(self, session: Session) -> None:
         directive = await self._fleet.directive_for(session.node, now=time.time())
-        log_wanted = session.appraiser.record.boot is None
+        wanted = session.appraiser.asking()
         hello = Hello(
             node=session.node,
-            nonce=session.log_nonce(wanted=log_wanted),
+            nonce=session.nonce_for(wanted),
             interval_s=session.appraiser.record.interval_s,
-            event_log_wanted=log_wanted,
+            event_log_wanted=wanted.event_log,
+            ima_offset=wanted.ima_offset,
             directive=sign_directive(directive, self._signer),
         )
         await session.send(hello)
@@ -281,27 +216,31 @@ class Sessions:
         begun = time.perf_counter()
         try:
             outcome = await self._judged(session, report)
-        except LogWanted:
-            # Number 0 answers no report: nothing is acknowledged or confirmed. The Challenge brings the log at once.
+        except LogWanted as more:
+            # Number 0 answers no report: nothing is acknowledged or confirmed. The Challenge brings the logs at once.
             answer = Answer(
-                number=0, nonce=session.log_nonce(wanted=True), tier="none", event_log_wanted=True
+                number=0,
+                nonce=session.nonce_for(more.asked),
+                tier="none",
+                event_log_wanted=more.asked.event_log,
+                ima_offset=more.asked.ima_offset,
             )
-            again = session.nonce()
-            session.asked |= {again}
             await session.send(answer)
-            await session.send(Challenge(nonce=again))
+            await session.send(Challenge(nonce=session.nonce()))
             return
-        session.appraiser = session.appraiser.renewed(outcome.session)
-        log_wanted = outcome.session.boot is None
+        policies = await self._policies.of(outcome.session.baseline)
+        session.appraiser = session.appraiser.renewed(outcome.session, policies)
+        wanted = session.appraiser.asking()
         if outcome.affected:
             self._spawn(self._tell_others(outcome.affected))
         answer = Answer(
             number=session.number,
-            nonce=session.log_nonce(wanted=log_wanted),
+            nonce=session.nonce_for(wanted),
             tier=outcome.tier,
             findings=outcome.findings,
             events_acked=outcome.events_acked,
-            event_log_wanted=log_wanted,
+            event_log_wanted=wanted.event_log,
+            ima_offset=wanted.ima_offset,
             directive=None if outcome.directive is None else sign_directive(outcome.directive, self._signer),
         )
         await session.send(answer)
@@ -313,9 +252,11 @@ class Sessions:
         """Verify and store one report; whatever goes wrong on the way is stored as this node's failure (c07)."""
         if session.stale:
             session.stale = False
-            session.appraiser = session.appraiser.renewed(await self._fleet.session(session.node))
+            record = await self._fleet.session(session.node)
+            policies = await self._policies.of(record.baseline)
+            session.appraiser = session.appraiser.renewed(record, policies)
         try:
-            evidence = await self._appraised(session, report)
+            evidence = await session.appraised(report, self._fleet)
             return await self._fleet.take_report(session.node, evidence, now=time.time())
         except (LogWanted, StoreUnavailable):
             raise
@@ -327,31 +268,6 @@ class Sessions:
             rejected = Rejected("verification.failed", "a fault of the controller; its log says more")
         self._metrics.rejected.labels(rejected.code).inc()
         return await self._fleet.reject_evidence(session.node, rejected, now=time.time())
-
-    async def _appraised(self, session: Session, report: Report) -> Evidence:
-        candidates = session.nonces.candidates()
-        try:
-            body = parsed_body(report)
-        except Rejected:
-            session.nonces.consume(None, time.monotonic())
-            raise
-        session.number = body.number
-        appraiser, chosen = session.appraiser, None
-        if (
-            len(candidates) > 1
-        ):  # a Challenge crossed the report: see which nonce it is over, before it is used up
-            over = (c for c in candidates if appraiser.qualifying(report, body, c) in report.quote)
-            chosen = next(over, None)
-        nonce = session.nonces.consume(chosen, time.monotonic())
-        if report.event_log is None:
-            try:
-                return appraiser.appraise(report, body, nonce)
-            except LogWanted:
-                if nonce in session.asked:
-                    raise Rejected("boot.event-log-withheld", "asked for and not sent") from None
-                raise
-        # A firmware log takes milliseconds: other nodes' reports need not wait for it.
-        return await asyncio.to_thread(appraiser.appraise, report, body, nonce)
 
     async def _tell_others(self, nodes: Sequence[str]) -> None:
         try:

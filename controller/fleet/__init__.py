@@ -8,23 +8,14 @@ database cannot answer: then nothing was done and nothing is trusted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 from contract.directive import Directive
 from contract.errors import Rejected
-from contract.messages import EnrolFinish
-from controller.enrolment_records import (
-    Admitted,
-    EnrolmentRequest,
-    EnrolmentView,
-    EnrolTokenView,
-    PreregistrationView,
-)
 from controller.fleet import (
     access,
     baselines,
-    enrolments,
+    boots,
     incidents,
     isolation,
     nodes,
@@ -32,7 +23,8 @@ from controller.fleet import (
     sessions,
     sites,
 )
-from controller.policy import FleetSettings, SitePolicy
+from controller.fleet.enrolling import Enrolling
+from controller.policy import SitePolicy
 from controller.records import (
     ApiTokenView,
     AuditView,
@@ -51,29 +43,16 @@ from controller.records import (
     Outcome,
     Page,
     Role,
+    Sections,
     SessionRecord,
     SiteView,
     Standing,
     StandingChange,
 )
-from controller.store import Duplicate, Refused, Store, Transaction
-
-T = TypeVar("T")
 
 
-class Fleet:
+class Fleet(Enrolling):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
-
-    def __init__(self, store: Store, settings: FleetSettings) -> None:
-        self._store = store
-        self._settings = settings
-
-    async def _bind(self, fn: Callable[[Transaction], T | Refused]) -> T:
-        try:
-            return await self._store.run(fn)
-        except Duplicate:
-            # Another controller bound the id, the EK or the AK between our look and our write (b05).
-            raise Rejected("enrolment.identity-conflict", "bound by somebody else a moment ago") from None
 
     async def start(self) -> None:
         """Call once before listening: no session of an earlier process is open any more."""
@@ -101,81 +80,6 @@ class Fleet:
         """Raises Rejected `site.unknown`."""
         return await self._store.run(lambda tx: sites.get(tx, site))
 
-    # -- enrolment -----------------------------------------------------------------------------------------
-
-    async def begin_enrolment(self, request: EnrolmentRequest, *, now: float) -> str:
-        """Open an enrolment and return its id.
-
-        Raises Rejected `enrolment.reserved` (b06), `enrolment.identity-conflict` (b04), `enrolment.ek-in-use`
-        (b12), `enrolment.ek-untrusted`, `enrolment.too-many`, `enrolment.token`, `site.unknown`; all recorded.
-        """
-        return await self._store.run(lambda tx: enrolments.begin(tx, self._settings, request, now=now))
-
-    async def finish_enrolment(
-        self, finish: EnrolFinish, issue: Issue, *, now: float, ready: bool = True
-    ) -> Admitted | None:
-        """Check the proof; admit where EK list, token or person has approved; None while a person must.
-
-        Without `ready` nobody gets a certificate yet: the proof is taken down and the answer is None.
-
-        `issue` runs in the transaction that binds id, EK, AK and certificate. Raises Rejected
-        `enrolment.unknown`, `enrolment.proof` (b03), `enrolment.rejected`, `enrolment.expired`,
-        `enrolment.identity-conflict` (b05).
-        """
-        return await self._bind(
-            lambda tx: enrolments.finish(tx, self._settings, finish, issue, now=now, ready=ready)
-        )
-
-    async def approve(
-        self, enrolment: str, *, actor: str, now: float, site: str | None = None, replace: bool = False
-    ) -> EnrolmentView:
-        """Approve. `site` where the node named none (or another). `replace` says that the node of this id now has
-        this AK (same TPM, new key) — without it a changed AK is refused with `enrolment.identity-conflict`."""
-        return await self._bind(
-            lambda tx: enrolments.approve(tx, enrolment, actor=actor, now=now, site=site, replace=replace)
-        )
-
-    async def reject(self, enrolment: str, *, actor: str, reason: str, now: float) -> EnrolmentView:
-        """Raises Rejected `enrolment.unknown`, `enrolment.decided`, `reason.missing`."""
-        return await self._store.run(
-            lambda tx: enrolments.reject(tx, enrolment, actor=actor, reason=reason, now=now)
-        )
-
-    async def preregister(
-        self, ek_id: str, *, site: str, node: str | None, actor: str, now: float
-    ) -> PreregistrationView:
-        """Expect this EK; with `node`, that id is reserved for it. Raises Rejected `ek.invalid`, `site.unknown`,
-        `preregistration.exists`, `enrolment.ek-in-use`."""
-        return await self._store.run(
-            lambda tx: enrolments.preregister(tx, ek_id, site=site, node=node, actor=actor, now=now)
-        )
-
-    async def preregistered_eks(self) -> frozenset[str]:
-        """EK ids that are expected: the allow-list of `check_identity`."""
-        return await self._store.run(enrolments.expected_eks)
-
-    async def new_enrol_token(
-        self, token_sha256: bytes, *, site: str, node: str | None, expires_at: float, actor: str, now: float
-    ) -> EnrolTokenView:
-        """Store a one-use token by its SHA-256 (the caller made it and shows it once)."""
-        return await self._store.run(
-            lambda tx: enrolments.new_token(
-                tx, token_sha256, site=site, node=node, expires_at=expires_at, actor=actor, now=now
-            )
-        )
-
-    async def list_enrolments(
-        self, *, state: str | None = None, after: str | None = None, limit: int = 100
-    ) -> Page[EnrolmentView]:
-        """Newest first."""
-        return await self._store.run(lambda tx: enrolments.list_(tx, state=state, after=after, limit=limit))
-
-    async def list_preregistrations(
-        self, *, after: str | None = None, limit: int = 100
-    ) -> Page[PreregistrationView]:
-        """By EK id."""
-        return await self._store.run(lambda tx: enrolments.list_expected(tx, after=after, limit=limit))
-
     # -- sessions and evidence -----------------------------------------------------------------------------
 
     async def open_session(self, node: str, certificate_sha256: bytes, *, now: float) -> SessionRecord:
@@ -193,6 +97,14 @@ class Fleet:
     async def session(self, node: str) -> SessionRecord:
         """Read again what a session holds, after a Change named the node. Raises Rejected `session.unknown-node`."""
         return await self._store.run(lambda tx: sessions.session(tx, node))
+
+    async def boot_reference(self, node: str) -> bytes | None:
+        """The boot that a node is held to, encoded; None until one was accepted."""
+        return await self._store.run(lambda tx: boots.reference(tx, node))
+
+    async def sections(self, name: str, version: int) -> Sections:
+        """What a baseline says of attestation. Raises Rejected `baseline.unknown`."""
+        return await self._store.run(lambda tx: baselines.sections(tx, name, version))
 
     async def take_report(self, node: str, evidence: Evidence, *, now: float) -> Outcome:
         """Judge verified evidence, store it, and say what follows: one transaction."""
@@ -225,7 +137,7 @@ class Fleet:
         """Take the boot seen last as the node's reference. Raises Rejected `node.unknown`, `boot.no-candidate`,
         `reason.missing`. The caller reloads the session record and sends a Challenge."""
         return await self._store.run(
-            lambda tx: reports.accept_boot(tx, node, actor=actor, reason=reason, now=now)
+            lambda tx: boots.accept_boot(tx, node, actor=actor, reason=reason, now=now)
         )
 
     async def sweep(self, *, now: float) -> list[StandingChange]:

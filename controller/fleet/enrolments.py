@@ -6,8 +6,10 @@
 4. `_bind` writes id, EK and AK in one row whose UNIQUE constraints decide every race (b05), and the certificate
    is issued and bound in the transaction that hands it out.
 
-The same TPM with the same AK may enrol again by itself (its disk was lost, not its identity) and gets a new
-certificate. The same TPM with another AK needs a person; another TPM under a bound id is refused (b04).
+The same TPM with the same AK may enrol again by itself and gets a new certificate. The same TPM with new keys (its disk was
+replaced) is let in where its EK is expected under that very id or the site's policy says so; else a person says it once. Then
+the AK and every certificate from before are revoked in the transaction that binds the new ones, while the boot reference
+stays: what boots now is held against what booted before. Another TPM under a bound id is refused (b04), and so is a revoked AK.
 """
 
 from __future__ import annotations
@@ -15,19 +17,15 @@ from __future__ import annotations
 import hashlib
 import hmac
 
+import msgspec
+
 from contract.binding import enrolment_proof_message
 from contract.enrolment import proof
 from contract.errors import Rejected
 from contract.messages import EnrolFinish, Severity
-from contract.names import checked_name
-from controller.enrolment_records import (
-    Admitted,
-    EnrolmentRequest,
-    EnrolmentView,
-    EnrolTokenView,
-    PreregistrationView,
-)
-from controller.fleet import acts, identity, sites
+from controller import tpmrecord
+from controller.enrolment_records import Admitted, DevIds, EnrolmentKeys, EnrolmentRequest, EnrolmentView
+from controller.fleet import acts, identity, newkeys
 from controller.fleet.paging import cut
 from controller.policy import FleetSettings
 from controller.records import Issue, NodeIdentity, Page
@@ -38,7 +36,7 @@ from controller.store.enrolments import EnrolmentRow
 MAX_WRONG_PROOFS = 5
 BEGUN_LIFETIME_S = 600.0
 """A TPM answers a challenge in seconds; claims that nobody proves must not pile up."""
-_EK_ID_CHARS = 64
+MAX_NOTES = 16
 _SAME_TPM = "the same TPM with the same AK"
 
 
@@ -55,7 +53,8 @@ def begin(
         identity.check_reserved(tx, request.node, request.ek_id)
         identity.check_bound(tx, request.node, request.ek_id, ak_name, another_ak_may_wait=True)
         if site is not None:
-            identity.check_trust(tx, site, request.ek_trust)
+            identity.check_trust(tx, site, request.ek_trust, request.tpm.kind)
+        identity.check_not_revoked(tx, ak_name)
     except Rejected as rejected:
         return _refuse(tx, request.node, request.ek_id, rejected, now)
     digest = hashlib.sha256(request.secret + request.ek_id.encode() + request.node.encode()).hexdigest()
@@ -81,13 +80,29 @@ def begin(
             created_at=now,
             decided_at=None,
             decided_by=None,
+            tpm=tpmrecord.stored(request.tpm),
         ),
     )
     return enrolment
 
 
+def keys(tx: Transaction, enrolment: str) -> EnrolmentKeys | None:
+    """See Fleet.enrolment_keys."""
+    row = rows.load(tx, enrolment)
+    if row is None or row.state != "begun":
+        return None
+    return EnrolmentKeys(node=row.node, ek_public=row.ek_public, ak_public=row.ak_public)
+
+
 def finish(
-    tx: Transaction, settings: FleetSettings, finish: EnrolFinish, issue: Issue, *, now: float, ready: bool
+    tx: Transaction,
+    settings: FleetSettings,
+    finish: EnrolFinish,
+    issue: Issue,
+    *,
+    now: float,
+    ready: bool,
+    devids: DevIds,
 ) -> Admitted | Refused | None:
     """See Fleet.finish_enrolment."""
     row = rows.load(tx, finish.enrolment)
@@ -103,6 +118,7 @@ def finish(
     if row.state == "begun":
         rows.supersede(tx, node=row.node, ek_id=row.ek_id, without=row.enrolment)
         rows.change(tx, row.enrolment, state="proved", secret=hashlib.sha256(finish.proof).digest())
+        row = _with_devids(tx, row, devids, now)
     if row.state in {"begun", "proved"}:
         try:
             approver = _approver(tx, row, now)
@@ -110,7 +126,7 @@ def finish(
                 if row.state == "begun":
                     _announce(tx, row, now)
                 return None
-            _bind(tx, row, site=row.site, by=approver, now=now, another_ak=False)
+            _bind(tx, row, site=row.site, by=approver, now=now, another_ak=True)
         except Rejected as rejected:
             rows.change(tx, row.enrolment, state="rejected", note=str(rejected), decided_at=now)
             return _refuse(tx, row.node, row.ek_id, rejected, now)
@@ -154,6 +170,8 @@ def reject(tx: Transaction, enrolment: str, *, actor: str, reason: str, now: flo
     row = _undecided(tx, enrolment)
     why = acts.checked_reason(reason)
     rows.change(tx, enrolment, state="rejected", note=why, decided_at=now, decided_by=actor, secret=b"")
+    if row.replaces and (bound := nodes.load(tx, row.node)) is not None:
+        newkeys.answered(tx, row.node, bound.site, now)
     acts.record(
         tx,
         "enrolment.rejected",
@@ -169,82 +187,10 @@ def reject(tx: Transaction, enrolment: str, *, actor: str, reason: str, now: flo
     return _view(tx, enrolment)
 
 
-def preregister(
-    tx: Transaction, ek_id: str, *, site: str, node: str | None, actor: str, now: float
-) -> PreregistrationView:
-    """See Fleet.preregister."""
-    if len(ek_id) != _EK_ID_CHARS or any(c not in "0123456789abcdef" for c in ek_id):
-        raise Rejected("ek.invalid", "wanted the SHA-256 of the EK's public key, 64 hexadecimal digits")
-    if node is not None:
-        checked_name(node, "node")
-    sites.known(tx, site)
-    if rows.expected_by_ek(tx, ek_id) or (node is not None and rows.expected_by_node(tx, node)):
-        raise Rejected("preregistration.exists", f"EK {ek_id} or node {node} is expected already")
-    for bound_node, bound_ek, _ in nodes.bound(tx, node=node or "", ek_id=ek_id, ak_name=""):
-        if bound_ek == ek_id:
-            raise Rejected("enrolment.ek-in-use", f"this EK is node {bound_node}")
-        raise Rejected("enrolment.identity-conflict", f"node {node} is bound to another EK")
-    rows.expect(tx, ek_id, node=node, site=site, actor=actor, now=now)
-    acts.record(
-        tx,
-        "enrolment.preregistered",
-        f"EK {ek_id} expected as {node or 'any node'}",
-        actor=actor,
-        target=ek_id,
-        reason="",
-        now=now,
-        node=node,
-        site=site,
-    )
-    return PreregistrationView(
-        ek_id=ek_id, node=node, site=site, created_at=now, created_by=actor, used_at=None
-    )
-
-
-def expected_eks(tx: Transaction) -> frozenset[str]:
-    """See Fleet.preregistered_eks."""
-    return rows.expected_eks(tx)
-
-
-def new_token(
-    tx: Transaction,
-    token_sha256: bytes,
-    *,
-    site: str,
-    node: str | None,
-    expires_at: float,
-    actor: str,
-    now: float,
-) -> EnrolTokenView:
-    """See Fleet.new_enrol_token."""
-    sites.known(tx, site)
-    if node is not None:
-        checked_name(node, "node")
-    if expires_at <= now:
-        raise Rejected("token.expired", "it would be void from the start")
-    acts.record(
-        tx,
-        "enrolment.token-made",
-        f"one-use token for {node or 'any node'} of site {site}",
-        actor=actor,
-        target=site,
-        reason="",
-        now=now,
-        node=node,
-        site=site,
-    )
-    return rows.add_token(tx, token_sha256, node=node, site=site, expires_at=expires_at, actor=actor, now=now)
-
-
 def list_(tx: Transaction, *, state: str | None, after: str | None, limit: int) -> Page[EnrolmentView]:
     """See Fleet.list_enrolments."""
     page = rows.page(tx, state=state, before=after, limit=limit + 1)
     return cut(page, limit, lambda view: view.enrolment)
-
-
-def list_expected(tx: Transaction, *, after: str | None, limit: int) -> Page[PreregistrationView]:
-    """See Fleet.list_preregistrations."""
-    return cut(rows.expected_page(tx, after=after, limit=limit + 1), limit, lambda view: view.ek_id)
 
 
 # -- steps -----------------------------------------------------------------------------------------------
@@ -276,7 +222,7 @@ def _approver(tx: Transaction, row: EnrolmentRow, now: float) -> str | None:
     identity.check_reserved(tx, row.node, row.ek_id)
     current = identity.check_bound(tx, row.node, row.ek_id, row.ak_name, another_ak_may_wait=True)
     if current is not None:
-        return _SAME_TPM if current == row.ak_name else None
+        return _SAME_TPM if current == row.ak_name else newkeys.approver(tx, row.node, row.ek_id)
     if rows.expected_by_ek(tx, row.ek_id) is not None:
         return "EK list"
     if row.token_sha256 is not None:
@@ -290,12 +236,17 @@ def _approver(tx: Transaction, row: EnrolmentRow, now: float) -> str | None:
 def _bind(
     tx: Transaction, row: EnrolmentRow, *, site: str | None, by: str, now: float, another_ak: bool
 ) -> None:
-    if site is None:
-        raise Rejected("site.missing", "the node named no site: say which")
+    """Bind id, EK and AK, whoever approved it. `another_ak` says that the approver knows of the change of keys."""
     identity.check_reserved(tx, row.node, row.ek_id)
     current = identity.check_bound(tx, row.node, row.ek_id, row.ak_name, another_ak_may_wait=another_ak)
-    identity.check_trust(tx, site, row.ek_trust)
-    if current is None:
+    identity.check_not_revoked(tx, row.ak_name)
+    bound = None if current is None else nodes.load(tx, row.node, lock=True)
+    if bound is not None:
+        site = bound.site  # enrolling anew moves no node to another site
+    if site is None:
+        raise Rejected("site.missing", "the node named no site: say which")
+    identity.check_trust(tx, site, row.ek_trust, tpmrecord.read(row.tpm).kind)
+    if bound is None:
         nodes.add(
             tx,
             node=row.node,
@@ -307,10 +258,13 @@ def _bind(
             ek_trust=row.ek_trust,
             approved_by=by,
             now=now,
+            tpm=row.tpm,
         )
         rows.set_expected_used(tx, row.ek_id, now)
-    elif current != row.ak_name:
-        nodes.replace_ak(tx, row.node, ak_public=row.ak_public, ak_name=row.ak_name)
+    else:
+        nodes.set_tpm(tx, row.node, row.tpm)
+        if bound.ak_name != row.ak_name:
+            newkeys.replace(tx, row, bound, by=by, now=now)
     rows.change(
         tx,
         row.enrolment,
@@ -334,26 +288,54 @@ def _bind(
     )
 
 
+def _with_devids(tx: Transaction, row: EnrolmentRow, devids: DevIds, now: float) -> EnrolmentRow:
+    """Note which device identities came with the proof, and say of those that were not believed why."""
+    if not devids.proved and not devids.refused:
+        return row
+    record = tpmrecord.read(row.tpm)
+    record = msgspec.structs.replace(
+        record, devids=devids.proved, notes=(*record.notes, *devids.refused)[:MAX_NOTES]
+    )
+    row = msgspec.structs.replace(row, tpm=tpmrecord.stored(record))
+    rows.change(tx, row.enrolment, tpm=row.tpm)
+    for refused in devids.refused:
+        events.add(
+            tx,
+            "devid.refused",
+            "warning",
+            f"{row.node}: a device identity is not believed: {refused}"[:2048],
+            now=now,
+            node=row.node,
+            site=row.site,
+            detail={"enrolment": row.enrolment},
+        )
+    return row
+
+
 # -- telling ---------------------------------------------------------------------------------------------
 
 
 def _announce(tx: Transaction, row: EnrolmentRow, now: float) -> None:
-    current = identity.check_bound(tx, row.node, row.ek_id, row.ak_name, another_ak_may_wait=True)
+    """Tell people that somebody waits; a known TPM with new keys is a question of its own, with its answer beside it."""
+    bound = nodes.load(tx, row.node)
     note = "waits for a person"
     severity: Severity = "info"
-    if current is not None:
-        note, severity = "the same TPM with another AK: waits for a person", "warning"
-    rows.change(tx, row.enrolment, note=note)
+    if bound is not None:
+        note, severity = "same TPM, new keys: waits for a person", "warning"
+    rows.change(tx, row.enrolment, note=note, replaces=bound is not None)
+    waiting = _view(tx, row.enrolment)
     events.add(
         tx,
         "enrolment.waiting",
         severity,
-        f"enrolment of {row.node}: {note}",
+        f"enrolment of {row.node}: {note}: {waiting.approve_with}",
         now=now,
         node=row.node,
         site=row.site,
-        detail={"enrolment": row.enrolment, "ek": row.ek_id},
+        detail={"enrolment": row.enrolment, "ek": row.ek_id, "command": waiting.approve_with},
     )
+    if bound is not None:
+        newkeys.ask(tx, row, bound.site, command=waiting.approve_with, now=now)
 
 
 def _refuse(tx: Transaction, node: str, ek_id: str, rejected: Rejected, now: float) -> Refused:

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import hashlib
 
+from contract.enrolment import check_hardware
 from contract.errors import Rejected
 from contract.messages import Finding
+from contract.tpmvendor import TpmKind
 from controller.enrolment_records import EnrolmentRequest, EnrolTokenView
 from controller.fleet import incidents, sites
 from controller.judge import Suspicion
+from controller.records import EkTrust
 from controller.store import Transaction, events, nodes
 from controller.store import enrolments as rows
 
 REPEAT_S = 60.0
 """The same refusal about the same id is written down once in so long: anybody may knock."""
 _ABOUT_IDENTITY = frozenset(
-    {"enrolment.identity-conflict", "enrolment.ek-in-use", "enrolment.reserved", "enrolment.proof"}
+    {
+        "enrolment.identity-conflict",
+        "enrolment.ek-in-use",
+        "enrolment.reserved",
+        "enrolment.proof",
+        "enrolment.ak-revoked",
+        "ek.revoked",
+    }
 )
 
 
@@ -82,12 +92,24 @@ def check_bound(
     return current
 
 
-def check_trust(tx: Transaction, site: str, ek_trust: str) -> None:
-    """Raise Rejected `enrolment.ek-untrusted` where the site demands a proved EK."""
-    if ek_trust == "unverified" and sites.known(tx, site).policy.require_tpm:
+def check_trust(tx: Transaction, site: str, ek_trust: EkTrust, kind: TpmKind) -> None:
+    """Raise Rejected `enrolment.ek-untrusted` where the site demands a proved EK, `ek.*` where it demands hardware (b07)."""
+    policy = sites.known(tx, site).policy
+    if ek_trust == "unverified" and policy.require_tpm:
         raise Rejected(
             "enrolment.ek-untrusted",
             f"site {site} demands an EK with a certificate to a configured root, or one that is expected",
+        )
+    if policy.require_hardware_tpm:
+        check_hardware(kind, ek_trust)
+
+
+def check_not_revoked(tx: Transaction, ak_name: str) -> None:
+    """Raise Rejected `enrolment.ak-revoked` for an AK that was replaced: an old disk has come back."""
+    if rows.is_revoked(tx, ak_name):
+        raise Rejected(
+            "enrolment.ak-revoked",
+            "this AK was replaced; let the agent make new keys (empty its state folder)",
         )
 
 

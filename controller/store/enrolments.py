@@ -10,7 +10,7 @@ from controller import tpmrecord
 from controller.enrolment_records import EnrolmentState, EnrolmentView, EnrolTokenView, PreregistrationView
 from controller.records import EkTrust, Record
 from controller.store import Transaction
-from controller.store.schema import enrol_tokens, enrolments, preregistrations
+from controller.store.schema import enrol_tokens, enrolments, preregistrations, revoked_keys
 
 STATES: frozenset[str] = frozenset(get_args(EnrolmentState))
 OPEN_STATES = ("begun", "proved")
@@ -56,7 +56,14 @@ class EnrolmentRow(Record, frozen=True, kw_only=True):
             created_at=self.created_at,
             decided_at=self.decided_at,
             decided_by=self.decided_by,
+            approve_with=self._approve_with(),
         )
+
+    def _approve_with(self) -> str:
+        if self.state != "proved":
+            return ""
+        options = ("" if self.site else " --site SITE") + (" --replace" if self.replaces else "")
+        return f"ringfence enrolments approve {self.enrolment}{options}"
 
 
 def _row(row: Row[tuple[object, ...]]) -> EnrolmentRow:
@@ -124,6 +131,26 @@ def page(tx: Transaction, *, state: str | None, before: str | None, limit: int) 
     if before is not None:
         statement = statement.where(enrolments.c.enrolment < before)
     return [_row(row).view() for row in tx.execute(statement)]
+
+
+# -- revoked keys ----------------------------------------------------------------------------------------
+
+
+def revoke_key(
+    tx: Transaction, ak_name: str, *, node: str, certificate_sha256: bytes | None, by: str, now: float
+) -> None:
+    """Note that an AK was replaced. Raises the database's own integrity error when it is noted already."""
+    tx.execute(
+        insert(revoked_keys).values(
+            ak_name=ak_name, node=node, certificate_sha256=certificate_sha256, revoked_at=now, revoked_by=by
+        )
+    )
+
+
+def is_revoked(tx: Transaction, ak_name: str) -> bool:
+    """Whether this AK was replaced."""
+    row = tx.execute(select(revoked_keys.c.ak_name).where(revoked_keys.c.ak_name == ak_name)).first()
+    return row is not None
 
 
 # -- expected EKs ----------------------------------------------------------------------------------------

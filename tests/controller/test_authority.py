@@ -20,7 +20,8 @@ from controller.authority import (
     csr_key,
     node_identity,
 )
-from controller.keys import create, load, load_roots
+from controller.keys import create, load
+from controller.roots import load_roots
 from tests.controller.test_sessions import request
 
 NOW = time.time()
