@@ -1,0 +1,79 @@
+"""Keys in escrow: what to seal to, put, list, revoke. No route gives a key out: only a node's own session does."""
+
+from __future__ import annotations
+
+from controller.api.route import AnyRoute, Call, Nothing, Reasoned, Route
+from controller.escrow_records import KeyView, NewKey, SealingView
+from controller.records import Page
+
+
+async def get_sealing(call: Call[Nothing, Nothing]) -> SealingView:
+    """What a key for this node must be sealed to."""
+    return await call.services.escrow.sealing(call.name("node"))
+
+
+async def list_keys(call: Call[Nothing, Nothing]) -> Page[KeyView]:
+    """Keys of one node, by name; never more than fit one page."""
+    return Page(items=await call.services.escrow.listed(call.name("node")), next=None)
+
+
+async def put_key(call: Call[Nothing, NewKey]) -> KeyView:
+    """Take a key that was sealed where it was put in."""
+    return await call.services.escrow.put(
+        call.name("node"), call.name("name"), call.body, actor=call.person.name, now=call.now
+    )
+
+
+async def revoke_key(call: Call[Nothing, Reasoned]) -> KeyView:
+    """Make a key unopenable for good."""
+    return await call.services.escrow.revoke(
+        call.name("node"),
+        call.name("name"),
+        actor=call.person.name,
+        reason=call.body.reason,
+        now=call.now,
+    )
+
+
+ROUTES: tuple[AnyRoute, ...] = (
+    Route(
+        method="GET",
+        path="/nodes/{node}/sealing",
+        role="admin",
+        summary="What a key for this node must be sealed to",
+        handler=get_sealing,
+        query=Nothing,
+        body=Nothing,
+        reply=SealingView,
+    ),
+    Route(
+        method="GET",
+        path="/nodes/{node}/keys",
+        role="viewer",
+        summary="List the keys that a node has in escrow",
+        handler=list_keys,
+        query=Nothing,
+        body=Nothing,
+        reply=Page[KeyView],
+    ),
+    Route(
+        method="PUT",
+        path="/nodes/{node}/keys/{name}",
+        role="admin",
+        summary="Put a sealed key in escrow",
+        handler=put_key,
+        query=Nothing,
+        body=NewKey,
+        reply=KeyView,
+    ),
+    Route(
+        method="POST",
+        path="/nodes/{node}/keys/{name}/revoke",
+        role="admin",
+        summary="Revoke a key for good",
+        handler=revoke_key,
+        query=Nothing,
+        body=Reasoned,
+        reply=KeyView,
+    ),
+)
