@@ -67,6 +67,7 @@ class TpmConfig(Section, frozen=True, kw_only=True):
     ek_certificate: str = ""
     """DER file, for TPMs without a certificate in NV."""
     event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
+    ima_log: str = "/sys/kernel/security/ima/binary_runtime_measurements"
 
 
 class RootsConfig(Section, frozen=True, kw_only=True):

@@ -170,6 +170,15 @@ class Host:
             raise OSError(errno.EFBIG, f"more than {max_bytes} bytes", path)
         return content
 
+    def open_log(self, path: str) -> int:
+        """Return a descriptor (the caller closes it) of a file the kernel makes. Path from the agent's configuration. Raises OSError."""
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+
+    def log_identity(self, path: str) -> tuple[int, int]:
+        """Return device and inode of such a file. Raises OSError."""
+        found = Path(path).stat()
+        return found.st_dev, found.st_ino
+
     def set_owner_and_mode(self, path: str, *, uid: int, gid: int, mode: int) -> None:
         """Give a regular file its owner and mode back. Raises OSError; EMLINK if the file has a second name."""
         descriptor = self.open_file(path)

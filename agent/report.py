@@ -6,15 +6,18 @@ Refuses: more than the wire takes; what does not fit waits for the next report (
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from agent import VERSION
+from agent.ima import UNMEASURED, Measured
 from agent.loop import Loop
 from contract.messages import (
     MAX_DRIFTS_PER_REPORT,
     MAX_EVENT_LOG_BYTES,
     MAX_EVENTS_PER_REPORT,
     Drift,
+    KeyWanted,
     ReportBody,
 )
 from contract.wire import encode
@@ -35,6 +38,7 @@ class Prepared(NamedTuple):
     event_log: bytes
     event_log_sha256: bytes
     """Empty where there is no log."""
+    measured: Measured
 
 
 class Reporter:
@@ -57,7 +61,9 @@ class Reporter:
             self._event_log = log
         return self._event_log
 
-    def prepare(self, now: float) -> Prepared:
+    def prepare(
+        self, now: float, measured: Measured = UNMEASURED, keys_wanted: Sequence[KeyWanted] = ()
+    ) -> Prepared:
         """Write the next report. (worker)"""
         loop = self._loop
         state = loop.hold.state
@@ -93,6 +99,10 @@ class Reporter:
             events=loop.spool.peek(MAX_EVENTS_PER_REPORT, _EVENT_BYTES),
             events_dropped=loop.spool.dropped,
             event_log_sha256=log_sha256,
+            ima_offset=measured.offset,
+            ima_bytes=measured.available_bytes,
+            packages=list(measured.packages),
+            keys_wanted=list(keys_wanted),
         )
         pending = state.pending.ref.sha256 if state.pending else None
-        return Prepared(encode(body), self._number, pending, len(healed), event_log, log_sha256)
+        return Prepared(encode(body), self._number, pending, len(healed), event_log, log_sha256, measured)

@@ -27,6 +27,8 @@ from contract.messages import (
     Challenge,
     FromController,
     Hello,
+    KeyRefused,
+    KeyReleased,
     Message,
     Order,
     Refused,
@@ -71,6 +73,7 @@ class Session:
         self._nonce: bytes | None = hello.nonce
         self._interval_s = hello.interval_s
         self._log_wanted = hello.event_log_wanted
+        self._ima_offset = hello.ima_offset
         self._sent: Prepared | None = None
         self._sent_at = 0.0
         self._next = 0.0
@@ -122,7 +125,7 @@ class Session:
         nonce = self._nonce
         assert nonce is not None  # noqa: S101  (checked by the caller)
         self._up.due.clear()
-        prepared = await self._up.prepare()
+        prepared = await self._up.prepare(self._ima_offset)
         report = await self._up.quoted(prepared, nonce, self._identity, self._log_wanted)
         if report is None:
             self._next = time.monotonic() + TPM_RETRY_S
@@ -139,6 +142,8 @@ class Session:
         elif isinstance(message, Challenge):
             self._nonce, self._sent = message.nonce, None
             self._next = 0.0
+        elif isinstance(message, KeyReleased | KeyRefused):
+            self._up.unlocks.take(message)
         elif isinstance(message, Certificate):
             self._renewing = False
             identity_of(message.chain, self._keys)
@@ -157,6 +162,7 @@ class Session:
         sent, self._sent = self._sent, None
         self._nonce = answer.nonce
         self._log_wanted = answer.event_log_wanted
+        self._ima_offset = answer.ima_offset
         self._next = time.monotonic() + self._interval_s * random.uniform(0.9, 1.0)  # noqa: S311  (jitter)
         if sent is None or answer.number != sent.number:
             return

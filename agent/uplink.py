@@ -24,18 +24,21 @@ import aiohttp
 from agent.config import AgentConfig
 from agent.dial import Dialler, read_capped
 from agent.enrol import Identity, blobs_of, identity_of
+from agent.ima import UNMEASURED, ImaLog
 from agent.loop import Loop
 from agent.report import Prepared, Reporter
 from agent.responses import Told
 from agent.session import ANSWER_S, Session, SessionEnded, receive, refusal
 from agent.store import Damaged, Enrolled, Keys, Store
 from agent.tpm import Tpm, TpmUnavailable
+from agent.unlock import Unlocks
 from agent.updates import Updates
 from contract.binding import QUOTED_PCRS, qualifying_data
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
 from contract.messages import (
     MAX_FRAME_BYTES,
+    MAX_IMA_CHUNK_BYTES,
     PROTOCOL,
     SESSION_PATH,
     Hello,
@@ -67,8 +70,10 @@ class Uplink:
             config, store, resolved=self._resolved, kept=lambda: loop.hold.state.controller_addresses
         )
         self._reporter = Reporter(loop, config.node, config.tpm.event_log)
+        self._ima = ImaLog(loop.host, config.tpm.ima_log)
         self.due = asyncio.Event()
         self.redial = asyncio.Event()
+        self.unlocks = Unlocks(config.node, tpm, self.due.set)
         self._fetch: asyncio.Task[None] | None = None
         self._updates: Updates | None = None
         self._http: aiohttp.ClientSession | None = None
@@ -236,9 +241,11 @@ class Uplink:
 
     # ---- reports
 
-    async def prepare(self) -> Prepared:
-        """Have the worker write the next report."""
-        return await self.ask(lambda: self._reporter.prepare(time.time()))
+    async def prepare(self, ima_offset: int | None) -> Prepared:
+        """Look at what the IMA log has from there on, then have the worker write the next report."""
+        measured = UNMEASURED if ima_offset is None else await asyncio.to_thread(self._ima.look, ima_offset)
+        keys_wanted = self.unlocks.wanted()
+        return await self.ask(lambda: self._reporter.prepare(time.time(), measured, keys_wanted))
 
     async def quoted(
         self, prepared: Prepared, nonce: bytes, identity: Identity, with_log: bool
@@ -261,4 +268,17 @@ class Uplink:
             return None
         self._tpm_told = False
         event_log = prepared.event_log if with_log and prepared.event_log else None
-        return Report(body=prepared.body, quote=attest, signature=signature, pcrs=pcrs, event_log=event_log)
+        measured = prepared.measured
+        ima_log = None
+        if (
+            measured.available_bytes is not None
+        ):  # only now: what was measured while the TPM signed is in PCR 10 too
+            ima_log = await asyncio.to_thread(self._ima.read, measured.offset, max_bytes=MAX_IMA_CHUNK_BYTES)
+        return Report(
+            body=prepared.body,
+            quote=attest,
+            signature=signature,
+            pcrs=pcrs,
+            event_log=event_log,
+            ima_log=ima_log,
+        )

@@ -1,68 +1,116 @@
 """From an untrusted report to evidence: every check that needs no more than what the session holds. Pure.
 
 Nothing here decides what follows; that is `controller.judge`'s. Nothing here reads a clock or keeps a nonce: the
-caller has consumed the nonce before it calls, whatever comes of it.
+caller has consumed the nonce before it calls, whatever comes of it. A report that brings nothing new costs the
+quote's verification and a few comparisons: boots and measured lines are judged once.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 
-from contract.binding import QUOTED_PCRS, qualifying_data
-from contract.boot import BootPolicy, Reference, judge_boot, reference_from
+from contract.binding import BOOT_PCRS, IMA_PCR, QUOTED_PCRS, qualifying_data
+from contract.boot import Reference, reference_from, weigh_boot
+from contract.claims import claims_of
 from contract.errors import Rejected
-from contract.eventlog import EventLog, parse_event_log
-from contract.messages import MAX_BODY_BYTES, Finding, Report, ReportBody
+from contract.eventlog import parse_event_log
+from contract.ima import ImaState, fits, follow
+from contract.messages import MAX_BODY_BYTES, MAX_IMA_CHUNK_BYTES, Finding, Report, ReportBody
 from contract.quote import AttestationKey, VerifiedQuote, verify_quote
 from contract.wire import decode, encode
-from controller.records import BootRecord, Evidence, SessionRecord
+from controller.policies import Policies
+from controller.records import MAX_REFERENCE_BYTES, BootRecord, Evidence, SessionRecord
 
-MAX_REFERENCE_BYTES = 2 * 1024 * 1024
-_STRICTEST = BootPolicy()
+_BOOT_ORDER: Final = tuple(sorted(BOOT_PCRS))
+_BOOT_BEGIN: Final = ImaState()
+
+
+class Asked(NamedTuple):
+    """Which logs a report was to bring: told with its nonce."""
+
+    event_log: bool = False
+    ima_offset: int | None = None
+    """None: no IMA log."""
+
+
+class JudgedBoot(NamedTuple):
+    """What comes of a boot."""
+
+    record: BootRecord
+    reference: bytes | None = None
+    """None: it is on record."""
+    claims: bytes | None = None
+    announced: Sequence[str] = ()
 
 
 class LogWanted(Exception):
-    """The quote is good, but this boot has not been explained yet: the firmware log must come with the next report."""
+    """The quote is good, but this boot or this run has not been explained yet: more of the logs must come."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
 
 
 class Appraiser:
-    """What one session's reports are held against; made anew whenever the record changes."""
+    """What one session's reports are held against; made anew whenever key or policies change."""
 
-    __slots__ = ("_certificate_sha256", "_key", "_policy", "record")
+    __slots__ = ("_catching_up", "_certificate_sha256", "_key", "_policies", "record")
 
     def __init__(
-        self, record: SessionRecord, certificate_sha256: bytes, key: AttestationKey | None = None
+        self,
+        record: SessionRecord,
+        certificate_sha256: bytes,
+        policies: Policies,
+        key: AttestationKey | None = None,
     ) -> None:
-        """Load key and policy once; the reference only when a boot is judged, for it is large.
-
-        Raises Rejected when the stored key is damaged.
-        """
+        """Load the key once. Raises Rejected when the stored one is damaged."""
         self.record = record
         self._certificate_sha256 = certificate_sha256
+        self._policies = policies
         self._key = key or AttestationKey.from_public(record.ak_public, record.ek_public)
-        self._policy = (
-            msgspec.json.decode(record.boot_section, type=BootPolicy) if record.boot_section else _STRICTEST
-        )
+        self._catching_up: tuple[int, ImaState] | None = None
+        """Reset counter, and how far a long IMA log was read in this session. No quote has met it, so nothing of it
+        is stored and nothing is said of it."""
 
-    def renewed(self, record: SessionRecord) -> Appraiser:
+    def renewed(self, record: SessionRecord, policies: Policies) -> Appraiser:
         """Return the appraiser for a newer record of the same session; parses only what has changed."""
         old = self.record
         same_key = (record.ak_public, record.ek_public) == (old.ak_public, old.ek_public)
-        if same_key and record.boot_section == old.boot_section:
+        if same_key and policies is self._policies:
             self.record = record
             return self
-        return Appraiser(record, self._certificate_sha256, self._key if same_key else None)
+        return Appraiser(record, self._certificate_sha256, policies, self._key if same_key else None)
 
-    def appraise(self, report: Report, body: ReportBody, nonce: bytes) -> Evidence:
-        """Verify one report over a nonce that was consumed.
+    def asking(self) -> Asked:
+        """Return what the next report should bring, as far as it can be known before its quote is seen."""
+        boot = self.record.boot
+        counters = self.record.counters
+        start = self._start(counters.reset if counters else None)
+        return Asked(
+            event_log=boot is None or boot.judged_by != self._policies.fingerprint,
+            ima_offset=None if start is None else start.offset,
+        )
+
+    def needs_reference(self, report: Report, body: ReportBody) -> bool:
+        """Return whether this report may have to be held against the accepted boot, which is large and seldom read."""
+        return report.event_log is not None or not body.event_log_sha256
+
+    def appraise(
+        self, report: Report, body: ReportBody, nonce: bytes, asked: Asked, reference: bytes | None = None
+    ) -> Evidence:
+        """Verify one report over a nonce that was consumed. `asked` is what came with that nonce.
 
         1. the body is this node's (`report.other-node`; b09)
-        2. the log in the report is the one the body names (`eventlog.changed`; q21)
+        2. the firmware log in the report is the one the body names (`eventlog.changed`; q21)
         3. the quote is the enrolled key's, over nonce, node, certificate, body and log (`quote.*`; q01 to q21)
-        4. the log is well formed (`eventlog.*`); it is asked for where this boot was not explained before
-        5. log and PCRs are those of the accepted boot: findings, not a rejection
+        4. logs that are missing are asked for once, and not sending them is a failure (`boot.event-log-withheld`); the
+           IMA log goes on where it was asked for (`ima.offset`; m05), from the beginning after a signed reset (q17)
+        5. the IMA log leads to the quoted PCR 10 and is what the policy allows (`ima.*`; part M): findings
+        6. the firmware log is well formed (`eventlog.*`)
+        7. log and PCRs are those of a boot that the policy allows (`boot.*`): findings, not a rejection
 
         Raises Rejected, LogWanted.
         """
@@ -81,13 +129,29 @@ class Appraiser:
             wanted_pcrs=QUOTED_PCRS,
             previous=record.counters,
         )
-        boot, reference = self._boot(quote, untrusted_log, body.event_log_sha256)
+        seen = BootRecord(
+            reset=quote.counters.reset,
+            pcrs_sha256=hashlib.sha256(b"".join(map(quote.pcrs.__getitem__, _BOOT_ORDER))).digest(),
+            event_log_sha256=body.event_log_sha256,
+            judged_by=self._policies.fingerprint,
+        )
+        known = self._known(seen)
+        start = self._start(seen.reset)
+        _check_logs(report, body, asked, known=known is not None, start=start)  # 4
+        ima, ima_findings = self._ima(quote, report, body, start)  # 5
+        if untrusted_log is None and known is not None:
+            boot = JudgedBoot(known)
+        else:
+            boot = self._judged(quote, seen, untrusted_log, reference)  # 6, 7
         return Evidence(
             body=body,
             counters=quote.counters,
-            findings=(*quote.findings, *boot.findings),
-            boot=boot,
-            reference=reference,
+            findings=(*quote.findings, *boot.record.findings, *ima_findings),
+            boot=boot.record,
+            reference=boot.reference,
+            announced=list(boot.announced),
+            claims=boot.claims,
+            ima=ima,
         )
 
     def qualifying(self, report: Report, body: ReportBody, nonce: bytes) -> bytes:
@@ -100,44 +164,114 @@ class Appraiser:
             event_log_sha256=body.event_log_sha256,
         )
 
-    def _boot(
-        self, quote: VerifiedQuote, untrusted_log: bytes | None, log_sha256: bytes
-    ) -> tuple[BootRecord, bytes | None]:
-        values = b"".join(quote.pcrs[pcr] for pcr in sorted(quote.pcrs))
-        pcrs_sha256 = hashlib.sha256(values).digest()
+    def _known(self, seen: BootRecord) -> BootRecord | None:
+        """Return the boot on record if it is the one seen now and was judged by these policies."""
         known = self.record.boot
         if (
-            untrusted_log is None
-            and known is not None
-            and known.reset == quote.counters.reset
-            and known.pcrs_sha256 == pcrs_sha256
-            and known.event_log_sha256 == log_sha256
+            known is not None
+            and known.reset == seen.reset
+            and known.pcrs_sha256 == seen.pcrs_sha256
+            and known.event_log_sha256 == seen.event_log_sha256
+            and known.judged_by == seen.judged_by
         ):
-            return known, None
-        if untrusted_log is None and log_sha256:
-            raise LogWanted
-        log = None if untrusted_log is None else parse_event_log(untrusted_log)  # 4
-        candidate = reference_from(log, quote.pcrs)
-        boot = BootRecord(
-            reset=quote.counters.reset,
-            pcrs_sha256=pcrs_sha256,
-            event_log_sha256=log_sha256,
-            findings=self._judged(quote, log, self._accepted_boot() or candidate),
-        )
-        return boot, encode(candidate)
+            return known
+        return None
 
-    def _accepted_boot(self) -> Reference | None:
-        if self.record.reference is None:
+    # ---- IMA
+
+    def _agreed(self, reset: int | None) -> ImaState:
+        """Return how far the log of this boot is agreed. Only the signed reset counter begins a new boot."""
+        rules, state, counters = self._policies.ima, self.record.ima, self.record.counters
+        if rules is None or state is None or counters is None or counters.reset != reset:
+            return _BOOT_BEGIN
+        if not fits(
+            rules, state
+        ):  # another policy: every line is judged again, and what was shown stands until then
+            return ImaState(reports=state.reports, proved=state.proved)
+        return state
+
+    def _start(self, reset: int | None) -> ImaState | None:
+        """Return where the log goes on; None when the policies do not want it."""
+        if self._policies.ima is None:
             return None
-        return decode(self.record.reference, Reference, max_bytes=MAX_REFERENCE_BYTES)
+        if self._catching_up is not None and self._catching_up[0] == reset:
+            return self._catching_up[1]
+        return self._agreed(reset)
 
-    def _judged(self, quote: VerifiedQuote, log: EventLog | None, reference: Reference) -> list[Finding]:
-        findings = [
-            f for f in judge_boot(self._policy, quote, log, reference) if f not in quote.findings
-        ]  # 5
-        if self._policy.mode == "observe":
-            return [msgspec.structs.replace(f, code=f"boot.observe.{f.code}") for f in findings]
+    def _ima(
+        self, quote: VerifiedQuote, report: Report, body: ReportBody, start: ImaState | None
+    ) -> tuple[ImaState | None, list[Finding]]:
+        """Follow the log. Raises LogWanted while a long one is being read, chunk by chunk."""
+        rules, reset = self._policies.ima, quote.counters.reset
+        if rules is None or start is None:
+            return None, []
+        self._catching_up = None
+        if report.ima_log is None:
+            missing = Finding(code="ima.no-log", detail="the node says that it has no IMA log", pcr=IMA_PCR)
+            return self._agreed(reset), _weighed(rules.policy.mode, "ima", [missing])
+        result = follow(
+            rules,
+            start,
+            report.ima_log,
+            quote.pcrs[IMA_PCR],
+            quote.pcrs,
+            offset=body.ima_offset,
+            more=len(report.ima_log) >= MAX_IMA_CHUNK_BYTES,
+            changes=body.packages,
+        )
+        if result.pending is not None and result.pending.reports <= rules.policy.max_reports:
+            self._catching_up = reset, result.pending
+            raise LogWanted(Asked(report.event_log is not None, result.pending.offset))
+        return result.state, _weighed(rules.policy.mode, "ima", result.findings)
+
+    # ---- boot
+
+    def _judged(
+        self,
+        quote: VerifiedQuote,
+        seen: BootRecord,
+        untrusted_log: bytes | None,
+        untrusted_reference: bytes | None,
+    ) -> JudgedBoot:
+        """Judge a boot that is not on record."""
+        policies = self._policies
+        log = None if untrusted_log is None else parse_event_log(untrusted_log)  # 6
+        claims = None if log is None else claims_of(log)
+        candidate = reference_from(log, {pcr: quote.pcrs[pcr] for pcr in _BOOT_ORDER}, claims)
+        accepted = candidate
+        if untrusted_reference is not None:
+            accepted = decode(untrusted_reference, Reference, max_bytes=MAX_REFERENCE_BYTES)
+        judged = weigh_boot(  # 7
+            policies.boot, quote, log, accepted, claims=claims, expected=policies.expected
+        )
+        findings = [finding for finding in judged.findings if finding not in quote.findings]
+        return JudgedBoot(
+            record=msgspec.structs.replace(seen, findings=_weighed(policies.boot.mode, "boot", findings)),
+            reference=encode(candidate),
+            claims=None if claims is None else encode(claims),
+            announced=judged.announced,
+        )
+
+
+def _check_logs(
+    report: Report, body: ReportBody, asked: Asked, *, known: bool, start: ImaState | None
+) -> None:
+    """Check 4. Raises LogWanted for what was not asked for yet, Rejected for what was asked for and did not come."""
+    event_log_due = not known and report.event_log is None and bool(body.event_log_sha256)
+    if event_log_due and asked.event_log:
+        raise Rejected("boot.event-log-withheld", "asked for and not sent")
+    offset = None if start is None else start.offset
+    if event_log_due or (offset is not None and offset != asked.ima_offset):
+        raise LogWanted(Asked(not known, offset))
+    if offset is not None and report.ima_log is not None and body.ima_offset != offset:
+        raise Rejected("ima.offset", f"asked to go on at {offset}, went on at {body.ima_offset}")
+
+
+def _weighed(mode: str | None, section: str, findings: list[Finding]) -> list[Finding]:
+    """Mark findings of a section that is only observed."""
+    if mode != "observe":
         return findings
+    return [msgspec.structs.replace(f, code=f"{section}.observe.{f.code}") for f in findings]
 
 
 def parsed_body(report: Report) -> ReportBody:

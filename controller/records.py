@@ -21,10 +21,12 @@ from controller.tpmrecord import TpmRecord
 Standing = Literal["healthy", "overdue", "unreachable", "untrusted", "isolated"]
 EkTrust = Literal["certificate", "allow-list", "unverified"]
 IncidentState = Literal["open", "needs-person", "resolved", "closed"]
-IncidentKind = Literal["untrusted", "drift", "identity", "drifting-site"]
+IncidentKind = Literal["untrusted", "update", "drift", "identity", "drifting-site"]
 Role = Literal["viewer", "admin"]
 
 T = TypeVar("T")
+MAX_REFERENCE_BYTES = 2 * 1024 * 1024
+"""Of an encoded boot reference."""
 
 
 class Record(Struct, frozen=True, kw_only=True):
@@ -88,6 +90,8 @@ class Evidence(Record, frozen=True, kw_only=True):
     reference: bytes | None = None
     """Encoded boot reference made from this report's log; stored as the node's when it has none, else kept as the
     one that `accept_boot` would accept."""
+    announced: list[str] = []
+    """What differs from the accepted boot and was announced: where there is any, this boot takes its place."""
     claims: bytes | None = None
     """Encoded claims of this report's log."""
     ima: ImaState | None = None
@@ -328,6 +332,13 @@ class NewBaseline(Record, frozen=True, kw_only=True):
     """JSON of its [boot] section; empty when it has none."""
     ima_section: bytes = b""
     """The same of its [ima] section."""
+
+
+class Sections(Record, frozen=True, kw_only=True):
+    """What a stored baseline says of attestation, as NewBaseline has it."""
+
+    boot: bytes
+    ima: bytes
 
 
 class TrustChange(Record, frozen=True, kw_only=True):

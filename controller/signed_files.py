@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import msgspec
 
-from contract.baseline import Baseline, section
+from contract.baseline import Baseline, SectionBase, section
 from contract.boot import BootPolicy
+from contract.imapolicy import ImaPolicy
 from controller.fleet import Fleet
 from controller.records import BaselineView, NewBaseline, TrustChange
 from controller.repository import NewMetadata, Repository, latest_root
@@ -66,19 +67,20 @@ def _applied(files: dict[str, bytes], new: NewMetadata) -> TrustChange | None:
             version=trusted.version,
             sha256=trusted.sha256,
             summary=trusted.baseline.head.summary,
-            boot_section=_boot_section(trusted.baseline),
+            boot_section=_section(trusted.baseline, "boot", BootPolicy),
+            ima_section=_section(trusted.baseline, "ima", ImaPolicy),
         )
         for trusted in new.baselines
     ]
     return TrustChange(files=state, baselines=baselines)
 
 
-def _boot_section(baseline: Baseline) -> bytes:
-    """Return the [boot] section that reports are judged by, with the head's mode filled in.
+def _section(baseline: Baseline, name: str, kind: type[SectionBase]) -> bytes:
+    """Return a section that reports are judged by as JSON, with the head's mode filled in; empty where there is none.
 
     Raises Rejected `baseline.key`: a baseline that could never be judged is not taken in.
     """
-    if "boot" not in baseline.sections:
+    if name not in baseline.sections:
         return b""
-    policy = section(baseline, "boot", BootPolicy)
+    policy = section(baseline, name, kind)
     return msgspec.json.encode(msgspec.structs.replace(policy, mode=policy.mode or baseline.head.mode))

@@ -24,6 +24,7 @@ from controller.fleet import (
     sites,
 )
 from controller.fleet.enrolling import Enrolling
+from controller.fleet.referencing import Referencing
 from controller.policy import SitePolicy
 from controller.records import (
     ApiTokenView,
@@ -51,7 +52,7 @@ from controller.records import (
 )
 
 
-class Fleet(Enrolling):
+class Fleet(Enrolling, Referencing):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
 
     async def start(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contract.errors import Rejected
 from controller.fleet import acts, sites
 from controller.fleet.paging import cut, number
-from controller.records import BaselineView, Change, ChangeTrust, Page
+from controller.records import BaselineView, Change, ChangeTrust, Page, Sections
 from controller.store import Transaction, nodes
 from controller.store import sites as rows
 
@@ -39,6 +39,14 @@ def change_trust(tx: Transaction, change: ChangeTrust, *, actor: str, now: float
         if there is not None:
             pushed.append(there)
     return pushed
+
+
+def sections(tx: Transaction, name: str, version: int) -> Sections:
+    """See Fleet.sections."""
+    found = rows.sections(tx, name, version)
+    if found is None:
+        raise Rejected("baseline.unknown", f"{name} {version}")
+    return found
 
 
 def trust_file(tx: Transaction, path: str) -> bytes | None:

@@ -9,7 +9,7 @@ from controller.fleet.paging import cut
 from controller.policy import FleetSettings
 from controller.records import FleetCounts, NodeDetail, NodeView, Page, Standing, StandingChange
 from controller.standing import OVERDUE_INTERVALS, standing
-from controller.store import Transaction, enrolments, events, holds, incidents, sites
+from controller.store import Transaction, boots, enrolments, events, holds, incidents, sites
 from controller.store import nodes as rows
 from controller.store.nodes import NodeRow
 
@@ -67,7 +67,7 @@ def detail(tx: Transaction, node: str) -> NodeDetail:
         directive_accepted=row.state.directive_accepted,
         events_dropped=row.state.events_dropped,
         boot_reference_at=row.reference_at,
-        boot_candidate=rows.candidate(tx, node) is not None,
+        boot_candidate=boots.candidate(tx, node) is not None,
         tpm=tpmrecord.read(row.tpm),
         holds=[hold for hold in active if hold.node is None or hold.node == node],
     )

@@ -6,12 +6,12 @@ import msgspec
 
 from contract.directive import Directive
 from contract.errors import Rejected
-from contract.messages import Finding, ReportBody, Tier
+from contract.messages import Finding, ReportBody
 from controller import judge
 from controller.breaker import window_start
-from controller.fleet import acts, incidents, isolation, sessions
+from controller.fleet import boots, incidents, isolation, sessions
 from controller.policy import FleetSettings
-from controller.records import Change, Evidence, Outcome, Standing
+from controller.records import Evidence, Outcome, Standing
 from controller.standing import standing
 from controller.store import Transaction, events, holds, nodes
 from controller.store.nodes import NodeRow
@@ -36,7 +36,7 @@ def take(tx: Transaction, settings: FleetSettings, node: str, evidence: Evidence
     )
     if body.events:
         events.add_agents(tx, node, row.site, body.events, now)
-    _remember_boot(tx, row, evidence, appraisal.tier, now)
+    boots.remember(tx, row, evidence, appraisal.tier, now)
     lasting = [s.key for s in appraisal.suspicions if s.lasting][:MAX_SUSPICIONS]
     gone = sorted(set(row.state.suspicions).difference(lasting))
     affected, drifted = _follow(tx, settings, row, appraisal, now)
@@ -59,6 +59,7 @@ def take(tx: Transaction, settings: FleetSettings, node: str, evidence: Evidence
         findings=appraisal.findings,
         counters=evidence.counters,
         boot=evidence.boot,
+        ima=evidence.ima,
         events_dropped=body.events_dropped,
         suspicions=lasting,
     )
@@ -116,31 +117,6 @@ def _obedience(row: NodeRow, body: ReportBody, now: float) -> list[Finding]:
     return [Finding(code="baseline.differs", detail=f"wanted {wanted.name} {wanted.version}, found {found}")]
 
 
-def _remember_boot(tx: Transaction, row: NodeRow, evidence: Evidence, tier: Tier, now: float) -> None:
-    before = row.state.boot
-    if before is not None and before.reset != evidence.boot.reset:
-        events.add(
-            tx, "node.rebooted", "info", f"{row.node} has booted", now=now, node=row.node, site=row.site
-        )
-    if evidence.reference is None:
-        return
-    if tier == "contraindicated":
-        nodes.set_reference(tx, row.node, reference=None, accepted_at=None, candidate=evidence.reference)
-    elif row.reference is None:
-        nodes.set_reference(tx, row.node, reference=evidence.reference, accepted_at=now, candidate=None)
-        events.add(
-            tx,
-            "boot.reference-learned",
-            "info",
-            f"{row.node}: this boot is from now on the reference",
-            now=now,
-            node=row.node,
-            site=row.site,
-        )
-    else:
-        nodes.set_reference(tx, row.node, reference=None, accepted_at=None, candidate=None)
-
-
 def _follow(
     tx: Transaction, settings: FleetSettings, row: NodeRow, appraisal: judge.Appraisal, now: float
 ) -> tuple[list[str], bool]:
@@ -152,7 +128,15 @@ def _follow(
         return [], False
     facts = _facts(tx, settings, row, fresh, now)
     decision = judge.decide(appraisal, known, row.policy, settings.breaker, facts)
-    made = incidents.record(tx, decision.fresh, decision.recommend, node=row.node, site=row.site, now=now)
+    made = incidents.record(
+        tx,
+        decision.fresh,
+        decision.recommend,
+        node=row.node,
+        site=row.site,
+        now=now,
+        questions=decision.questions,
+    )
     incident = made.get("untrusted") or next(iter(made.values()), None)
     affected: set[str] = set()
     done: list[str] = []
@@ -283,30 +267,3 @@ def _directive(
         ahead = reported.directive_number > row.directive_number
         due = ahead or now - row.directive_issued_at >= row.policy.interval_s / 2
     return isolation.directive(tx, settings, row, floor=floor, now=now) if due else None
-
-
-def accept_boot(tx: Transaction, node: str, *, actor: str, reason: str, now: float) -> Change:
-    """See Fleet.accept_boot."""
-    row = nodes.load(tx, node, lock=True)
-    if row is None:
-        raise Rejected("node.unknown", node[:63])
-    why = acts.checked_reason(reason)
-    seen = nodes.candidate(tx, node)
-    if seen is None:
-        raise Rejected("boot.no-candidate", f"{node} has shown no boot that differs from its reference")
-    nodes.set_reference(tx, node, reference=seen, accepted_at=now, candidate=None)
-    # Without a boot on record the next report is appraised from its log anew.
-    nodes.set_state(tx, node, msgspec.structs.replace(row.state, boot=None))
-    acts.record(
-        tx,
-        "boot.accepted",
-        f"{node}: changed boot accepted by {actor}: {why}"[:2048],
-        actor=actor,
-        target=f"node {node}",
-        reason=why,
-        now=now,
-        severity="warning",
-        node=node,
-        site=row.site,
-    )
-    return Change(affected=[node])

@@ -29,8 +29,8 @@ def record_of(row: NodeRow) -> SessionRecord:
         interval_s=row.policy.interval_s,
         counters=row.state.counters,
         boot=row.state.boot,
-        reference=row.reference,
-        boot_section=row.boot_section,
+        ima=row.state.ima,
+        baseline=row.baseline,
         directive_number=row.directive_number,
     )
 

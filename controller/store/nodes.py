@@ -58,9 +58,8 @@ class NodeRow(Record, frozen=True, kw_only=True):
     """JSON of a TpmRecord: read where people look at the node, not with every report."""
     state: NodeState
     policy: SitePolicy
-    reference: bytes | None
     reference_at: float | None
-    boot_section: bytes
+    """When its boot reference was accepted; None while it has none."""
     baseline: WantedBaseline | None
     """Chosen for the site."""
 
@@ -78,9 +77,7 @@ _SELECT = select(
     sites.c.policy,
     sites.c.baseline_name,
     sites.c.baseline_version,
-    boot_references.c.reference,
     boot_references.c.accepted_at,
-    baselines.c.boot_section,
     baselines.c.sha256,
 ).select_from(_FROM)
 _BY_NAME = _SELECT.where(nodes.c.node == bindparam("wanted_node"))
@@ -108,7 +105,7 @@ _WRITE = Prepared(
 
 
 def _row(row: Sequence[object]) -> NodeRow:
-    (*plain, state, policy, name, version, reference, reference_at, boot_section, sha256) = row
+    (*plain, state, policy, name, version, reference_at, sha256) = row
     chosen = None
     if name is not None:
         chosen = WantedBaseline(name=name, version=version, sha256=sha256)  # type: ignore[arg-type]
@@ -120,9 +117,7 @@ def _row(row: Sequence[object]) -> NodeRow:
         baseline=chosen,
         state=_decode_state(state),  # type: ignore[arg-type]
         policy=policy_of(str(policy)),
-        reference=reference,  # type: ignore[arg-type]
         reference_at=reference_at,  # type: ignore[arg-type]
-        boot_section=boot_section or b"",  # type: ignore[arg-type]
     )
 
 
@@ -372,25 +367,3 @@ def drifting(tx: Transaction, site: str, *, since: float, without: str) -> int:
             .where(nodes.c.site == site, nodes.c.last_drift_at > since, nodes.c.node != without)
         ).scalar_one()
     )
-
-
-# -- boot references -------------------------------------------------------------------------------------
-
-
-def candidate(tx: Transaction, node: str) -> bytes | None:
-    """The boot seen last that is not the reference, encoded."""
-    return tx.execute(
-        select(boot_references.c.candidate).where(boot_references.c.node == node)
-    ).scalar_one_or_none()
-
-
-def set_reference(
-    tx: Transaction, node: str, *, reference: bytes | None, accepted_at: float | None, candidate: bytes | None
-) -> None:
-    """Store reference and candidate; None for a reference leaves the one there is."""
-    values: dict[str, object] = {"candidate": candidate}
-    if reference is not None:
-        values |= {"reference": reference, "accepted_at": accepted_at}
-    done = tx.execute(update(boot_references).where(boot_references.c.node == node).values(values))
-    if done.rowcount == 0:
-        tx.execute(insert(boot_references).values(node=node, **values))

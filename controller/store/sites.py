@@ -9,7 +9,7 @@ from sqlalchemy import delete, func, insert, select, tuple_, update
 
 from contract.directive import WantedBaseline
 from controller.policy import SitePolicy
-from controller.records import BaselineView, NewBaseline, Record
+from controller.records import BaselineView, NewBaseline, Record, Sections
 from controller.store import Transaction
 from controller.store.nodes import policy_of
 from controller.store.schema import baselines, sites, trust_files
@@ -159,10 +159,21 @@ def add_baseline(tx: Transaction, new: NewBaseline, *, actor: str, now: float) -
             sha256=new.sha256,
             summary=new.summary,
             boot_section=new.boot_section,
+            ima_section=new.ima_section or None,
             pushed_at=now,
             pushed_by=actor,
         )
     )
+
+
+def sections(tx: Transaction, name: str, version: int) -> Sections | None:
+    """What a baseline says of attestation."""
+    row = tx.execute(
+        select(baselines.c.boot_section, baselines.c.ima_section).where(
+            baselines.c.name == name, baselines.c.version == version
+        )
+    ).first()
+    return None if row is None else Sections(boot=row[0], ima=row[1] or b"")
 
 
 # -- trust files -----------------------------------------------------------------------------------------

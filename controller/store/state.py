@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from msgspec import Struct
 
+from contract.ima import ImaState
 from contract.messages import BaselineRef, Drift, Finding, Posture
 from contract.quote import Counters
 from controller.records import BootRecord
@@ -25,6 +26,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     findings: list[Finding] = []
     counters: Counters | None = None
     boot: BootRecord | None = None
+    ima: ImaState | None = None
     events_dropped: int = 0
     suspicions: list[str] = []
     """Keys of what is suspected now: only what is not here yet is fresh (controller.judge)."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from contract.messages import MAX_FRAME_BYTES, Answer, Challenge, FromController, Message, Order
+from contract.messages import MAX_FRAME_BYTES, FromController, Message, Order
 from contract.wire import decode, encode
 from controller.api.entry import token_digest
 from controller.app import Controller, server_names, store_url
@@ -123,10 +123,7 @@ async def next_message(node: Node) -> Message:
     if frame.type is not aiohttp.WSMsgType.BINARY:
         raise ConnectionError(f"closed {frame.data}")
     message: Message = decode(frame.data, FromController, max_bytes=MAX_FRAME_BYTES)  # type: ignore[arg-type]
-    if isinstance(message, Answer | Challenge):
-        node.nonce = message.nonce
-    if isinstance(message, Answer):
-        node.log_wanted = message.event_log_wanted
+    node.take(message)
     return message
 
 

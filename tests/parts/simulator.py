@@ -35,6 +35,7 @@ from cryptography.x509.oid import NameOID
 from contract import messages, wire
 from contract.binding import QUOTED_PCRS, enrolment_proof_message, qualifying_data
 from contract.enrolment import ek_digest, proof
+from tests.parts import imalog
 from tests.parts.softtpm import SoftTpm, new_scalar
 from tests.parts.swtpm import measurements
 
@@ -164,11 +165,18 @@ async def enrol_all(url: str, ca: str, fleet: Sequence[Identity]) -> None:
 class Node:
     """One connected node."""
 
-    def __init__(self, identity: Identity, event_log: bytes, pcrs: dict[int, bytes]) -> None:
+    def __init__(
+        self, identity: Identity, event_log: bytes, pcrs: dict[int, bytes], ima_log: bytes | None = None
+    ) -> None:
+        """`ima_log` None: the machine has no IMA."""
         self.identity = identity
         self.event_log = event_log
         self.log_sha256 = hashlib.sha256(event_log).digest()
         self.pcrs = pcrs
+        self.ima_log: bytes | None = None
+        self.ima_offset: int | None = None
+        if ima_log is not None:
+            self.measure(ima_log)
         self.tpm = SoftTpm(identity.ek, identity.ak)
         leaf = x509.load_pem_x509_certificate(identity.chain)
         self.certificate_sha256 = hashlib.sha256(leaf.public_bytes(serialization.Encoding.DER)).digest()
@@ -194,6 +202,11 @@ class Node:
         )
         await self._next(messages.Hello)
 
+    def measure(self, lines: bytes) -> None:
+        """Run what these IMA records tell of."""
+        self.ima_log = (self.ima_log or b"") + lines
+        self.pcrs = {**self.pcrs, imalog.PCR: imalog.pcr10(lines, self.pcrs[imalog.PCR])}
+
     async def close(self) -> None:
         """Leave."""
         if self._socket is not None:
@@ -202,6 +215,9 @@ class Node:
     def report(self, **changes: object) -> messages.Report:
         """Return the next report, quoted; `changes` replace fields of the body."""
         self.identity.number += 1
+        chunk = None
+        if self.ima_log is not None and self.ima_offset is not None:
+            chunk = self.ima_log[self.ima_offset :][: messages.MAX_IMA_CHUNK_BYTES]
         fields: dict[str, object] = {
             "node": self.identity.name,
             "number": self.identity.number,
@@ -215,6 +231,8 @@ class Node:
             "fenced": self.fenced,
             "addresses": [self.address],
             "event_log_sha256": self.log_sha256,
+            "ima_offset": self.ima_offset or 0,
+            "ima_bytes": None if chunk is None else len(chunk),
             **changes,
         }
         body = wire.encode(msgspec.convert(fields, messages.ReportBody))
@@ -232,6 +250,7 @@ class Node:
             signature=signature,
             pcrs=self.pcrs,
             event_log=self.event_log if self.log_wanted else None,
+            ima_log=chunk,
         )
 
     @property
@@ -263,17 +282,20 @@ class Node:
             message = wire.decode(got.data, messages.FromController, max_bytes=messages.MAX_FRAME_BYTES)
             if isinstance(message, messages.Refused):
                 raise ConnectionError(f"{self.identity.name}: {message.code} {message.detail}")
-            if isinstance(message, messages.Hello):
-                self.log_wanted = message.event_log_wanted
-            if isinstance(message, messages.Answer):
-                self.tier = message.tier
-                self.log_wanted = message.event_log_wanted
-            if isinstance(message, messages.Hello | messages.Answer | messages.Challenge):
-                self.nonce = message.nonce
+            self.take(message)
             if isinstance(message, messages.Hello | messages.Answer | messages.Order) and message.directive:
                 self._obey(message.directive)
             if isinstance(message, wanted):
                 return
+
+    def take(self, message: messages.Message) -> None:
+        """Take down the next nonce and what is to come with it."""
+        if isinstance(message, messages.Answer):
+            self.tier = message.tier
+        if isinstance(message, messages.Hello | messages.Answer):
+            self.log_wanted, self.ima_offset = message.event_log_wanted, message.ima_offset
+        if isinstance(message, messages.Hello | messages.Answer | messages.Challenge):
+            self.nonce = message.nonce
 
     def _obey(self, envelope: bytes) -> None:
         payload = json.loads(base64.b64decode(json.loads(envelope)["payload"]))

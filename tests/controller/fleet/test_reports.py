@@ -41,7 +41,7 @@ async def test_good_evidence_makes_a_node_healthy_and_learns_its_boot(lab: Fleet
     detail = await lab.fleet.node("cam-1")
     assert (detail.summary.standing, detail.boot_reference_at) == ("healthy", T0)
     session = await lab.fleet.session("cam-1")
-    assert session.reference == b"boot A"
+    assert await lab.fleet.boot_reference("cam-1") == b"boot A"
     assert session.counters is not None
     assert session.counters.firmware_version == 2**63 + 1
     assert "boot.reference-learned" in await _kinds(lab)
@@ -52,7 +52,7 @@ async def test_the_first_boot_is_no_reference_when_it_is_not_trusted(lab: FleetL
     await lab.enrol("cam-1")
     bad = evidence("cam-1", findings=[finding("1234")], reference=b"boot X")
     await lab.fleet.take_report("cam-1", bad, now=T0)
-    assert (await lab.fleet.session("cam-1")).reference is None
+    assert await lab.fleet.boot_reference("cam-1") is None
 
 
 async def test_another_boot_isolates_node_and_site_and_neighbours_fence_the_suspect(lab: FleetLab) -> None:
@@ -95,7 +95,7 @@ async def test_release_is_an_act_and_everything_is_healthy_again(lab: FleetLab) 
     assert (await lab.fleet.node("factory-1")).summary.standing == "untrusted"
     change = await lab.fleet.accept_boot("factory-1", actor="ann", reason="kernel update", now=T0)
     assert change.affected == ["factory-1"]
-    assert (await lab.fleet.session("factory-1")).reference == b"boot B"
+    assert await lab.fleet.boot_reference("factory-1") == b"boot B"
     assert (await lab.fleet.session("factory-1")).boot is None
     for node in names:
         outcome = await lab.report(node, reset=2)
@@ -377,6 +377,7 @@ async def test_baselines_are_pushed_whole_assigned_forward_and_carried_by_direct
             sha256=digest(content).hex(),
             summary=content,
             boot_section=b'{"pcrs":[0,4]}',
+            ima_section=b'{"mode":"observe"}',
         )
         return TrustChange(files={"targets.json": content.encode()}, baselines=[new])
 
@@ -391,7 +392,9 @@ async def test_baselines_are_pushed_whole_assigned_forward_and_carried_by_direct
     outcome = await lab.report("factory-1")
     assert outcome.directive is not None
     assert outcome.directive.baseline is not None
-    assert (outcome.directive.baseline.version, outcome.session.boot_section) == (2, b'{"pcrs":[0,4]}')
+    assert outcome.session.baseline == outcome.directive.baseline and outcome.session.baseline.version == 2
+    sections = await lab.fleet.sections("factory", 2)
+    assert (sections.boot, sections.ima) == (b'{"pcrs":[0,4]}', b'{"mode":"observe"}')
     with pytest.raises(Rejected, match=r"baseline\.older"):
         await lab.fleet.assign_baseline("factory", "factory", 1, actor=ACTOR, reason="back", now=T0)
     [one, two] = (await lab.fleet.list_baselines()).items

@@ -1,0 +1,139 @@
+"""One node's open connection: its nonces, what was asked for with each, and what its next report is held against.
+
+Refuses to do: decide or store what comes of a report (controller.sessions). Every report uses up a nonce before anything
+of it is verified.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from aiohttp import web
+
+from contract.errors import Rejected
+from contract.messages import Message, Report
+from contract.wire import encode
+from controller.appraisal import Appraiser, Asked, parsed_body
+from controller.authority import CertifiedNode
+from controller.fleet import Fleet
+from controller.nonces import Nonces
+from controller.policies import Policies
+from controller.records import Evidence, SessionRecord
+
+log = logging.getLogger(__name__)
+
+NONCE_INTERVALS = 3.0
+SEND_S = 10.0
+"""A node that does not take a frame for so long has its connection closed."""
+CLOSE_REPLACED = 4001
+CLOSE_REFUSED = 4002
+CLOSE_SILENT = 4003
+NOTHING_ASKED = Asked()
+INLINE_LOG_BYTES = 16 * 1024
+"""Some 100 lines of IMA: more of a log takes milliseconds, for which other nodes' reports need not wait."""
+
+
+class Session:
+    """One node's open connection and what its next report will be held against."""
+
+    __slots__ = (
+        "appraiser",
+        "asked",
+        "closing",
+        "greeted",
+        "identity",
+        "nonces",
+        "number",
+        "socket",
+        "stale",
+        "wanted",
+    )
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        identity: CertifiedNode,
+        record: SessionRecord,
+        policies: Policies,
+    ) -> None:
+        """`record` is what the store said when it let the session open."""
+        self.socket = socket
+        self.identity = identity
+        self.appraiser = Appraiser(record, identity.fingerprint, policies)
+        self.nonces = Nonces()
+        self.closing: asyncio.Future[None] | None = None
+        """Done when a close that another task began has sent its frame."""
+        self.greeted = False
+        """Hello is sent: only then may anything else be."""
+        self.wanted = self.appraiser.asking()
+        """What was last told to be brought of the logs."""
+        self.asked: dict[bytes, Asked] = {}
+        """Outstanding nonces and what was wanted with each: a report over one of them must bring that."""
+        self.stale = False
+        """Something outside changed the record: read it again before the next report is judged."""
+        self.number = 0
+
+    @property
+    def node(self) -> str:
+        """Name of the node."""
+        return self.identity.node
+
+    def nonce(self) -> bytes:
+        """Issue the next nonce; its age is measured by the clock that nobody sets. What is wanted holds for it."""
+        nonce = self.nonces.issue(time.monotonic(), NONCE_INTERVALS * self.appraiser.record.interval_s)
+        known = (*self.asked.items(), (nonce, self.wanted))
+        outstanding = self.nonces.candidates()
+        self.asked = {each: asked for each, asked in known if each in outstanding}
+        return nonce
+
+    def nonce_for(self, wanted: Asked) -> bytes:
+        """Issue the next nonce; from now on this is wanted of the logs."""
+        self.wanted = wanted
+        return self.nonce()
+
+    async def send(self, message: Message) -> None:
+        """Send one message, or close the connection when the node does not take it in time."""
+        try:
+            async with asyncio.timeout(SEND_S):
+                await self.socket.send_bytes(encode(message))
+        except (TimeoutError, ConnectionError):
+            await self.close(CLOSE_SILENT)
+
+    async def close(self, code: int) -> None:
+        """Close without waiting for long; a socket that is not open yet sees by itself that it was replaced."""
+        if not self.socket.prepared or self.closing is not None:
+            return
+        self.closing = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(SEND_S):
+                await self.socket.close(code=code)
+        except (TimeoutError, ConnectionError):
+            log.debug("session of %s did not close in time", self.node)
+        finally:
+            self.closing.set_result(None)
+
+    async def appraised(self, report: Report, fleet: Fleet) -> Evidence:
+        """Use up a nonce, then verify one report. Raises Rejected, LogWanted, StoreUnavailable."""
+        candidates = self.nonces.candidates()
+        try:
+            body = parsed_body(report)
+        except Rejected:
+            self.nonces.consume(None, time.monotonic())
+            raise
+        self.number = body.number
+        appraiser, chosen = self.appraiser, None
+        if (
+            len(candidates) > 1
+        ):  # a Challenge crossed the report: see which nonce it is over, before it is used up
+            over = (c for c in candidates if appraiser.qualifying(report, body, c) in report.quote)
+            chosen = next(over, None)
+        nonce = self.nonces.consume(chosen, time.monotonic())
+        asked = self.asked.pop(nonce, NOTHING_ASKED)
+        reference = None
+        if appraiser.needs_reference(report, body):
+            reference = await fleet.boot_reference(self.node)
+        if report.event_log is None and len(report.ima_log or b"") <= INLINE_LOG_BYTES:
+            return appraiser.appraise(report, body, nonce, asked, reference)
+        return await asyncio.to_thread(appraiser.appraise, report, body, nonce, asked, reference)
