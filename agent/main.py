@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render.
+"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -25,18 +25,22 @@ from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
+from agent.learn_files import learn, toml_of
 from agent.loop import Loop, boottime
 from agent.machine import POSTURES
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
+from agent.packages import PackageDatabase
 from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections
 from agent.spool import Spool
 from agent.store import Damaged, Store
 from agent.tpm import Tpm, TpmUnavailable
+from agent.unlock import unlock, write_key
 from agent.uplink import Uplink
 from contract.baseline import parse_baseline
 from contract.errors import Rejected
 from contract.messages import Drift, Posture
+from contract.toml import MAX_TOML_BYTES
 
 log = logging.getLogger("ringfence")
 
@@ -138,6 +142,25 @@ def diff(file: Path, config_path: Path, as_json: bool) -> None:
     sys.exit(EXIT_NO if drifts else 0)
 
 
+@cli.command("unlock-key")
+@click.argument("name")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Write it here (new file, 0600), not to stdout."
+)
+@click.option("--timeout", "timeout_s", type=float, default=120.0, show_default=True)
+@_config_option
+def unlock_key(name: str, output: Path | None, timeout_s: float, config_path: Path) -> None:
+    """Fetch a disk key from escrow: given out only after a good attestation in this boot, opened by this TPM."""
+    config = load_config(config_path)
+    if output is not None and output.exists():
+        _fail(EXIT_REFUSED, f"{output} is there already")
+    try:
+        key = unlock(config.state, name, timeout_s=timeout_s)
+    except (Rejected, TimeoutError) as error:
+        _fail(EXIT_NO, f"no key: {error or 'no answer in time'}")
+    write_key(key, output)
+
+
 @cli.command("render")
 @_file_argument
 @click.option("--posture", type=click.Choice(["normal", "isolated", "maintenance"]), default="normal")
@@ -149,6 +172,47 @@ def render_command(file: Path, posture: Posture, config_path: Path) -> None:
     firewall = parse_sections(baseline).get("firewall", FirewallSection())
     assert isinstance(firewall, FirewallSection)  # noqa: S101  (parsed by the module of that name)
     click.echo(_rendered(firewall, posture, config), nl=False)
+
+
+@cli.command("learn-files")
+@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path("/"))
+@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write; else shown.")
+@click.option(
+    "--exclude", multiple=True, help="A rule of `exclude`: left out here, not judged there. Repeatable."
+)
+@click.option(
+    "--ima-log", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of a good boot."
+)
+@click.option("--only-measured", is_flag=True, help="Of the packages' files only those that the log names.")
+def learn_files(
+    root: Path, output: Path | None, exclude: tuple[str, ...], ima_log: Path | None, only_measured: bool
+) -> None:
+    """Print the [ima] allow-list of this machine, by package, to put into a baseline and sign."""
+    if only_measured and ima_log is None:
+        raise click.UsageError("--only-measured needs --ima-log")
+    log = ima_log.read_bytes() if ima_log else None
+    try:
+        learned = learn(
+            PackageDatabase(root), exclude=exclude, untrusted_log=log, only_measured=only_measured
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    text = toml_of(learned)
+    if output is None:
+        click.echo(text, nl=False)
+    else:
+        output.write_text(text)
+    for line in learned.left_out:
+        click.echo(f"left out: {line}", err=True)
+    files = sum(len(package.sha256_bytes()) // 32 for package in learned.packages)
+    click.echo(
+        f"{files} files of {len(learned.packages)} packages, {len(learned.allow)} others; {len(text)} bytes",
+        err=True,
+    )
+    if len(text) > MAX_TOML_BYTES:
+        click.echo(
+            f"more than a baseline holds ({MAX_TOML_BYTES} bytes): use --exclude or --only-measured", err=True
+        )
 
 
 def main() -> NoReturn:
@@ -275,6 +339,7 @@ async def _serve(config: AgentConfig) -> int:
     # Listen before the first rules are loaded: nothing that happens in between is missed.
     watches: list[Callable[[], object]] = [Events(loop.firewall_changed, proc=Path(config.roots.proc)).close]
     watches.append(host.watch_devices(lambda: loop.wake("usb")).stop)
+    watches.append((await uplink.unlocks.serve(config.state)).close)
     tasks: list[asyncio.Task[None]] = []
     try:
         await asyncio.to_thread(loop.start)
