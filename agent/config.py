@@ -65,7 +65,9 @@ class TpmConfig(Section, frozen=True, kw_only=True):
     ek: Literal["rsa2048", "rsa3072", "ecc256", "ecc384"] = "rsa2048"
     ak: Literal["ecc256", "rsa2048"] = "ecc256"
     ek_certificate: str = ""
-    """DER file, for TPMs without a certificate in NV."""
+    """File (DER, PEM, or what the maker's service answers), for TPMs without a certificate in NV; others of its chain may follow."""
+    devid_certificates: list[str] = []
+    """Files of device identities whose keys this TPM holds, besides those in its NV."""
     event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
     ima_log: str = "/sys/kernel/security/ima/binary_runtime_measurements"
 

@@ -10,6 +10,7 @@ Relies on: `post` (agent.uplink) having verified the controller's certificate.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +22,16 @@ from cryptography.x509.oid import NameOID
 
 from agent.config import AgentConfig
 from agent.store import Enrolled, Keys, Store
-from agent.tpm import AttestationBlobs, Tpm
-from contract.binding import enrolment_proof_message
+from agent.tpm import AttestationBlobs, Tpm, TpmUnavailable
+from contract import ekder
+from contract.binding import devid_qualifying_data, enrolment_proof_message
 from contract.enrolment import proof
 from contract.errors import Rejected
 from contract.messages import (
     ENROL_BEGIN_PATH,
     ENROL_FINISH_PATH,
+    MAX_CHAIN_BYTES,
+    DevIdEvidence,
     EnrolApproved,
     EnrolBegin,
     EnrolChallenge,
@@ -36,6 +40,8 @@ from contract.messages import (
     Message,
     Refused,
 )
+
+log = logging.getLogger("ringfence.enrol")
 
 Post = Callable[[str, Message], Awaitable[EnrolChallenge | EnrolPending | EnrolApproved | Refused]]
 """(path, message) -> reply. Raises OSError to try again later, Rejected for a reply that is none."""
@@ -116,8 +122,9 @@ async def enrol(
     keys = await asyncio.to_thread(store.keys, lambda: make_keys(tpm))
     await asyncio.to_thread(tpm.use_ak, blobs_of(keys))
     ek_public, ek_certificate = await asyncio.to_thread(tpm.endorsement)
+    ek_chain = await asyncio.to_thread(tpm.endorsement_chain)
     if config.tpm.ek_certificate:
-        ek_certificate = Path(config.tpm.ek_certificate).read_bytes()
+        ek_certificate, ek_chain = _from_file(Path(config.tpm.ek_certificate), ek_chain)
     csr = signing_request(keys, config.node)
     begin = EnrolBegin(
         node=config.node,
@@ -125,6 +132,7 @@ async def enrol(
         ek_public=ek_public,
         ak_public=keys.ak_public,
         ek_certificate=ek_certificate,
+        ek_chain=ek_chain,
         csr=csr,
         token=_token(config),
     )
@@ -144,7 +152,8 @@ async def enrol(
         ak_public=keys.ak_public,
         csr=csr,
     )
-    finish = EnrolFinish(enrolment=challenge.enrolment, proof=proof(secret, message))
+    devids = await asyncio.to_thread(_devids, config, tpm, challenge.enrolment, keys)
+    finish = EnrolFinish(enrolment=challenge.enrolment, proof=proof(secret, message), devids=devids)
     while True:
         reply = await post(ENROL_FINISH_PATH, finish)
         if isinstance(reply, EnrolPending):
@@ -165,6 +174,25 @@ async def enrol(
         )
         await asyncio.to_thread(store.save_enrolled, enrolled)
         return enrolled
+
+
+def _from_file(path: Path, chain: bytes) -> tuple[bytes, bytes]:
+    """Return the EK certificate of a file (DER, PEM, or what Intel's service answers) and what follows it before `chain`."""
+    certificates = ekder.certificates_in(path.read_bytes())
+    if not certificates:
+        raise Rejected("ek.certificate-missing", f"{path}: no certificate in it")
+    return certificates[0], (b"".join(certificates[1:]) + chain)[:MAX_CHAIN_BYTES]
+
+
+def _devids(config: AgentConfig, tpm: Tpm, enrolment: str, keys: Keys) -> list[DevIdEvidence]:
+    """Return what the TPM has of device identities; none of them is needed to enrol."""
+    wanted = devid_qualifying_data(enrolment=enrolment, node=config.node, ak_public=keys.ak_public)
+    try:
+        further = [Path(name).read_bytes() for name in config.tpm.devid_certificates]
+        return tpm.device_identities(wanted, further)
+    except (TpmUnavailable, OSError) as error:
+        log.warning("device identities: %s", error)
+        return []
 
 
 def _token(config: AgentConfig) -> str:

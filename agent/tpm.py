@@ -18,14 +18,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from tpm2_pytss import (
     ESAPI,
     ESYS_TR,
     TPM2_ALG,
     TPM2_CAP,
-    TPM2_ECC,
     TPM2_SE,
     TPM2_SU,
     TPM2B_DIGEST,
@@ -33,73 +32,35 @@ from tpm2_pytss import (
     TPM2B_ID_OBJECT,
     TPM2B_PRIVATE,
     TPM2B_PUBLIC,
-    TPMA_OBJECT,
     TPML_DIGEST,
-    TPMS_ECC_PARMS,
-    TPMS_ECC_POINT,
-    TPMS_RSA_PARMS,
-    TPMT_ECC_SCHEME,
-    TPMT_KDF_SCHEME,
-    TPMT_PUBLIC,
-    TPMT_RSA_SCHEME,
     TPMT_SYM_DEF,
-    TPMT_SYM_DEF_OBJECT,
-    TPMU_ASYM_SCHEME,
-    TPMU_PUBLIC_ID,
-    TPMU_PUBLIC_PARMS,
     TSS2_Exception,
 )
 from tpm2_pytss.utils import NoSuchIndex, NVReadEK, create_ek_template
+
+from agent.tpmdevid import device_identities, endorsement_chain
+from agent.tpmkeys import EK_TEMPLATES, POLICY_A_SHA256, POLICY_OR, AkKind, EkKind, ak_template
+from contract.messages import DevIdEvidence
 
 # The TSS writes its own lines to stderr for what is a plain answer here (an NV index that is not there).
 os.environ.setdefault("TSS2_LOG", "all+NONE")
 
 T = TypeVar("T")
 
-EkKind = Literal["rsa2048", "rsa3072", "ecc256", "ecc384"]
-AkKind = Literal["ecc256", "rsa2048"]
-
-_EK_TEMPLATES = {
-    "rsa2048": "EK-RSA2048",
-    "ecc256": "EK-ECC256",
-    "rsa3072": "EK-HIGH-RSA3072",
-    "ecc384": "EK-HIGH-ECC384",
-}
-_POLICY_A_SHA256 = bytes.fromhex("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa")
-_POLICY_OR = {
-    # PolicyA, PolicyC for each name algorithm; PolicyB = PolicyOR of both (EK Credential Profile, B.6).
-    TPM2_ALG.SHA256: (
-        _POLICY_A_SHA256,
-        bytes.fromhex("3767e2edd43ff45a3a7e1eaefcef78643dca964632e7aad82c673a30d8633fde"),
-    ),
-    TPM2_ALG.SHA384: (
-        bytes.fromhex(
-            "8bbf2266537c171cb56e403c4dc1d4b64f432611dc386e6f532050c3278c930e143e8bb1133824ccb431053871c6db53"
-        ),
-        bytes.fromhex(
-            "d6032ce61f2fb3c240eb3cf6a33237ef2b6a16f4293c22b455e261cffd217ad5b4947c2d73e63005eed2dc2b3593d165"
-        ),
-    ),
-}
 _EK_CERTIFICATES = frozenset({0x01C00002, 0x01C0000A, 0x01C00016, 0x01C0001C})
 _BUSY = frozenset({0x921, 0x922, 0x908, 0x90A, 0x902, 0x903, 0x904})
 """TPM_RC_LOCKOUT, RETRY, YIELDED, TESTING, and no room for objects, sessions, memory (TPM 2.0 Part 2, 6.6.3)."""
 _FORMAT_ONE = 0x80
 """Set in answers about a parameter, handle or session: the command's input was at fault."""
 
+_NUMBER_OF_FORMAT_ONE = 0xBF
+_INTEGRITY = 0x9F
+"""TPM_RC_INTEGRITY, whatever parameter it is about (Part 2, 6.6.3)."""
+
 _SIMULATORS = ("swtpm", "mssim")
 _LEFTOVERS = (0x80000000, 0x02000000)  # transient objects, loaded sessions (Part 2, 7.4)
 _QUICK_S = 0.5
 _SLOW_S = 30.0
-_AK_ATTRIBUTES = (
-    TPMA_OBJECT.FIXEDTPM
-    | TPMA_OBJECT.FIXEDPARENT
-    | TPMA_OBJECT.SENSITIVEDATAORIGIN
-    | TPMA_OBJECT.USERWITHAUTH
-    | TPMA_OBJECT.NODA
-    | TPMA_OBJECT.RESTRICTED
-    | TPMA_OBJECT.SIGN_ENCRYPT
-)
 
 
 class TpmUnavailable(Exception):
@@ -112,6 +73,10 @@ class TpmBusy(TpmUnavailable):
 
 class TpmGone(TpmUnavailable):
     """It cannot be reached, or does not hold the key any more."""
+
+
+class TpmForeignKeys(TpmGone):
+    """The AK's blobs were wrapped by another TPM: a disk was cloned or moved (ATTACKS b12)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +104,16 @@ class Tpm:
     def endorsement(self) -> tuple[bytes, bytes]:
         """Return the EK's TPM2B_PUBLIC and its certificate from NV (DER, maybe padded; b"" if there is none)."""
         return self._call(self._endorsement, _SLOW_S)
+
+    def endorsement_chain(self) -> bytes:
+        """Return the certificates above the EK's that the TPM holds, DER one behind another; b"" if there are none."""
+        return self._call(lambda: endorsement_chain(self._open()), _SLOW_S)
+
+    def device_identities(self, qualifying_data: bytes, further: Sequence[bytes] = ()) -> list[DevIdEvidence]:
+        """Return the device identities that this TPM holds, proved to live beside the AK (`agent.tpmdevid`)."""
+        return self._call(
+            lambda: device_identities(self._open(), self._loaded_ak(), qualifying_data, further), _SLOW_S
+        )
 
     def create_ak(self) -> AttestationBlobs:
         """Make a new AK under the EK and use it from now on."""
@@ -253,7 +228,7 @@ class Tpm:
                     return b""
                 raise
 
-        certificate, template = create_ek_template(_EK_TEMPLATES[self._ek_kind], read)
+        certificate, template = create_ek_template(EK_TEMPLATES[self._ek_kind], read)
         handle, public, _, _, _ = esapi.create_primary(None, template, ESYS_TR.ENDORSEMENT)
         return handle, public, bytes(certificate or b"")
 
@@ -267,8 +242,8 @@ class Tpm:
         )
         try:
             esapi.policy_secret(ESYS_TR.ENDORSEMENT, session, expiration=0)
-            if bytes(area.authPolicy) != _POLICY_A_SHA256:
-                branches = _POLICY_OR[name_alg]
+            if bytes(area.authPolicy) != POLICY_A_SHA256:
+                branches = POLICY_OR[name_alg]
                 esapi.policy_or(session, TPML_DIGEST([TPM2B_DIGEST(b) for b in branches]))
         except TSS2_Exception:
             esapi.flush_context(session)
@@ -295,7 +270,7 @@ class Tpm:
 
     def _create_ak(self) -> AttestationBlobs:
         self._drop_ak()
-        template = _ak_template(self._ak_kind)
+        template = ak_template(self._ak_kind)
 
         def create(ek: ESYS_TR, session: ESYS_TR) -> AttestationBlobs:
             private, public, _, _, _ = self._open().create(ek, None, template, session1=session)
@@ -310,9 +285,16 @@ class Tpm:
                 raise TpmGone("no attestation key has been made yet")
             private, _ = TPM2B_PRIVATE.unmarshal(self._blobs.private)
             public, _ = TPM2B_PUBLIC.unmarshal(self._blobs.public)
-            self._ak = self._with_ek(
-                lambda ek, session: self._open().load(ek, private, public, session1=session)
-            )
+            try:
+                self._ak = self._with_ek(
+                    lambda ek, session: self._open().load(ek, private, public, session1=session)
+                )
+            except TSS2_Exception as error:
+                if int(error.rc) & _NUMBER_OF_FORMAT_ONE == _INTEGRITY:
+                    raise TpmForeignKeys(
+                        "the attestation key is another TPM's: this state folder was brought from another machine"
+                    ) from None
+                raise
         return self._ak
 
     def _activate(self, credential_blob: bytes, encrypted_secret: bytes) -> bytes:
@@ -356,43 +338,3 @@ class Tpm:
             values.update((pcr, bytes(digest)) for pcr, digest in zip(missing[:8], digests, strict=True))
             missing = missing[8:]
         return values
-
-
-def _ak_template(kind: AkKind) -> TPM2B_PUBLIC:
-    """Return the AK's template: restricted signing key, SHA-256 (TPM 2.0 Part 1, 25.1.4)."""
-    null = TPMT_SYM_DEF_OBJECT(algorithm=TPM2_ALG.NULL)
-    sha256 = TPMU_ASYM_SCHEME()
-    if kind == "ecc256":
-        sha256.ecdsa.hashAlg = TPM2_ALG.SHA256
-        parameters = TPMU_PUBLIC_PARMS(
-            eccDetail=TPMS_ECC_PARMS(
-                symmetric=null,
-                scheme=TPMT_ECC_SCHEME(scheme=TPM2_ALG.ECDSA, details=sha256),
-                curveID=TPM2_ECC.NIST_P256,
-                kdf=TPMT_KDF_SCHEME(scheme=TPM2_ALG.NULL),
-            )
-        )
-        unique = TPMU_PUBLIC_ID(ecc=TPMS_ECC_POINT())
-        algorithm = TPM2_ALG.ECC
-    else:
-        sha256.rsassa.hashAlg = TPM2_ALG.SHA256
-        parameters = TPMU_PUBLIC_PARMS(
-            rsaDetail=TPMS_RSA_PARMS(
-                symmetric=null,
-                scheme=TPMT_RSA_SCHEME(scheme=TPM2_ALG.RSASSA, details=sha256),
-                keyBits=2048,
-                exponent=0,
-            )
-        )
-        unique = TPMU_PUBLIC_ID(rsa=b"")
-        algorithm = TPM2_ALG.RSA
-    return TPM2B_PUBLIC(
-        publicArea=TPMT_PUBLIC(
-            type=algorithm,
-            nameAlg=TPM2_ALG.SHA256,
-            objectAttributes=_AK_ATTRIBUTES,
-            authPolicy=b"",
-            parameters=parameters,
-            unique=unique,
-        )
-    )

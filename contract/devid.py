@@ -1,8 +1,8 @@
 """Device identity keys: IDevID of the device's maker, LDevID of its owner (IEEE 802.1AR-2018; TCG TPM 2.0 Keys for Device
 Identity and Attestation 1.00).
 
-A certificate alone names a device somewhere. Here it counts only with the AK's signature that the very key lives in the same
-TPM (TPM2_Certify), over data that the controller chose. Which root it leads to says whether it is the maker's or the owner's:
+A certificate alone names a device somewhere. Here it counts only with proof that its very key lives in the TPM that holds the
+AK (TPM2_Certify), over data that the controller chose. Which root it leads to says whether it is the maker's or the owner's:
 the operator keeps the two apart. It fetches nothing. Relies on `contract.certpath`, and on the AK having been proved.
 """
 
@@ -63,12 +63,19 @@ class DevIdTrust(Struct, frozen=True, kw_only=True):
 
 
 def check_devid(
-    evidence: DevIdEvidence, key: AttestationKey, trust: DevIdTrust, *, qualifying_data: bytes, now: float
+    evidence: DevIdEvidence,
+    ak_public: bytes,
+    ek_public: bytes,
+    trust: DevIdTrust,
+    *,
+    qualifying_data: bytes,
+    now: float,
 ) -> DevId:
-    """Check one device identity. `key` is the AK under its EK; `now` in seconds since 1970.
+    """Check one device identity of the TPM that holds AK and EK. `now` in seconds since 1970.
 
     1. the public area is that of a signing key that was made in a TPM and never leaves it (`devid.attributes`, `tpm.public`)
-    2. the AK certified that key, over this enrolment (`devid.certify`, `quote.signature*`; TPM 2.0 Part 2, 10.12.3 and 10.12.8)
+    2. over this enrolment, the AK certified that key; or the key certified the AK, and it is restricted, so that it cannot
+       have been made to sign this (`devid.certify`, `quote.signature*`; TPM 2.0 Part 2, 10.12.3 and 10.12.8)
     3. the certificate is strict DER (`devid.certificate-*`), for that key (`devid.certificate-key`), for signatures and no CA
        (`devid.certificate-usage`)
     4. it leads to a root for device identities (see `contract.certpath`)
@@ -78,8 +85,15 @@ def check_devid(
     lacks = [name for name, bit in _MUST.items() if not public.attributes & bit]
     if lacks or public.attributes & tpm.DECRYPT:  # 1
         raise Rejected("devid.attributes", f"not {', '.join(lacks)}" if lacks else "can decrypt")
-    key.check_signature(evidence.signature, evidence.attest)  # 2
-    _check_certify(evidence.attest, key, public.name, qualifying_data)
+    ak = tpm.parse_public(ak_public)
+    if evidence.signer == "ak":  # 2
+        by, about = AttestationKey.from_public(ak_public, ek_public), public.name
+    elif public.attributes & tpm.RESTRICTED:
+        by, about = AttestationKey(public.key, public.scheme_hash, b""), ak.name
+    else:
+        raise Rejected("devid.certify", "the key may sign anything, so what it says of the AK proves nothing")
+    by.check_signature(evidence.signature, evidence.attest)
+    _check_certify(evidence.attest, by.qualified_name, about, qualifying_data)
     pieces = ekder.certificates_in(evidence.certificate, AREA)
     if not pieces:
         raise Rejected("devid.certificate-missing", "no certificate came with the key")
@@ -87,9 +101,8 @@ def check_devid(
     if spki(leaf) != public.spki:
         raise Rejected("devid.certificate-key", "the certificate is for another key")
     _check_usage(leaf)
-    kind, path = _path(
-        leaf, parsed_chain(b"".join(pieces[1:]), AREA), trust, datetime.fromtimestamp(now, UTC)
-    )  # 4
+    helpers = parsed_chain(b"".join(pieces[1:]), AREA)
+    kind, path = _path(leaf, helpers, trust, datetime.fromtimestamp(now, UTC))  # 4
     hardware_type, serial = _device(leaf)  # 5
     return DevId(
         kind=kind,
@@ -103,8 +116,8 @@ def check_devid(
     )
 
 
-def _check_certify(attest: bytes, key: AttestationKey, name: bytes, qualifying_data: bytes) -> None:
-    """Check a signed TPMS_ATTEST of TPM2_Certify: exact lengths, this AK, this question, this key."""
+def _check_certify(attest: bytes, by: bytes, about: bytes, qualifying_data: bytes) -> None:
+    """Check a signed TPMS_ATTEST of TPM2_Certify: exact lengths, this signer where it is known, this question, this key."""
     if len(attest) < _HEAD.size:
         raise Rejected("devid.certify", f"{len(attest)} bytes are no TPMS_ATTEST")
     magic, kind = _HEAD.unpack_from(attest)
@@ -116,11 +129,11 @@ def _check_certify(attest: bytes, key: AttestationKey, name: bytes, qualifying_d
     _, at = _sized(attest, at)
     if at != len(attest):
         raise Rejected("devid.certify", f"{len(attest) - at} bytes too many")
-    if signer != key.qualified_name:
+    if by and signer != by:
         raise Rejected("devid.certify", "the qualified signer is not the AK of this enrolment")
     if extra != qualifying_data:
         raise Rejected("devid.certify", "certified for another enrolment")
-    if certified != name:
+    if certified != about:
         raise Rejected("devid.certify", "another key was certified")
 
 

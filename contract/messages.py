@@ -287,7 +287,7 @@ class EnrolChallenge(Message, frozen=True, kw_only=True, tag="enrol-challenge"):
 
 
 class DevIdEvidence(Message, frozen=True, kw_only=True):
-    """A device identity key of this TPM: its certificate, and the AK's word that it lives beside it (TPM2_Certify)."""
+    """A device identity key of this TPM: its certificate, and the proof that it lives beside the AK (TPM2_Certify)."""
 
     certificate: Annotated[bytes, Meta(max_length=8192)]
     """DER, with whatever NV padding the maker left; further certificates may follow it."""
@@ -296,7 +296,9 @@ class DevIdEvidence(Message, frozen=True, kw_only=True):
     attest: Annotated[bytes, Meta(max_length=MAX_QUOTE_BYTES)]
     """TPMS_ATTEST over `binding.devid_qualifying_data`."""
     signature: Annotated[bytes, Meta(max_length=MAX_SIGNATURE_BYTES)]
-    """TPMT_SIGNATURE, by the AK."""
+    """TPMT_SIGNATURE, by `signer`."""
+    signer: Literal["ak", "devid"] = "ak"
+    """The AK certified the key; or the key, which then signs nothing but what the TPM made, certified the AK."""
 
 
 class EnrolFinish(Message, frozen=True, kw_only=True, tag="enrol-finish"):

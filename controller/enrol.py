@@ -23,7 +23,6 @@ from contract.messages import (
     EnrolFinish,
     EnrolPending,
 )
-from contract.quote import AttestationKey
 from contract.tpmvendor import maker_of
 from contract.wire import decode
 from controller.authority import csr_key
@@ -142,14 +141,19 @@ async def _devids(services: Services, message: EnrolFinish, now: float) -> DevId
     keys = await services.fleet.enrolment_keys(message.enrolment)
     if keys is None:
         return NO_DEVIDS
-    ak = AttestationKey.from_public(keys.ak_public, keys.ek_public)
     wanted = devid_qualifying_data(enrolment=message.enrolment, node=keys.node, ak_public=keys.ak_public)
     proved, refused = [], []
     for evidence in message.devids:
         try:
-            proved.append(
-                check_devid(evidence, ak, services.device_trust.devid, qualifying_data=wanted, now=now)
+            found = check_devid(
+                evidence,
+                keys.ak_public,
+                keys.ek_public,
+                services.device_trust.devid,
+                qualifying_data=wanted,
+                now=now,
             )
+            proved.append(found)
         except Rejected as rejected:
             refused.append(str(rejected)[:512])
     return DevIds(proved=tuple(proved), refused=tuple(refused))
