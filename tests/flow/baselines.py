@@ -15,11 +15,13 @@ def text(
     *,
     extra_port: int | None = None,
     way: str | None = None,
+    boot: str = "",
     summary: str = "inference node of the lab",
 ) -> str:
     """Return a baseline for nodes of site number `site`.
 
-    `extra_port` opens one more TCP port to the enclave; `way` names the only interface to the controller.
+    `extra_port` opens one more TCP port to the enclave; `way` names the only interface to the controller;
+    `boot` adds lines to that section.
     """
     ports = f"[8080, {extra_port}]" if extra_port else "[8080]"
     controller = f'[firewall.controller]\ninterface = "{way}"\n' if way else ""
@@ -111,4 +113,4 @@ reason = "the inference service"
 [boot]
 event_log = "required"
 reference = "enrolment"
-"""
+{boot}"""

@@ -216,11 +216,10 @@ class Lab:
         tpm = SoftwareTpm.manufacture(folder / "tpm", authority)
         return Node(host.name, site, host, folder, tpm, UsbTree(folder / "sys"))
 
-    def power_on(self, case: str = "good-rsa") -> None:
-        """Boot every node with one recorded log, and start USB and the inference services."""
-        log = event_log(case)
+    def power_on(self, **cases: str) -> None:
+        """Boot every node with a recorded log, by site good-rsa or another, and start USB and the inference services."""
         for node in self.nodes:
-            node.boot(log)
+            node.boot(event_log(cases.get(node.site, "good-rsa")))
             node.usb.run()
             node.ek_id = ek_id(node.tpm)
             node.services.append(
