@@ -37,6 +37,18 @@ log = logging.getLogger("ringfence.dial")
 
 ANSWER_S = 30.0
 DIAL_S = 10.0
+_NOT_LET_IN = (401, 403)
+_ALERTS = frozenset(
+    {
+        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
+        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
+        "SSLV3_ALERT_CERTIFICATE_REVOKED",
+        "SSLV3_ALERT_BAD_CERTIFICATE",
+        "TLSV1_ALERT_UNKNOWN_CA",
+        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+    }
+)
+"""What OpenSSL calls the alerts about a client's certificate (RFC 8446, 6.2)."""
 _CONTENT_TYPE = "application/msgpack"
 _ENROL_REPLY = cast("type[EnrolChallenge | EnrolPending | EnrolApproved | Refused]", EnrolReply)
 
@@ -143,6 +155,18 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """Hold nothing."""
+
+
+def certificate_refused(error: BaseException) -> bool:
+    """Return whether a connection failed because the controller does not take this node's certificate (any more)."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, aiohttp.WSServerHandshakeError) and seen.status in _NOT_LET_IN:
+            return True
+        if isinstance(seen, ssl.SSLError) and seen.reason in _ALERTS:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 async def read_capped(reply: aiohttp.ClientResponse, max_bytes: int) -> bytes:

@@ -22,7 +22,7 @@ from typing import TypeVar
 import aiohttp
 
 from agent.config import AgentConfig
-from agent.dial import Dialler, read_capped
+from agent.dial import Dialler, certificate_refused, read_capped
 from agent.enrol import Identity, blobs_of, identity_of
 from agent.ima import UNMEASURED, ImaLog
 from agent.loop import Loop
@@ -103,16 +103,18 @@ class Uplink:
             identity = identity_of(enrolled.chain, keys)
             self.redial.clear()
             began = time.monotonic()
+            turned_away = False
             try:
                 async with self._dial.client(enrolled, keys) as http:
                     self._http = http
                     await self._session(http, enrolled, identity, keys)
             except (*_PASSING, SessionEnded, Rejected) as error:
                 log.info("session: %s: %s", type(error).__name__, error)
+                turned_away = certificate_refused(error)
             finally:
                 self._http = None
                 await self.ask(self.loop.session_closed)
-            enrolled = await self._again(enrolled, identity)
+            enrolled = await self._again(enrolled, identity, turned_away)
             if self.redial.is_set():
                 wait_s = BACKOFF_S[0]
                 continue
@@ -122,12 +124,19 @@ class Uplink:
                 await asyncio.wait_for(self.redial.wait(), wait_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
             wait_s = min(wait_s * 2, BACKOFF_S[1])
 
-    async def _again(self, enrolled: Enrolled, identity: Identity) -> Enrolled:
-        """Return what the next dial uses: a renewed certificate, or a new one where the old has run out."""
+    async def _again(self, enrolled: Enrolled, identity: Identity, turned_away: bool) -> Enrolled:
+        """Return what the next dial uses: a renewed certificate, or a new one where the old is of no use any more.
+
+        It has run out; or the controller says so, whose clock or memory is another. The TPM is proved anew either way.
+        """
         try:
-            if time.time() >= identity.not_after:
+            stored = await asyncio.to_thread(self.store.enrolled) or enrolled
+            if stored.chain != enrolled.chain:
+                return stored
+            if turned_away or time.time() >= identity.not_after:
+                log.warning("the certificate is of no use any more; enrolling anew")
                 return await self._dial.enrol(self._tpm)
-            return await asyncio.to_thread(self.store.enrolled) or enrolled
+            return stored
         except (*_PASSING, Rejected, TpmUnavailable, Damaged) as error:
             log.warning("certificate: %s", error)
             return enrolled
