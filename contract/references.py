@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from typing import Annotated, Final
 
@@ -84,6 +85,8 @@ class Expected(Message, frozen=True, kw_only=True):
 
 
 NOTHING_EXPECTED: Final = Expected()
+Span = tuple[int, float, float | None]
+"""Number of a set, `valid_from`, `valid_until`."""
 
 
 class ReferenceFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -117,14 +120,26 @@ def expected_at(sets: Iterable[ReferenceSet], now: float) -> Expected:
     return Expected(values=values, superseded=[bytes.fromhex(v) for v in sorted(superseded - again)])
 
 
-def begun(spans: Iterable[tuple[int, float, float | None]], now: float) -> str:
-    """Return which of the numbered sets have begun at `now`, and which of those have ended: `3,7-`. Empty: none.
+def spans_text(spans: Sequence[Span]) -> str:
+    """Return the spans of a site's sets as its row holds them; empty for none."""
+    return msgspec.json.encode(spans).decode() if spans else ""
 
-    `spans`: number, `valid_from`, `valid_until` of each. The text changes exactly when `expected_at` may.
+
+@lru_cache(maxsize=1024)
+def _spans(text: str) -> tuple[Span, ...]:
+    return tuple(msgspec.json.decode(text, type=list[Span]))
+
+
+def announced_at(text: str, now: float) -> str:
+    """Return which sets have begun at `now`, and which of those have ended (`3,7-`), from a row's spans; empty: none.
+
+    It changes whenever `expected_at` of the same sets may; read with every report, so nothing is parsed twice.
     """
+    if not text:
+        return ""
     return ",".join(
         f"{number}-" if until is not None and now >= until else f"{number}"
-        for number, since, until in spans
+        for number, since, until in _spans(text)
         if now >= since
     )
 

@@ -20,6 +20,9 @@ import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+import msgspec
+
+from contract import boot, ima
 from contract.errors import Rejected
 from contract.messages import Drift, Finding, Posture, Severity, Tier
 from controller.breaker import may_isolate_node, may_isolate_site
@@ -30,8 +33,8 @@ OWN_FAILURE = "verification.failed"
 
 _WEIGHT: tuple[tuple[str, Tier], ...] = (
     ("quote.clock-unsafe", "affirming"),
-    ("quote.firmware-version", "warning"),
     ("boot.observe.", "warning"),
+    ("ima.observe.", "warning"),
     ("posture.differs", "warning"),
     ("baseline.differs", "warning"),
     ("drift.", "warning"),
@@ -40,6 +43,10 @@ _WEIGHT: tuple[tuple[str, Tier], ...] = (
     ("message.", "warning"),
     ("report.malformed", "warning"),
 )
+_ADVISORY = boot.ADVISORY_CODES | ima.ADVISORY_CODES
+"""What `contract` itself calls worth a warning and no more; an exact code, never a prefix."""
+_UPDATES = frozenset({"boot.unannounced"})
+"""A question to a person: an update that nobody announced. It isolates nobody, however it is answered."""
 _RANK: dict[Tier, int] = {"none": 0, "affirming": 1, "warning": 2, "contraindicated": 3}
 _FOUND = re.compile(r"found (.+)\Z", re.DOTALL)
 MAX_FINDINGS = 64
@@ -89,6 +96,8 @@ class Decision(Record, frozen=True, kw_only=True):
     hold_site: str = ""
     recommend: tuple[str, ...] = ()
     """What a person should look at, and why it was not done."""
+    questions: Mapping[str, int] = msgspec.field(default_factory=dict)
+    """What a person is asked about updates, with the number of other nodes that report the same."""
 
 
 def weight(code: str) -> Tier:
@@ -96,7 +105,7 @@ def weight(code: str) -> Tier:
     for prefix, tier in _WEIGHT:
         if code.startswith(prefix):
             return tier
-    return "contraindicated"
+    return "warning" if code in _ADVISORY else "contraindicated"
 
 
 def found_value(finding: Finding) -> str:
@@ -114,7 +123,7 @@ def _suspect_finding(finding: Finding) -> Suspicion:
     distrusted = weight(finding.code) == "contraindicated"
     return Suspicion(
         key=f"finding:{finding.code}:{place}:{_digest(found_value(finding))}",
-        kind="untrusted" if distrusted else "drift",
+        kind="untrusted" if distrusted else "update" if finding.code in _UPDATES else "drift",
         severity="critical" if distrusted else "warning",
         title=_short(f"{finding.code}: {finding.detail}"),
         finding=finding,
@@ -224,7 +233,10 @@ def decide(
     ):
         reason = f"{facts.drifting_others + 1} nodes drifted within {rule.window_s:g} s"
         hold_site = _try(reason, "site", _site_brake(limits, facts), recommend)
-    return Decision(fresh=fresh, hold_node=hold_node, hold_site=hold_site, recommend=tuple(recommend))
+    questions = {_question(s): facts.others.get(s.key, 0) for s in fresh if s.kind == "update"}
+    return Decision(
+        fresh=fresh, hold_node=hold_node, hold_site=hold_site, recommend=tuple(recommend), questions=questions
+    )
 
 
 def drifts_alone(fresh: Sequence[Suspicion], limits: BreakerLimits, facts: FleetFacts) -> bool:
@@ -241,6 +253,11 @@ def _shared(suspicions: Sequence[Suspicion], limits: BreakerLimits, facts: Fleet
     if others and min(others) >= limits.same_value_nodes:
         return f"the same new value on {min(others)} other nodes: looks like an update nobody told us about"
     return ""
+
+
+def _question(suspicion: Suspicion) -> str:
+    """Return what a person is asked about an update; the same words for the same new value, on whatever node."""
+    return _short(f"accept it, or look at the nodes: found {found_value(suspicion.finding)}")
 
 
 def _node_brake(limits: BreakerLimits, facts: FleetFacts) -> str:

@@ -25,6 +25,12 @@ class Policies(Record, frozen=True, kw_only=True):
     """None: the baseline has no [ima] section, and nobody wants the log."""
 
 
+def expecting(policies: Policies, expected: Expected) -> Policies:
+    """Return the same policies at a site for which something is announced."""
+    fingerprint = policy_fingerprint(policies.boot, None, expected)
+    return msgspec.structs.replace(policies, expected=expected, fingerprint=fingerprint)
+
+
 def compiled(sections: Sections) -> Policies:
     """Compile stored sections; an absent [boot] section is the strictest there is."""
     boot = msgspec.json.decode(sections.boot, type=BootPolicy) if sections.boot else BootPolicy()

@@ -80,7 +80,7 @@ class Sessions:
         self._opening[identity.node] += 1
         try:
             record = await self._fleet.open_session(identity.node, identity.fingerprint, now=time.time())
-            policies = await self._policies.of(record.baseline)
+            policies = await self._policies.of(record, now=time.time())
             socket = web.WebSocketResponse(
                 protocols=(PROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=2.0
             )
@@ -228,7 +228,7 @@ class Sessions:
             await session.send(answer)
             await session.send(Challenge(nonce=session.nonce()))
             return
-        policies = await self._policies.of(outcome.session.baseline)
+        policies = await self._policies.of(outcome.session, now=time.time())
         session.appraiser = session.appraiser.renewed(outcome.session, policies)
         wanted = session.appraiser.asking()
         if outcome.affected:
@@ -253,7 +253,7 @@ class Sessions:
         if session.stale:
             session.stale = False
             record = await self._fleet.session(session.node)
-            policies = await self._policies.of(record.baseline)
+            policies = await self._policies.of(record, now=time.time())
             session.appraiser = session.appraiser.renewed(record, policies)
         try:
             evidence = await session.appraised(report, self._fleet)

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
-from controller.api import baselines, enrolments, events, health, incidents, nodes, sites, tokens
+from controller.api import (
+    baselines,
+    enrolments,
+    escrow,
+    events,
+    evidence,
+    health,
+    incidents,
+    nodes,
+    references,
+    sites,
+    tokens,
+)
 from controller.api.route import AnyRoute
 
-_RESOURCES = (health, nodes, sites, enrolments, baselines, incidents, events, tokens)
+_RESOURCES = (
+    health,
+    nodes,
+    sites,
+    enrolments,
+    baselines,
+    incidents,
+    references,
+    evidence,
+    escrow,
+    events,
+    tokens,
+)
 
 ROUTES: tuple[AnyRoute, ...] = tuple(route for resource in _RESOURCES for route in resource.ROUTES)

@@ -19,8 +19,11 @@ from controller.cli.attest import attest
 from controller.cli.baseline import baseline
 from controller.cli.client import Refused, Unreachable
 from controller.cli.enrolments import enrolments
+from controller.cli.escrow import key
+from controller.cli.evidence import evidence
 from controller.cli.fleet import accept_boot, incidents, isolate, node, nodes, release, site, sites, status
 from controller.cli.keys import keys
+from controller.cli.references import reference
 from controller.cli.show import harmless
 from controller.faults import log_fault
 
@@ -35,7 +38,7 @@ def cli() -> None:
 
 for command in (
     *(login, whoami, status, nodes, node, sites, site, enrolments, baseline, keys, attest),
-    *(incidents, isolate, release, accept_boot, events, tokens, completion),
+    *(incidents, isolate, release, accept_boot, reference, evidence, key, events, tokens, completion),
 ):
     cli.add_command(command)
 

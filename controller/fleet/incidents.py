@@ -36,14 +36,16 @@ def record(
     node: str,
     site: str,
     now: float,
+    questions: Mapping[str, int] | None = None,
 ) -> dict[IncidentKind, int]:
     """Put fresh suspicions of one node into incidents: the one that has such a suspicion already, else a new one
-    for each kind. What is recommended makes the gravest of them wait for a person."""
+    for each kind. What is recommended makes the gravest of them wait for a person; questions (with how many other nodes
+    report the same) make the update wait for one."""
     made: dict[IncidentKind, int] = {}
     by_kind: dict[IncidentKind, list[Suspicion]] = {}
     for suspicion in fresh:
         by_kind.setdefault(suspicion.kind, []).append(suspicion)
-    gravest = "untrusted" if "untrusted" in by_kind else next(iter(by_kind), None)
+    gravest = "untrusted" if "untrusted" in by_kind else next((k for k in by_kind if k != "update"), None)
     for kind, of_kind in by_kind.items():
         keys = [s.key for s in of_kind]
         there = rows.standing_for(tx, keys, reopened_since=now - REOPEN_WINDOW_S)
@@ -71,6 +73,7 @@ def record(
             findings=[s.finding for s in of_kind],
             severity=severity,
             recommend=[f"{node}: {text}" for text in recommend] if kind == gravest else [],
+            questions=questions if kind == "update" else None,
             now=now,
         )
         made[kind] = incident
@@ -85,6 +88,7 @@ def note(
     severity: Severity = "info",
     done: Sequence[str] = (),
     recommend: Sequence[str] = (),
+    questions: Mapping[str, int] | None = None,
     now: float,
 ) -> None:
     """Add to an incident and settle its state: it needs a person once something was recommended, it is resolved
@@ -95,7 +99,7 @@ def note(
     state: IncidentState = "open"
     if not rows.still_active(tx, incident):
         state = "resolved"
-    elif recommend or view.state == "needs-person":
+    elif recommend or questions or view.state == "needs-person":
         state = "needs-person"
     if recommend and view.state != "needs-person":
         event_rows.add(
@@ -107,6 +111,22 @@ def note(
             site=view.site,
             detail={"incident": str(incident)},
         )
+    if questions and view.state != "needs-person":
+        event_rows.add(
+            tx,
+            "update.unannounced",
+            "warning",
+            f"incident {incident} asks a person: {next(iter(questions))}"[:2048],
+            now=now,
+            site=view.site,
+            detail={"incident": str(incident)},
+        )
+    asked = questions or {}
+    # A question stands once, with the newest count: five hundred nodes are one line.
+    before = [line for line in view.done if not line.startswith(tuple(asked))] if asked else view.done
+    counted = [
+        f"{text}; {others} other nodes report the same" if others else text for text, others in asked.items()
+    ]
     known = [(f.code, f.pcr, f.detail) for f in view.findings]
     rows.change(
         tx,
@@ -116,7 +136,7 @@ def note(
             :MAX_FINDINGS
         ],
         # The first lines say how it began; a mass event must not grow a row without bound.
-        done=[*view.done, *(t for t in (*done, *recommend) if t not in view.done)][:MAX_DONE],
+        done=[*before, *(t for t in (*counted, *done, *recommend) if t not in before)][:MAX_DONE],
         severity=_worst([view.severity, severity]),
         now=now,
     )

@@ -31,6 +31,7 @@ def record_of(row: NodeRow) -> SessionRecord:
         boot=row.state.boot,
         ima=row.state.ima,
         baseline=row.baseline,
+        announced=row.announced,
         directive_number=row.directive_number,
     )
 

@@ -124,6 +124,26 @@ def still_active(tx: Transaction, incident: int) -> bool:
     )
 
 
+def active(tx: Transaction, incident: int) -> list[tuple[str, str]]:
+    """Return the nodes that an incident is about still, each with a suspicion."""
+    rows = tx.execute(
+        select(incident_nodes.c.node, incident_nodes.c.key)
+        .where(incident_nodes.c.incident == incident, incident_nodes.c.active.is_(True))
+        .order_by(incident_nodes.c.node, incident_nodes.c.key)
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
+def active_of_node(tx: Transaction, node: str) -> list[tuple[str, int]]:
+    """Return the suspicions that a node shows still, each with its incident."""
+    rows = tx.execute(
+        select(incident_nodes.c.key, incident_nodes.c.incident)
+        .where(incident_nodes.c.node == node, incident_nodes.c.active.is_(True))
+        .order_by(incident_nodes.c.key)
+    )
+    return [(row[0], row[1]) for row in rows]
+
+
 def change(
     tx: Transaction,
     incident: int,

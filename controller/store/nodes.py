@@ -62,6 +62,8 @@ class NodeRow(Record, frozen=True, kw_only=True):
     """When its boot reference was accepted; None while it has none."""
     baseline: WantedBaseline | None
     """Chosen for the site."""
+    announced: str
+    """Spans of the sets of reference values announced for the site (store.references); empty for most."""
 
 
 _FROM = (
@@ -77,6 +79,7 @@ _SELECT = select(
     sites.c.policy,
     sites.c.baseline_name,
     sites.c.baseline_version,
+    sites.c.announced,
     boot_references.c.accepted_at,
     baselines.c.sha256,
 ).select_from(_FROM)
@@ -105,7 +108,7 @@ _WRITE = Prepared(
 
 
 def _row(row: Sequence[object]) -> NodeRow:
-    (*plain, state, policy, name, version, reference_at, sha256) = row
+    (*plain, state, policy, name, version, announced, reference_at, sha256) = row
     chosen = None
     if name is not None:
         chosen = WantedBaseline(name=name, version=version, sha256=sha256)  # type: ignore[arg-type]
@@ -118,6 +121,7 @@ def _row(row: Sequence[object]) -> NodeRow:
         state=_decode_state(state),  # type: ignore[arg-type]
         policy=policy_of(str(policy)),
         reference_at=reference_at,  # type: ignore[arg-type]
+        announced=announced,  # type: ignore[arg-type]
     )
 
 

@@ -45,6 +45,7 @@ sites = Table(
     Column("baseline_name", Text),
     Column("baseline_version", BigInteger),
     Column("created_at", Float, nullable=False),
+    Column("announced", Text, nullable=False, server_default=""),
 )
 
 nodes = Table(
@@ -143,6 +144,21 @@ escrow_keys = Table(
     Column("released_at", Float),
     Column("revoked_at", Float),
     Column("revoked_by", Text),
+)
+
+reference_values = Table(
+    "reference_values",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("site", Text, ForeignKey("sites.site"), nullable=False),
+    Column("document", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("withdrawn_at", Float),
+    Column("withdrawn_by", Text),
+    Index(None, "site", "withdrawn_at", "id"),
+    sqlite_autoincrement=True,
 )
 
 enrolments = Table(

@@ -102,15 +102,43 @@ def _without_identity() -> None:
             batch_op.drop_column("tpm")
 
 
+def _references() -> None:
+    op.add_column("sites", sa.Column("announced", sa.Text(), nullable=False, server_default=""))
+    op.create_table(
+        "reference_values",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("site", sa.Text(), nullable=False),
+        sa.Column("document", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.Column("created_by", sa.Text(), nullable=False),
+        sa.Column("withdrawn_at", sa.Float(), nullable=True),
+        sa.Column("withdrawn_by", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["site"], ["sites.site"], name=op.f("fk_reference_values_site")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_reference_values")),
+        sqlite_autoincrement=True,
+    )
+    columns = ["site", "withdrawn_at", "id"]
+    op.create_index(op.f("ix_reference_values_site_withdrawn_at_id"), "reference_values", columns)
+
+
+def _without_references() -> None:
+    op.drop_table("reference_values")
+    with op.batch_alter_table("sites", schema=None) as batch_op:
+        batch_op.drop_column("announced")
+
+
 def upgrade() -> None:
     """Each part adds its own tables; none depends on another."""
     _ima()
     _evidence()
     _escrow()
     _identity()
+    _references()
 
 
 def downgrade() -> None:
+    _without_references()
     _without_identity()
     op.drop_table("escrow_keys")
     op.drop_table("evidence_blobs")
