@@ -26,11 +26,12 @@ __all__ = ["ImaPolicy", "Package", "PackageChange", "pack"]
 MAX_PACKAGES: Final = 16384
 MAX_RULES: Final = 256
 MAX_KEYS: Final = 64
+MAX_PATH_CHARS: Final = 2000
 TEXT_CHARS: Final = 1996
 """Of one string of a table: TOML of baselines has at most 2,048 characters in a line, and base64 goes by four."""
 
 Choice = Literal["refuse", "warn", "ignore"]
-PathText = Annotated[str, Meta(min_length=1, max_length=2000)]
+PathText = Annotated[str, Meta(min_length=1, max_length=MAX_PATH_CHARS)]
 DigestText = Annotated[
     str, Meta(pattern=r"\A(?:\*|sha256:[0-9a-f]{64}|sha384:[0-9a-f]{96}|sha512:[0-9a-f]{128})\Z")
 ]
@@ -50,13 +51,13 @@ class Package(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """Refuse what cannot be meant; msgspec turns it into an error with the key's path."""
         names = sum(1 for _ in self._paths())
-        digests = len(self._digests())
+        digests = len(self.sha256_bytes())
         if digests != names * 32:
             raise ValueError(f"{names} names need {names * 32} bytes of SHA-256, found {digests}")
 
     def entries(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield path and SHA-256 of every file."""
-        digests = self._digests()
+        digests = self.sha256_bytes()
         for place, path in enumerate(self._paths()):
             yield path, digests[32 * place : 32 * place + 32]
 
@@ -71,7 +72,8 @@ class Package(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                     raise ValueError(f"an empty name in {text[:80]!r}")
                 yield raw + unquote_to_bytes(name)
 
-    def _digests(self) -> bytes:
+    def sha256_bytes(self) -> bytes:
+        """Return all digests, 32 bytes each. Raises ValueError for what is no base64."""
         try:
             return b"".join(base64.b64decode(text, validate=True) for text in self.sha256)
         except binascii.Error as error:

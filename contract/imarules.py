@@ -156,6 +156,11 @@ class ImaRules:
             return None
         return Verdict("ima.buffer", f"{label}: {found} is not allowed there")
 
+    def version_of(self, package: str) -> str | None:
+        """Return the version in which the section names a package, or None; the first if there are several."""
+        versions = self._families.get(family(package))
+        return versions[0] if versions else None
+
     def explanations(self, changes: Sequence[PackageChange]) -> dict[tuple[str, bytes], Explanation]:
         """Return (path, SHA-256) to the upgrade that accounts for it.
 

@@ -1,0 +1,171 @@
+"""The package databases of the machine, dpkg's and rpm's: which package a file belongs to, and what it should contain.
+
+Reads dpkg's files (`status`, `info/*.list`, `*.md5sums`) and asks the program `rpm`, the only one that reads rpm's; it
+runs none of a package's scripts and writes nothing. What a database says of a file is worth as much as the machine's
+root user: it can explain an upgrade to people, and vouch for nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+RPM_TIMEOUT_S: Final = 120.0
+_HASH_BYTES: Final = 1024 * 1024
+_RPM_FOLDERS: Final = ("usr/lib/sysimage/rpm", "var/lib/rpm")
+_RPM_FORMAT: Final = (
+    r"[%{=NAME}\t%{=EVR}\t%{=INSTALLTIME}\t%{=FILEDIGESTALGO}\t%{FILEMODES}\t%{FILEDIGESTS}\t%{FILENAMES}\n]"
+)
+_RPM_HASHES: Final = {"1": "md5", "2": "sha1", "8": "sha256", "9": "sha384", "10": "sha512", "(none)": "md5"}
+
+
+class PackageFile(NamedTuple):
+    """A file as a database records it."""
+
+    path: str
+    """Real path inside the root: symbolic links in its folder are followed (`/bin/sh` lies in `/usr/bin`)."""
+    algorithm: str
+    """Empty: the database keeps no digest of it (maintainer scripts)."""
+    digest: str
+    """Lower-case hexadecimal."""
+
+
+class InstalledPackage(NamedTuple):
+    """A package that is installed, or half so."""
+
+    name: str
+    version: str
+    changed_at: float
+    """Seconds since 1970: when it was last unpacked."""
+    files: tuple[PackageFile, ...]
+
+
+class PackageDatabase:
+    """All packages below one root. Reads when asked, and remembers nothing."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._folders: dict[str, str] = {}
+
+    def stamp(self) -> tuple[int, ...]:
+        """Return what differs as soon as a package was changed."""
+        watched = ["var/lib/dpkg/status", "var/lib/dpkg/info"]
+        watched += [f"{folder}/{name}" for folder in _RPM_FOLDERS for name in ("rpmdb.sqlite", "Packages")]
+        found = []
+        for path in watched:
+            try:
+                found.append((self._root / path).stat().st_mtime_ns)
+            except OSError:
+                found.append(0)
+        return tuple(found)
+
+    def installed(self) -> Iterator[InstalledPackage]:
+        """Yield every package. A database that is not there has none; raises OSError if `rpm` itself fails."""
+        yield from self._dpkg()
+        yield from self._rpm()
+
+    def sha256_of(self, file: PackageFile) -> str | None:
+        """Return the SHA-256 of a file as it is now, or None if it is not what the database records, or is not there."""
+        sums = [hashlib.sha256()]
+        if file.algorithm and file.algorithm != "sha256":
+            sums.append(hashlib.new(file.algorithm, usedforsecurity=False))
+        try:
+            # O_NONBLOCK: a FIFO in the file's place must not hold anybody.
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+            descriptor = os.open(self._root / file.path.lstrip("/"), flags)
+            with open(descriptor, "rb") as content:  # noqa: PTH123  (a descriptor)
+                if not stat.S_ISREG(os.fstat(content.fileno()).st_mode):
+                    return None
+                while part := content.read(_HASH_BYTES):
+                    for each in sums:
+                        each.update(part)
+        except OSError:
+            return None
+        if file.algorithm and sums[-1].hexdigest() != file.digest:
+            return None
+        return sums[0].hexdigest()
+
+    def _real(self, path: str) -> str:
+        """Return where a path of a database really lies: links in its folder followed, inside the root."""
+        folder, _, name = path.rpartition("/")
+        known = self._folders.get(folder)
+        if known is None:
+            # Links of the root's own are relative in every distribution; an absolute one would lead out of it.
+            real = os.path.realpath(self._root / folder.lstrip("/"))
+            base = os.path.realpath(self._root)
+            inside = os.path.relpath(real, base)
+            known = folder if inside.startswith("..") else "" if inside == "." else "/" + inside
+            self._folders[folder] = known
+        return f"{known}/{name}"
+
+    def _dpkg(self) -> Iterator[InstalledPackage]:
+        base = self._root / "var/lib/dpkg"
+        try:
+            status = (base / "status").read_text("utf-8", "surrogateescape")
+        except OSError:
+            return
+        for paragraph in status.split("\n\n"):
+            fields = dict(_FIELD.findall(paragraph))
+            state = fields.get("Status", "").split()
+            if len(state) != 3 or state[2] in ("not-installed", "config-files") or "Package" not in fields:
+                continue
+            name = fields["Package"]
+            stem = name
+            if fields.get("Multi-Arch") == "same":
+                stem = f"{name}:{fields.get('Architecture', '')}"
+            try:
+                changed_at = (base / f"info/{stem}.list").stat().st_mtime
+            except OSError:
+                continue
+            files = tuple(self._dpkg_files(base, stem, paragraph))
+            yield InstalledPackage(name, fields.get("Version", ""), changed_at, files)
+
+    def _dpkg_files(self, base: Path, stem: str, paragraph: str) -> Iterator[PackageFile]:
+        try:
+            sums = (base / f"info/{stem}.md5sums").read_text("utf-8", "surrogateescape")
+        except OSError:
+            sums = ""  # packages without files have none
+        for line in sums.splitlines():
+            digest, _, path = line.partition("  ")
+            if path:
+                yield PackageFile(self._real("/" + path), "md5", digest)
+        for path, digest in _CONFFILE.findall(paragraph):
+            yield PackageFile(self._real(path), "md5", digest)
+        for script in ("preinst", "postinst", "prerm", "postrm", "config"):
+            yield PackageFile(f"/var/lib/dpkg/info/{stem}.{script}", "", "")
+
+    def _rpm(self) -> Iterator[InstalledPackage]:
+        for folder in _RPM_FOLDERS:
+            if any(
+                (self._root / folder / name).exists() for name in ("rpmdb.sqlite", "Packages", "Packages.db")
+            ):
+                break
+        else:
+            return
+        command = ["rpm", "--dbpath", str((self._root / folder).absolute()), "-qa", "--qf", _RPM_FORMAT]
+        try:
+            done = subprocess.run(command, capture_output=True, check=True, timeout=RPM_TIMEOUT_S)
+        except subprocess.SubprocessError as error:
+            raise OSError(f"rpm did not answer: {error}") from None
+        found: dict[tuple[str, str], tuple[float, list[PackageFile]]] = {}
+        for line in done.stdout.decode("utf-8", "surrogateescape").splitlines():
+            fields = line.split("\t", 6)
+            if len(fields) != 7:
+                continue
+            name, version, at, algorithm, mode, digest, path = fields
+            _, files = found.setdefault((name, version), (float(at), []))
+            kind = _RPM_HASHES.get(algorithm)
+            if kind and digest and mode.isdigit() and stat.S_ISREG(int(mode)):
+                files.append(PackageFile(self._real(path), kind, digest))
+        for (name, version), (installed_at, files) in found.items():
+            yield InstalledPackage(name, version, installed_at, tuple(files))
+
+
+_FIELD = re.compile(r"^(Package|Status|Version|Architecture|Multi-Arch): (.*)$", re.MULTILINE)
+_CONFFILE = re.compile(r"^ (/\S+) ([0-9a-f]{32})$", re.MULTILINE)
