@@ -65,7 +65,7 @@ class Baseline(Struct, frozen=True, kw_only=True):
 def parse_baseline(untrusted: bytes, *, file: str = "baseline") -> Baseline:
     """Parse a baseline's bytes; `file` is only for error messages.
 
-    Raises Rejected: `baseline.too-large` (1 MiB, 2,048 characters a line, 64 sections), `baseline.syntax`,
+    Raises Rejected: `baseline.too-large` (4 MiB, 2,048 characters a line, 64 sections), `baseline.syntax`,
     `baseline.key` (with file, line, key and what was expected).
     """
     data, text = parse_toml(untrusted, file=file, code=CODE)

@@ -20,7 +20,8 @@ from contract.errors import Rejected
 T = TypeVar("T")
 Path = tuple[str | int, ...]
 
-MAX_TOML_BYTES = 1024 * 1024
+MAX_TOML_BYTES = 4 * 1024 * 1024
+"""An allow-list of files takes some 70 bytes for each of tens of thousands."""
 MAX_LINE_CHARS = 2048
 MAX_KEY_PARTS = 16
 """`tomllib` takes time that grows with the square of the parts of a dotted key (20 s for 1 MiB of such keys)."""
@@ -38,7 +39,7 @@ _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 def parse_toml(untrusted: bytes, *, file: str, code: str) -> tuple[dict[str, object], str]:
     """Return the tables and the text.
 
-    Raises Rejected `<code>.too-large` (more than 1 MiB, 2,048 characters in a line, 16 parts in a key) or
+    Raises Rejected `<code>.too-large` (more than 4 MiB, 2,048 characters in a line, 16 parts in a key) or
     `<code>.syntax` (not UTF-8, not TOML 1.0.0); the detail begins with `file:line:`.
     """
     if len(untrusted) > MAX_TOML_BYTES:
