@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench lock clean
+.PHONY: setup demo test check guards bench fuzz lock clean
 V := .venv/bin
 
 setup:
@@ -24,8 +24,12 @@ guards: setup    ## take every guard out, one at a time, and see its test fail
 bench: setup     ## figures beside their references, to bench/results.json
 	@$(V)/python -m bench $(ARGS)
 
+fuzz: setup      ## every parser, guided by coverage; ARGS="NAME --inputs N --seconds S"
+	@$(V)/pip install -qq --require-hashes --no-deps --upgrade --target build/fuzz -r packaging/setup/fuzz.txt
+	@nice -n 15 $(V)/python -m tests.fuzz $(ARGS)
+
 lock:            ## pin versions and hashes anew (needs uv)
-	@for list in build requirements develop; do \
+	@for list in build requirements develop fuzz; do \
 	    uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
 	        --no-emit-index-url -o packaging/setup/$$list.txt packaging/setup/$$list.in; done
 
