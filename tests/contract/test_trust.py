@@ -365,7 +365,7 @@ def test_c01_malformed_files_are_rejected(kit: SigningKit, name: str) -> None:
         (good + b"{}", {"metadata.malformed"}),
         (good.replace(b'"signed"', b'"extra":1,"signed"', 1), {"metadata.malformed"}),
         (good.replace(b'"version"', b'"extra":1,"version"', 1), {"metadata.malformed"}),
-        (good + b" " * 2_000_000, {"metadata.too-large"}),
+        (good + b" " * 5_000_000, {"metadata.too-large"}),
     ):
         node.serve(name, raw)
         if "snapshot" in name:  # its hash is in the timestamp: take that away, to reach the parser
