@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import struct
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,48 +12,30 @@ import pytest
 from contract import eventtypes
 from contract.errors import Rejected
 from contract.eventdata import covered, describe, oddities
-from contract.eventlog import EventLog, explain, parse_event_log, replay
-from tests.contract.forge import CASES, VECTORS, Case
+from contract.eventlog import SHA1, EventLog, banks_of, coverage, explain, parse_event_log, replay, unquoted
+from tests.contract.eventforge import (
+    GLOBAL,
+    SHA256_LIST,
+    header,
+    keys,
+    no_action,
+    old_record,
+    record,
+    sbat_level,
+    secure_boot,
+    separators,
+    signature_list,
+    variable_data,
+)
+from tests.contract.eventwitness import LOGS, agrees_with_tpm2_eventlog
+from tests.contract.forge import CASES, Case
 
-PUBLIC = VECTORS.parents[2] / "shared/evidence/public"
-LOGS = [VECTORS / name / "eventlog.bin" for name in CASES] + sorted(PUBLIC.rglob("*.eventlog.bin"))
 RUNTIME = (10, 11, 12, 13, 15)
-ALGORITHMS = ((0x04, 20), (0x0B, 32))
 
 
-def header(
-    algorithms: tuple[tuple[int, int], ...] = ALGORITHMS, *, count: int | None = None, vendor: bytes = b"\0"
-) -> bytes:
-    """Return the first record."""
-    table = b"".join(struct.pack("<HH", *algorithm) for algorithm in algorithms)
-    spec = b"Spec ID Event03\0" + struct.pack("<IBBBB", 0, 0, 2, 0, 2)
-    spec += struct.pack("<I", len(algorithms) if count is None else count) + table + vendor
-    return struct.pack("<II20sI", 0, 3, b"", len(spec)) + spec
-
-
-def record(pcr: int, kind: int, data: bytes, *, hashed: bytes | None = None) -> bytes:
-    """Return one record of both banks; `hashed` is what the digests are made of, where not the data."""
-    what = data if hashed is None else hashed
-    digests = struct.pack("<H", 4) + hashlib.sha1(what).digest()
-    digests += struct.pack("<H", 11) + hashlib.sha256(what).digest()
-    return struct.pack("<III", pcr, kind, 2) + digests + struct.pack("<I", len(data)) + data
-
-
-def separators(*leave_out: int) -> bytes:
-    return b"".join(
-        record(pcr, eventtypes.EV_SEPARATOR, bytes(4)) for pcr in range(8) if pcr not in leave_out
-    )
-
-
-def secure_boot(value: bytes = b"\1", name: str = "SecureBoot", name_chars: int | None = None) -> bytes:
-    chars = len(name) if name_chars is None else name_chars
-    data = struct.pack("<16sQQ", b"g" * 16, chars, len(value)) + name.encode("utf-16-le") + value
-    return record(7, eventtypes.EV_EFI_VARIABLE_DRIVER_CONFIG, data)
-
-
-def refused(code: str, log: bytes) -> str:
+def refused(code: str, log: bytes, bank: int = 0x0B) -> str:
     with pytest.raises(Rejected) as caught:
-        parse_event_log(log)
+        parse_event_log(log, bank)
     assert caught.value.code == code
     return caught.value.detail
 
@@ -81,17 +62,7 @@ def test_recorded_logs_lead_to_the_recorded_pcrs(name: str) -> None:
 
 @pytest.mark.parametrize("path", LOGS, ids=lambda path: f"{path.parent.name}-{path.name}")
 def test_tpm2_eventlog_agrees_on_every_log(path: Path) -> None:
-    log = parse_event_log(path.read_bytes())
-    shown = subprocess.run(["tpm2_eventlog", path], capture_output=True, text=True, check=True).stdout
-    bank = shown.partition("\npcrs:")[2].partition("sha256:")[2].partition("sha384:")[0]
-    witness = {int(pcr): value for pcr, value in re.findall(r"(\d+)\s*: 0x([0-9a-f]{64})", bank)}
-    ours = {pcr: value.hex() for pcr, value in replay(log).items()}
-    if log.startup_locality:
-        # tpm2_eventlog 5.4 (Debian 12) extends the locality event instead of starting from it.
-        del ours[0], witness[0]
-    assert ours == witness
-    types = re.findall(r"^  EventType: (\S+)", shown, re.MULTILINE)[1:]
-    assert [event.type_name for event in log.events] == types
+    agrees_with_tpm2_eventlog(path)
 
 
 @pytest.mark.parametrize("path", LOGS, ids=lambda path: f"{path.parent.name}-{path.name}")
@@ -103,10 +74,10 @@ def test_l17_logs_of_real_machines_hold_nothing_odd(path: Path) -> None:
 
 def test_l17_event_without_a_pcr_extends_nothing() -> None:
     plain = header() + separators()
-    log = parse_event_log(plain + record(0xFFFFFFFF, eventtypes.EV_NO_ACTION, b"vendor"))
+    log = parse_event_log(plain + no_action(0xFFFFFFFF, b"vendor"))
     assert replay(log) == replay(parse_event_log(plain))
     refused("eventlog.pcr-index", plain + record(0xFFFFFFFF, eventtypes.EV_ACTION, b"vendor"))
-    refused("eventlog.pcr-index", plain + record(24, eventtypes.EV_NO_ACTION, b"vendor"))
+    refused("eventlog.pcr-index", plain + no_action(24, b"vendor"))
 
 
 def test_l17_stray_byte_of_older_shim_is_known() -> None:
@@ -140,6 +111,46 @@ def test_l02_event_type_swapped_to_an_ignored_one_is_found() -> None:
     raw[at + 4 : at + 8] = struct.pack("<I", eventtypes.EV_NO_ACTION)
     found = explain(parse_event_log(bytes(raw)), case.pcrs, RUNTIME)
     assert [(f.code, f.pcr) for f in found] == [("eventlog.replay", 9)]
+
+
+def test_l02_the_exchanged_type_is_named() -> None:
+    case = Case("good-rsa")
+    raw = bytearray(case.read("eventlog.bin"))
+    at = raw.index(struct.pack("<III", 9, eventtypes.EV_IPL, 3))
+    raw[at + 4 : at + 8] = struct.pack("<I", eventtypes.EV_NO_ACTION)
+    found = explain(parse_event_log(bytes(raw)), case.pcrs, RUNTIME)
+    assert [f.event for f in found] == [33]
+    assert found[0].detail.endswith("event 33 has a digest and a type that extends nothing")
+
+
+@pytest.mark.parametrize(
+    "kind", [eventtypes.EV_POST_CODE, eventtypes.EV_ACTION, eventtypes.EV_EFI_VARIABLE_AUTHORITY]
+)
+def test_l02_a_separator_hides_behind_no_other_type(kind: int) -> None:
+    hidden = record(7, kind, b"vendor", hashed=bytes(4))
+    rest = separators(7) + secure_boot() + record(7, eventtypes.EV_SEPARATOR, bytes(4))
+    found = codes(header() + secure_boot(b"\0") + hidden + rest)
+    assert {"eventlog.type", "eventlog.secure-boot", "eventlog.separator"} <= set(found)
+
+
+def test_l02_secure_boot_off_hides_behind_no_other_type() -> None:
+    off = variable_data(GLOBAL, "SecureBoot", b"\0")
+    hidden = record(7, eventtypes.EV_POST_CODE, b"vendor", hashed=off)
+    found = codes(header() + hidden + secure_boot() + separators())
+    assert "eventlog.type" in found
+    assert "eventlog.secure-boot" in found
+    lied = record(
+        7, eventtypes.EV_EFI_VARIABLE_DRIVER_CONFIG, variable_data(GLOBAL, "SecureBoot", b"\1"), hashed=off
+    )
+    assert "eventlog.data" in codes(header() + lied + separators())
+
+
+def test_l02_a_debugger_and_the_exit_hide_behind_no_other_type() -> None:
+    debugger = record(7, eventtypes.EV_POST_CODE, b"vendor", hashed=b"UEFI Debug Mode")
+    assert set(codes(header() + debugger + separators())) == {"eventlog.type", "eventlog.debugger"}
+    left = record(5, eventtypes.EV_POST_CODE, b"vendor", hashed=b"Exit Boot Services Returned with Success")
+    late = record(4, eventtypes.EV_EFI_BOOT_SERVICES_APPLICATION, bytes(32))
+    assert "eventlog.after-exit" in codes(header() + separators() + left + late)
 
 
 def test_l03_data_that_no_digest_covers_is_only_the_logs_word() -> None:
@@ -187,7 +198,7 @@ def test_l07_events_after_exit_boot_services_are_found() -> None:
 
 def test_l08_startup_locality_sets_the_start_of_pcr_0() -> None:
     def at(data: bytes) -> bytes:
-        return record(0, eventtypes.EV_NO_ACTION, b"StartupLocality\0" + data)
+        return no_action(0, b"StartupLocality\0" + data)
 
     for padding in (b"", b"\0", b"\0" * 7):
         log = parse_event_log(header() + at(b"\3" + padding) + separators())
@@ -195,7 +206,7 @@ def test_l08_startup_locality_sets_the_start_of_pcr_0() -> None:
         assert replay(log)[0] == hashlib.sha256(start + hashlib.sha256(bytes(4)).digest()).digest()
     for bad in (at(b""), at(b"\5"), at(b"\3\1"), at(b"\3") * 2, separators() + at(b"\3")):
         refused("eventlog.locality", header() + bad)
-    elsewhere = record(1, eventtypes.EV_NO_ACTION, b"StartupLocality\0\3")
+    elsewhere = no_action(1, b"StartupLocality\0\3")
     refused("eventlog.locality", header() + elsewhere)
 
 
@@ -251,6 +262,70 @@ def test_l11_sha1_only_log_is_rejected() -> None:
     refused("eventlog.no-sha256", old * 3)
 
 
+OLD = (
+    old_record(0, eventtypes.EV_S_CRTM_VERSION, b"v1")
+    + b"".join(old_record(pcr, eventtypes.EV_SEPARATOR, bytes(4)) for pcr in range(8))
+    + old_record(4, eventtypes.EV_EFI_ACTION, b"Calling EFI Application from Boot Option")
+)
+
+
+def test_l11_a_sha1_log_is_read_for_its_own_bank_only() -> None:
+    assert banks_of(OLD) == (SHA1,)
+    log = parse_event_log(OLD, SHA1)
+    assert [event.index for event in log.events] == list(range(10))
+    assert all(event.covered for event in log.events)
+    start = hashlib.sha1(bytes(20) + hashlib.sha1(bytes(4)).digest()).digest()
+    assert replay(log)[7] == start
+    assert oddities(log) == []
+    # Its digests are no evidence of the SHA-256 bank: no PCR is explained.
+    assert [f.pcr for f in explain(log, {7: start.ljust(32, b"\0"), 9: bytes(32)}, ())] == [7, 9]
+    refused("eventlog.no-sha256", OLD)
+    refused("eventlog.no-bank", OLD, 0x0C)
+    refused("eventlog.no-bank", header(), 0x0C)
+    refused("eventlog.no-bank", header(((0x0B, 32), (0x12, 32))), 0x12)
+
+
+def test_l10_a_sha1_log_cut_short_is_rejected() -> None:
+    borders = 0
+    for end in range(1, len(OLD)):
+        try:
+            parse_event_log(OLD[:end], SHA1)
+            borders += 1
+        except Rejected as rejected:
+            assert rejected.code == "eventlog.truncated"
+    assert borders == 9
+
+
+@pytest.mark.parametrize(("bank", "size"), [(0x04, 20), (0x0B, 32), (0x0C, 48)])
+def test_every_bank_leads_to_the_recorded_pcrs(bank: int, size: int) -> None:
+    case = Case("good-rsa")
+    raw = case.read("eventlog.bin")
+    assert banks_of(raw) == (0x04, 0x0B, 0x0C)
+    log = parse_event_log(raw, bank)
+    name = {20: "sha1", 32: "sha256", 48: "sha384"}[size]
+    shown = case.read("pcrs.txt").decode().partition(f"{name}:")[2]
+    held = {
+        int(p): bytes.fromhex(v) for p, v in re.findall(r"^\s+(\d+)\s*: 0x([0-9A-Fa-f]+)$", shown, re.M)[:24]
+    }
+    assert all(value == held[pcr] for pcr, value in replay(log).items())
+    assert oddities(log) == []
+    assert explain(log, {pcr: held[pcr] for pcr in case.wanted}, RUNTIME) == []
+
+
+def test_coverage_is_checked_both_ways() -> None:
+    case = Case("good-rsa")
+    log = parse_event_log(case.read("eventlog.bin"))
+    quoted = {pcr: value for pcr, value in case.all_pcrs.items() if pcr in (0, 4, 7, 8, 10)} | {4: b"x" * 32}
+    found = coverage(log, quoted, RUNTIME)
+    assert (found.explained, found.runtime, found.unexplained) == ({0, 7, 8}, {10}, {4})
+    assert found.unquoted == {1, 2, 3, 5, 6, 9, 14}
+    findings = unquoted(log, quoted, [0, 9, 13, 14])
+    assert [(f.code, f.pcr, f.event) for f in findings] == [
+        ("eventlog.not-quoted", 9, 33),
+        ("eventlog.not-quoted", 14, 24),
+    ]
+
+
 def test_l11_record_without_a_sha256_digest_is_rejected() -> None:
     sha1_only = struct.pack("<IIIH", 0, 1, 1, 4) + bytes(20) + struct.pack("<I", 0)
     refused("eventlog.digests", header() + sha1_only)
@@ -264,6 +339,45 @@ def test_a_record_with_its_digests_in_another_order_is_read() -> None:
     digests = struct.pack("<H", 11) + b"2" * 32 + struct.pack("<H", 4) + b"1" * 20
     log = parse_event_log(header() + struct.pack("<III", 3, 1, 2) + digests + struct.pack("<I", 1) + b"d")
     assert (log.events[0].sha256, log.events[0].untrusted_data) == (b"2" * 32, b"d")
+
+
+def with_dbx(value: bytes) -> bytes:
+    return header() + keys(dbx=value) + separators()
+
+
+@pytest.mark.parametrize(
+    ("list_size", "header_size", "entry_size"),
+    [
+        (27, 0, 48),
+        (0, 0, 48),
+        (2**32 - 1, 0, 48),
+        (28 + 48, 2**32 - 1, 48),
+        (28 + 48, 49, 48),
+        (28 + 48, 0, 0),
+        (28 + 48, 0, 16),
+        (28 + 48, 0, 47),
+        (28 + 49, 0, 48),
+        (28 + 47, 0, 48),
+        (28 + 48, 0, 2**32 - 1),
+    ],
+)
+def test_l12_signature_lists_that_underflow_are_found(
+    list_size: int, header_size: int, entry_size: int
+) -> None:
+    good = signature_list(SHA256_LIST, bytes(32))
+    bad = good[:16] + struct.pack("<III", list_size, header_size, entry_size) + good[28:]
+    assert codes(with_dbx(good)) == []
+    assert codes(with_dbx(bad)) == ["eventlog.signatures"]
+    assert codes(with_dbx(good[:-1])) == ["eventlog.signatures"]
+    assert codes(with_dbx(good + b"\0" * 27)) == ["eventlog.signatures"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"shim,1\n", b"sbat\n", b"sbat,x,1\n", b"sbat,1,2\nshim,-1\n", b"sbat,1,2\ngrub,1\ngrub,2\n"],
+)
+def test_l12_revocation_levels_that_are_none_are_found(text: bytes) -> None:
+    assert codes(header() + keys() + separators() + sbat_level(text)) == ["eventlog.sbat"]
 
 
 @pytest.mark.parametrize("chars", [2**64 - 1, 2**63, 2**32, 11, 9])
