@@ -31,6 +31,8 @@ from controller.bell import Bell
 from controller.config import Config, listen_address, url_host
 from controller.failures import Failures
 from controller.fleet import Fleet
+from controller.fleet.escrow import Escrow
+from controller.fleet.evidence import Archive
 from controller.issuing import Issuing
 from controller.keys import Keys
 from controller.listener import Listener, server_context
@@ -67,15 +69,25 @@ class Controller:
             enrolment_retry_s=config.enrolment.retry_s,
             max_open_enrolments=config.enrolment.max_pending,
             protected_addresses=own_addresses(config),
+            evidence=config.evidence,
             started=now,
         )
         fleet, metrics, bell = Fleet(self._store, settings), Metrics(), Bell()
+        escrow = Escrow(self._store)
         issuing = Issuing(keys, config.certificates.node_hours * 3600)
         self.services = Services(
             config=config,
             fleet=fleet,
+            archive=Archive(
+                self._store,
+                config.evidence,
+                keys.result,
+                issuer=config.name,
+                build=f"ringfence-controller {VERSION}",
+            ),
+            escrow=escrow,
             keys=keys,
-            sessions=Sessions(fleet, issuing, metrics, bell),
+            sessions=Sessions(fleet, escrow, issuing, metrics, bell),
             signed_files=SignedFiles(fleet, Repository(keys.online)),
             metrics=metrics,
             bell=bell,
@@ -125,6 +137,7 @@ class Controller:
             self._node_tls.load_cert_chain(certificate, key)
             self._admin_tls.load_cert_chain(certificate, key)
             add_trust(self._node_tls, self._keys.node_trust)
+        await self.services.archive.prune(now=time.time())
         await self.services.signed_files.refresh(time.time())
         self.services.device_trust = await asyncio.to_thread(
             load_device_trust, self._directory, self._config.enrolment

@@ -8,6 +8,8 @@ from controller.bell import Bell
 from controller.config import Config
 from controller.failures import Failures
 from controller.fleet import Fleet
+from controller.fleet.escrow import Escrow
+from controller.fleet.evidence import Archive
 from controller.keys import Keys
 from controller.metrics import Metrics
 from controller.records import Change
@@ -22,6 +24,8 @@ class Services:
 
     config: Config
     fleet: Fleet
+    archive: Archive
+    escrow: Escrow
     keys: Keys
     sessions: Sessions
     signed_files: SignedFiles

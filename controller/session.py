@@ -9,17 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 
 from aiohttp import web
 
 from contract.errors import Rejected
-from contract.messages import Message, Report
+from contract.messages import KeyWanted, Message, Report
+from contract.quote import Counters
 from contract.wire import encode
 from controller.appraisal import Appraiser, Asked, parsed_body
 from controller.authority import CertifiedNode
 from controller.fleet import Fleet
 from controller.nonces import Nonces
 from controller.policies import Policies
+from controller.presented import Presented
 from controller.records import Evidence, SessionRecord
 
 log = logging.getLogger(__name__)
@@ -44,8 +47,10 @@ class Session:
         "closing",
         "greeted",
         "identity",
+        "keys_wanted",
         "nonces",
         "number",
+        "presented",
         "socket",
         "stale",
         "wanted",
@@ -74,6 +79,10 @@ class Session:
         self.stale = False
         """Something outside changed the record: read it again before the next report is judged."""
         self.number = 0
+        self.keys_wanted: tuple[Sequence[KeyWanted], Counters] | None = None
+        """What the report accepted last asks of the escrow, and by which quote."""
+        self.presented: Presented | None = None
+        """The report that is being judged, as it came: stored when its verdict is worth keeping."""
 
     @property
     def node(self) -> str:
@@ -130,10 +139,14 @@ class Session:
             over = (c for c in candidates if appraiser.qualifying(report, body, c) in report.quote)
             chosen = next(over, None)
         nonce = self.nonces.consume(chosen, time.monotonic())
+        presented = Presented(report, body, nonce, appraiser.record, self.identity.fingerprint)
+        self.presented = presented
         asked = self.asked.pop(nonce, NOTHING_ASKED)
         reference = None
         if appraiser.needs_reference(report, body):
             reference = await fleet.boot_reference(self.node)
         if report.event_log is None and len(report.ima_log or b"") <= INLINE_LOG_BYTES:
             return appraiser.appraise(report, body, nonce, asked, reference)
-        return await asyncio.to_thread(appraiser.appraise, report, body, nonce, asked, reference)
+        evidence = await asyncio.to_thread(appraiser.appraise, report, body, nonce, asked, reference)
+        await asyncio.to_thread(presented.prepare)
+        return evidence

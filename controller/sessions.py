@@ -29,18 +29,21 @@ from contract.messages import (
     Challenge,
     FromAgent,
     Hello,
+    KeyWanted,
     Order,
     Refused,
     Renew,
     Report,
     never_more,
 )
+from contract.quote import Counters
 from contract.wire import decode
 from controller.appraisal import LogWanted
 from controller.authority import CertifiedNode
 from controller.bell import Bell
 from controller.faults import log_fault
 from controller.fleet import Fleet
+from controller.fleet.escrow import Escrow
 from controller.issuing import Issuing
 from controller.metrics import Metrics
 from controller.policybook import PolicyBook
@@ -59,9 +62,10 @@ MIN_SILENCE_S = 30.0
 class Sessions:
     """All open sessions of this process."""
 
-    def __init__(self, fleet: Fleet, issuing: Issuing, metrics: Metrics, bell: Bell) -> None:
+    def __init__(self, fleet: Fleet, escrow: Escrow, issuing: Issuing, metrics: Metrics, bell: Bell) -> None:
         """Signs with the directive key of `issuing`."""
         self._fleet = fleet
+        self._escrow = escrow
         self._policies = PolicyBook(fleet)
         self._issuing = issuing
         self._signer = directive_signer(issuing.keys.directive)
@@ -244,9 +248,16 @@ class Sessions:
             directive=None if outcome.directive is None else sign_directive(outcome.directive, self._signer),
         )
         await session.send(answer)
+        if session.keys_wanted is not None:
+            await self._release_keys(session, *session.keys_wanted)
         self._metrics.reports.labels(outcome.tier).inc()
         self._metrics.report_seconds.observe(time.perf_counter() - begun)
         self._bell.ring()
+
+    async def _release_keys(self, session: Session, wanted: Sequence[KeyWanted], counters: Counters) -> None:
+        session.keys_wanted = None
+        for message in await self._escrow.release(session.node, wanted, counters, now=time.time()):
+            await session.send(message)
 
     async def _judged(self, session: Session, report: Report) -> Outcome:
         """Verify and store one report; whatever goes wrong on the way is stored as this node's failure (c07)."""
@@ -255,9 +266,16 @@ class Sessions:
             record = await self._fleet.session(session.node)
             policies = await self._policies.of(record, now=time.time())
             session.appraiser = session.appraiser.renewed(record, policies)
+        session.presented = None
         try:
             evidence = await session.appraised(report, self._fleet)
-            return await self._fleet.take_report(session.node, evidence, now=time.time())
+            outcome = await self._fleet.take_report(
+                session.node, evidence, presented=session.presented, now=time.time()
+            )
+            if evidence.body.keys_wanted:
+                session.keys_wanted = evidence.body.keys_wanted, evidence.counters
+            session.presented = None
+            return outcome
         except (LogWanted, StoreUnavailable):
             raise
         except Rejected as error:
@@ -267,7 +285,8 @@ class Sessions:
             self._metrics.faults.inc()
             rejected = Rejected("verification.failed", "a fault of the controller; its log says more")
         self._metrics.rejected.labels(rejected.code).inc()
-        return await self._fleet.reject_evidence(session.node, rejected, now=time.time())
+        presented, session.presented = session.presented, None
+        return await self._fleet.reject_evidence(session.node, rejected, presented=presented, now=time.time())
 
     async def _tell_others(self, nodes: Sequence[str]) -> None:
         try:

@@ -32,7 +32,10 @@ async def list_evidence(call: Call[Paging, Nothing]) -> Page[EvidenceView]:
 
 async def get_evidence(call: Call[Nothing, Nothing]) -> BundleView:
     """One piece of evidence as files."""
-    number = None if call.path["id"] == NEWEST else call.number("id")
+    which = call.path["evidence"]
+    if which != NEWEST and not which.isdigit():
+        raise Rejected("evidence.unknown", f"wanted a number or {NEWEST!r}")
+    number = None if which == NEWEST else call.number("evidence")
     return await call.services.archive.bundle(call.name("node"), number, now=call.now)
 
 
@@ -71,7 +74,7 @@ ROUTES: tuple[AnyRoute, ...] = (
     ),
     Route(
         method="GET",
-        path="/nodes/{node}/evidence/{id}",
+        path="/nodes/{node}/evidence/{evidence}",
         role="viewer",
         summary="Export one piece of evidence, or the newest",
         handler=get_evidence,
@@ -92,7 +95,7 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/results/key",
-        role="public",
+        role="viewer",
         summary="The public key of attestation results",
         handler=get_result_key,
         query=Nothing,

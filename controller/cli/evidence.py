@@ -80,6 +80,15 @@ def result(node: str, nonce: str | None) -> None:
     click.echo(found["result"])
 
 
+@evidence.command("key")
+@click.option("--jwk", is_flag=True, help="As JWK, not PEM.")
+def result_key(jwk: bool) -> None:
+    """Print the public key that results are signed with; hand it on by another way than the bundles."""
+    with Client(load_profile()) as client:
+        found = client.get("/results/key")
+    show_json(found["jwk"]) if jwk else click.echo(str(found["pem"]), nl=False)
+
+
 @evidence.command()
 @click.argument("folder", type=FOLDER)
 @click.option(

@@ -26,6 +26,7 @@ from controller.fleet import (
 from controller.fleet.enrolling import Enrolling
 from controller.fleet.referencing import Referencing
 from controller.policy import SitePolicy
+from controller.presented import Presented
 from controller.records import (
     ApiTokenView,
     AuditView,
@@ -107,14 +108,20 @@ class Fleet(Enrolling, Referencing):
         """What a baseline says of attestation. Raises Rejected `baseline.unknown`."""
         return await self._store.run(lambda tx: baselines.sections(tx, name, version))
 
-    async def take_report(self, node: str, evidence: Evidence, *, now: float) -> Outcome:
-        """Judge verified evidence, store it, and say what follows: one transaction."""
-        return await self._store.run(lambda tx: reports.take(tx, self._settings, node, evidence, now=now))
+    async def take_report(
+        self, node: str, evidence: Evidence, *, now: float, presented: Presented | None = None
+    ) -> Outcome:
+        """Judge verified evidence, store it, and say what follows: one transaction. `presented`: as it came."""
+        return await self._store.run(
+            lambda tx: reports.take(tx, self._settings, node, evidence, now=now, presented=presented)
+        )
 
-    async def reject_evidence(self, node: str, rejected: Rejected, *, now: float) -> Outcome:
+    async def reject_evidence(
+        self, node: str, rejected: Rejected, *, now: float, presented: Presented | None = None
+    ) -> Outcome:
         """Record evidence that did not verify (c07). For a failure of our own use code `verification.failed`."""
         return await self._store.run(
-            lambda tx: reports.reject_evidence(tx, self._settings, node, rejected, now=now)
+            lambda tx: reports.reject_evidence(tx, self._settings, node, rejected, now=now, presented=presented)
         )
 
     async def renew_certificate(

@@ -74,7 +74,8 @@ def keep(
 ) -> None:
     """Store evidence that verified, if it is the first of its boot or its verdict differs from the one before.
 
-    `row` is the node before this report, `lasting` the suspicions after it.
+    `row` is the node before this report, `lasting` the suspicions after it. Called once the boot has been remembered: the
+    accepted boot that is stored beside is the one that holds from now on.
     """
     before = row.state
     if before.boot is None or before.boot.reset != evidence.boot.reset:
@@ -112,10 +113,7 @@ def _store(
     now: float,
 ) -> None:
     policy_sha256, judged = _policy(tx, presented, evidence, now)
-    reference = reference_pcrs(boots.reference(tx, row.node))
-    if evidence is not None and evidence.announced:
-        reference = presented.report.pcrs  # announced beforehand: this boot takes the accepted one's place
-    stored = presented.stored(reference)
+    stored = presented.stored(reference_pcrs(boots.reference(tx, row.node)))
     (event_log_sha256, event_log), (ima_log_sha256, ima_log) = presented.prepare()
     for digest, packed in ((event_log_sha256, event_log), (ima_log_sha256, ima_log)):
         if digest:
@@ -228,11 +226,14 @@ class Archive:
         return await asyncio.to_thread(self._bundle, row, parts, token)
 
     async def result(self, node: str, *, now: float, nonce: bytes | None) -> ResultView:
-        """The result in force, signed now. Raises Rejected `result.none` when nothing that is stored supports it."""
+        """The result in force, signed now. Raises Rejected `node.unknown`, `result.none` when nothing that is
+        stored supports it."""
 
         def read(tx: Transaction) -> tuple[EvidenceRow, float]:
             row, of_node = rows.get(tx, node, None), nodes.load(tx, node)
-            if row is None or of_node is None:
+            if of_node is None:
+                raise Rejected("node.unknown", node[:63])
+            if row is None:
                 raise Rejected("result.none", f"no evidence of {node[:63]} is stored")
             if row.tier != of_node.tier:
                 raise Rejected(

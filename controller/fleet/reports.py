@@ -10,7 +10,9 @@ from contract.messages import Finding, ReportBody
 from controller import judge
 from controller.breaker import window_start
 from controller.fleet import boots, incidents, isolation, sessions
+from controller.fleet import evidence as keeping
 from controller.policy import FleetSettings
+from controller.presented import Presented
 from controller.records import Evidence, Outcome, Standing
 from controller.standing import standing
 from controller.store import Transaction, events, holds, nodes
@@ -23,7 +25,15 @@ MAX_SUSPICIONS = 1024
 # -- evidence --------------------------------------------------------------------------------------------
 
 
-def take(tx: Transaction, settings: FleetSettings, node: str, evidence: Evidence, *, now: float) -> Outcome:
+def take(
+    tx: Transaction,
+    settings: FleetSettings,
+    node: str,
+    evidence: Evidence,
+    *,
+    now: float,
+    presented: Presented | None = None,
+) -> Outcome:
     """See Fleet.take_report."""
     row = sessions.known(tx, node, lock=True)
     body = evidence.body
@@ -38,6 +48,17 @@ def take(tx: Transaction, settings: FleetSettings, node: str, evidence: Evidence
         events.add_agents(tx, node, row.site, body.events, now)
     boots.remember(tx, row, evidence, appraisal.tier, now)
     lasting = [s.key for s in appraisal.suspicions if s.lasting][:MAX_SUSPICIONS]
+    if presented is not None:
+        keeping.keep(
+            tx,
+            settings.evidence,
+            row,
+            presented,
+            evidence=evidence,
+            appraisal=appraisal,
+            lasting=lasting,
+            now=now,
+        )
     gone = sorted(set(row.state.suspicions).difference(lasting))
     affected, drifted = _follow(tx, settings, row, appraisal, now)
     if gone:
@@ -69,12 +90,20 @@ def take(tx: Transaction, settings: FleetSettings, node: str, evidence: Evidence
 
 
 def reject_evidence(
-    tx: Transaction, settings: FleetSettings, node: str, rejected: Rejected, *, now: float
+    tx: Transaction,
+    settings: FleetSettings,
+    node: str,
+    rejected: Rejected,
+    *,
+    now: float,
+    presented: Presented | None = None,
 ) -> Outcome:
     """See Fleet.reject_evidence. Nothing of the refused report is stored but the refusal."""
     row = sessions.known(tx, node, lock=True)
     appraisal = judge.appraise_rejection(rejected, row.tier)
     grave = appraisal.tier == "contraindicated" and bool(appraisal.suspicions)
+    if presented is not None:
+        keeping.keep_refused(tx, settings.evidence, row, presented, appraisal=appraisal, now=now)
     events.add(
         tx,
         "evidence.rejected",
