@@ -17,7 +17,7 @@ from msgspec import Meta, field
 
 from contract.bootpolicy import Pcr
 from contract.claims import Claims, claims_of
-from contract.eventdata import covered, describe, variable
+from contract.eventdata import describe, variable
 from contract.eventlog import Event, EventLog
 from contract.eventtypes import (
     EV_EFI_VARIABLE_AUTHORITY,
@@ -99,7 +99,7 @@ def reference_from(
     if log is None:
         return Reference(pcrs=dict(pcrs))
     said = claims_of(log) if claims is None else claims
-    stages = {loaded.event: str(loaded.stage) for loaded in said.loaded}
+    stages = {loaded.event: str(loaded.stage) for loaded in said.loaded if loaded.stage != OTHER}
     events = [
         ReferenceEvent(
             pcr=event.pcr,
@@ -213,12 +213,12 @@ def renamed_only(change: Change, log: EventLog, was_release: str, now_release: s
     if not (was_release and now_release and before and after and change.aligned):
         return False
     event = next((event for event in log.events if event.index == after.index), None)
-    if event is None or event.type != EV_IPL or not covered(event):
+    if event is None or event.type != EV_IPL:
         return False
     data = event.untrusted_data
     text = data[data.find(b": ") + 2 :].removesuffix(b"\0")
     as_before = text.replace(now_release.encode(), was_release.encode())
-    return sha256(as_before).digest() == before.sha256
+    return sha256(text).digest() == after.sha256 and sha256(as_before).digest() == before.sha256
 
 
 def label(event: ReferenceEvent) -> str:

@@ -119,7 +119,7 @@ def _stage_values(
     name = stage.replace("_", "-")
     for node, claims in of.items():
         for loaded in claims.loaded:
-            if loaded.stage == name and loaded.pcr in pcrs and loaded.pcr in STAGE_PCRS[stage]:
+            if loaded.stage == name and loaded.pcr in pcrs:
                 yield loaded.sha256.hex(), loaded.name, node
 
 
