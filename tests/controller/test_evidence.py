@@ -1,0 +1,257 @@
+"""Stored evidence and signed results, from a report over a real session to files that anybody can verify."""
+
+from __future__ import annotations
+
+import base64
+import json
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import jwt
+import msgspec
+import pytest
+import pytest_asyncio
+from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from contract import bundle
+from contract.bundleaudit import audit
+from contract.errors import Rejected
+from contract.messages import Drift
+from contract.resultkey import load_result_key, verify_result
+from controller.cli.attest import attest
+from controller.cli.evidence import evidence
+from tests.controller.live import Live, answer_to, running
+from tests.parts.simulator import Node
+
+
+@pytest_asyncio.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with running(tmp_path) as controller:
+        yield controller
+
+
+async def stored(live: Live, node: str = "press-1") -> list[dict[str, object]]:
+    """What is stored of a node, newest first."""
+    status, page = await live.call("GET", f"/api/v1/nodes/{node}/evidence")
+    assert status == 200
+    return page["items"]  # type: ignore[return-value]
+
+
+async def exported(live: Live, which: str = "newest", node: str = "press-1") -> dict[str, bytes]:
+    """The files of one piece of evidence."""
+    status, found = await live.call("GET", f"/api/v1/nodes/{node}/evidence/{which}")
+    assert status == 200, found
+    return {name: base64.b64decode(content) for name, content in found["files"].items()}  # type: ignore[attr-defined]
+
+
+def written(files: dict[str, bytes], folder: Path) -> Path:
+    """The files in a folder."""
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def checked(folder: Path, extra: str) -> bool:
+    """What tpm2_checkquote, which is not ours, says of a bundle."""
+    command = ["tpm2_checkquote", "-u", "ak.pem", "-m", "quote.attest", "-s", "quote.sig", "-q", extra]
+    return subprocess.run(command, cwd=folder, capture_output=True).returncode == 0
+
+
+def drift() -> Drift:
+    """A drift that is not repaired."""
+    return Drift(section="sysctl", key="kernel.x", wanted="1", found="0", since=time.time())
+
+
+async def attested(live: Live, **changes: object) -> Node:
+    """A node after its first report."""
+    node = await live.node("press-1")
+    await answer_to(node, node.report(**changes))
+    return node
+
+
+async def test_the_first_attestation_of_a_boot_is_stored_and_steady_ones_are_not(live: Live) -> None:
+    node = await attested(live)
+    for _ in range(3):
+        await answer_to(node, node.report())
+    (first,) = await stored(live)
+    assert (first["kind"], first["tier"], first["until"]) == ("boot", "affirming", None)
+    assert first["tiers"] == {
+        "identity": "affirming",
+        "firmware": "affirming",
+        "boot": "affirming",
+        "runtime": "none",
+        "configuration": "none",
+    }
+
+
+async def test_every_change_of_the_verdict_is_stored_and_ends_the_one_before(live: Live) -> None:
+    node = await attested(live)
+    for drifts in ([drift()], [drift()], []):
+        await answer_to(node, node.report(drifts=drifts))
+    found = await stored(live)
+    assert [(e["kind"], e["tier"]) for e in found] == [
+        ("change", "affirming"),
+        ("change", "warning"),
+        ("boot", "affirming"),
+    ]
+    assert [e["until"] for e in found] == [None, found[0]["at"], found[1]["at"]]
+    assert found[1]["findings"] == ["drift.sysctl"]
+
+
+async def test_a_new_boot_is_stored_though_its_verdict_is_the_same(live: Live) -> None:
+    node = await attested(live)
+    await node.close()
+    again = await live.again(node.identity)
+    again.tpm._resets += 1
+    again.log_wanted = True
+    await answer_to(again, again.report())
+    assert [e["kind"] for e in await stored(live)] == ["boot", "boot"]
+
+
+async def test_refused_evidence_is_stored_once_and_its_result_proves_nothing(live: Live) -> None:
+    node = await attested(live)
+    report = node.report()
+    forged = msgspec.structs.replace(report, pcrs={**report.pcrs, 4: bytes(31) + b"\1"})
+    for _ in range(2):
+        await answer_to(node, forged)
+    found = await stored(live)
+    assert [(e["kind"], e["tier"]) for e in found] == [
+        ("refused", "contraindicated"),  # the second one is over a nonce that was used up: news as well
+        ("refused", "contraindicated"),
+        ("boot", "affirming"),
+    ]
+    files = await exported(live, str(found[1]["id"]))
+    key = load_result_key(files[bundle.RESULT_KEY])
+    result = verify_result(files[bundle.RESULT], key, now=None)
+    assert set(result.appraisal.ear_trustworthiness_vector.values()) == {99, 0}
+    assert result.appraisal.appraised.tiers["boot"] == "none"
+    assert [f.code for f in audit(files, key).findings] == ["quote.pcr-digest"]
+
+
+async def test_an_exported_bundle_verifies_offline_by_both_commands_and_by_tpm2_checkquote(
+    live: Live, tmp_path: Path
+) -> None:
+    await attested(live)
+    files = await exported(live)
+    folder = written(files, tmp_path / "bundle")
+    assert files.keys() <= bundle.NAMES
+    runner = CliRunner()
+    whole = runner.invoke(evidence, ["verify", str(folder), "--json"], catch_exceptions=False)
+    assert whole.exit_code == 0, whole.output
+    said = json.loads(whole.stdout)
+    assert (said["verdict"], said["findings"], said["partial"]) == ("verified", [], [])
+    assert said["result"]["status"] == "affirming"
+    readme = files[bundle.README].decode()
+    line = next(line.strip() for line in readme.splitlines() if "ringfence attest verify" in line)
+    arguments = line.replace('"$(cat nonce.hex)"', files[bundle.EXTRA].decode().strip()).split()[2:]
+    arguments = [str(folder / part) if part in files else part for part in arguments]
+    alone = runner.invoke(attest, [*arguments, "--json"], catch_exceptions=False)
+    assert (alone.exit_code, json.loads(alone.stdout)["verdict"]) == (0, "verified"), alone.output
+    assert checked(folder, files[bundle.EXTRA].decode().strip()) and not checked(folder, "00" * 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        (bundle.BODY, "bundle.digest"),
+        (bundle.QUOTE, "bundle.digest"),
+        (bundle.SIGNATURE, "bundle.digest"),
+        (bundle.EVENT_LOG, "bundle.digest"),
+        (bundle.POLICY_TOML, "bundle.digest"),
+        (bundle.EXTRA, "bundle.binding"),
+        (bundle.PCRS, "quote.pcr-digest"),
+    ],
+)
+async def test_a_bundle_that_was_tampered_with_is_rejected(live: Live, name: str, code: str) -> None:
+    await attested(live)
+    files = await exported(live)
+    key = load_result_key(files[bundle.RESULT_KEY])
+    assert audit(files, key).verified
+    content = files[name]
+    if name == bundle.PCRS:
+        content = _other_pcr(content)
+    else:
+        content = content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+    found = audit({**files, name: content}, key)
+    assert code in [finding.code for finding in found.findings]
+
+
+def _other_pcr(content: bytes) -> bytes:
+    value = json.loads(content)
+    value["sha256"]["4"] = "ab" * 32
+    return json.dumps(value).encode()
+
+
+async def test_a_result_of_other_evidence_or_of_another_key_is_refused(live: Live) -> None:
+    node = await attested(live)
+    await answer_to(node, node.report(drifts=[drift()]))
+    newest, oldest = [await exported(live, str(e["id"])) for e in await stored(live)]
+    key = load_result_key(newest[bundle.RESULT_KEY])
+    found = audit({**newest, bundle.RESULT: oldest[bundle.RESULT]}, key)
+    assert {"bundle.digest", "bundle.binding"} <= {finding.code for finding in found.findings}
+    other = ec.generate_private_key(ec.SECP256R1()).public_key()
+    with pytest.raises(Rejected) as refused:
+        audit(newest, other)
+    assert refused.value.code == "result.signature"
+
+
+async def test_the_result_in_force_is_signed_when_asked_for_and_names_its_time(live: Live) -> None:
+    node = await attested(live)
+    nonce = base64.urlsafe_b64encode(b"n" * 16).rstrip(b"=").decode()
+    status, said = await live.call("GET", f"/api/v1/nodes/press-1/result?nonce={nonce}", role="viewer")
+    assert status == 200
+    _, key = await live.call("GET", "/api/v1/results/key", role="viewer")
+    token = str(said["result"])
+    # An independent reading: PyJWT by the JWK, with its own clock.
+    claims = jwt.decode(token, jwt.PyJWK(key["jwk"]), algorithms=["ES256"])  # type: ignore[arg-type]
+    assert (claims["sub"], claims["eat_nonce"]) == ("press-1", nonce)
+    assert claims["nbf"] <= time.time() < claims["exp"] <= time.time() + 3 * 60 + 1
+    assert claims["submods"]["press-1"]["ear_trustworthiness_vector"]["executables"] == 3
+    assert jwt.get_unverified_header(token)["kid"] == key["jwk"]["kid"]  # type: ignore[index]
+    await answer_to(node, node.report(drifts=[drift()]))
+    _, said = await live.call("GET", "/api/v1/nodes/press-1/result")
+    result = verify_result(
+        str(said["result"]).encode(), load_result_key(str(key["pem"]).encode()), now=time.time()
+    )
+    assert (result.ear_status, result.appraisal.appraised.tiers["configuration"]) == ("warning", "warning")
+    assert result.appraisal.appraised.holds.open
+    for query in ("?nonce=AA", "?nonce=%21%21"):
+        status, problem = await live.call("GET", "/api/v1/nodes/press-1/result" + query)
+        assert (status, problem["code"]) == (400, "result.nonce")
+
+
+async def test_a_bundle_lacks_nothing_though_its_log_came_with_an_earlier_report(live: Live) -> None:
+    node = await attested(live)
+    await answer_to(node, node.report(drifts=[drift()]))
+    files = await exported(live)
+    assert files[bundle.EVENT_LOG] == node.event_log
+    found = audit(files, load_result_key(files[bundle.RESULT_KEY]))
+    assert found.verified and found.partial == [] and found.result.ear_status == "warning"
+
+
+async def test_unknown_evidence_and_nodes_are_told_apart_from_none(live: Live) -> None:
+    await live.node("press-1", connect=False)
+    for path, code in (
+        ("/nodes/press-1/evidence/newest", "evidence.unknown"),
+        ("/nodes/press-1/evidence/7", "evidence.unknown"),
+        ("/nodes/press-1/result", "result.none"),
+        ("/nodes/press-9/result", "node.unknown"),
+    ):
+        _, problem = await live.call("GET", "/api/v1" + path)
+        assert problem["code"] == code
+    await attested_again(live)
+    other = await live.node("press-2")
+    await answer_to(other, other.report())
+    (of_other,) = await stored(live, "press-2")
+    _, problem = await live.call("GET", f"/api/v1/nodes/press-1/evidence/{of_other['id']}")
+    assert problem["code"] == "evidence.unknown"
+
+
+async def attested_again(live: Live) -> None:
+    """One more node, so that numbers differ."""
+    node = await live.node("press-3")
+    await answer_to(node, node.report())
