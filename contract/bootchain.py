@@ -18,6 +18,7 @@ from contract.errors import Rejected
 from contract.eventcover import GRUB_COMMAND, GRUB_KERNEL_LINE, GRUB_PREFIXES, IMAGES
 from contract.eventdata import describe, ipl_text, tag_text
 from contract.eventlog import Event
+from contract.messages import never_more
 from contract.uefi import printable
 
 Stage = Literal["firmware", "option-rom", "boot-loader", "kernel", "initrd", "uki-section", "driver", "other"]
@@ -36,6 +37,9 @@ _FIRMWARE: Final = frozenset(
         ev.EV_EFI_HCRTM_EVENT,
     }
 )
+MAX_LINE_BYTES: Final = 4096
+"""No kernel takes more (x86: 2,048); what is longer is cut and proves nothing."""
+MAX_NAME_CHARS: Final = 256
 _INITRD_TAGS: Final = (0x8F3B22EC, 0x49DFFE0F)
 _LINUX: Final = (b"linux", b"linuxefi", b"linux16")
 _INITRD: Final = (b"initrd", b"initrdefi", b"initrd16")
@@ -66,7 +70,7 @@ class CommandLine(Record, frozen=True):
 
     def arguments(self) -> list[str]:
         """Return the words as the kernel sees them, each printable: a newline is a space to it (l16)."""
-        words = split_arguments(self.raw)
+        words = split_arguments(self.raw[:MAX_LINE_BYTES])
         if self.image_first and words:
             words[0] = f"BOOT_IMAGE={words[0]}"
         return words
@@ -153,7 +157,7 @@ class BootChain:
         if event.pcr in _LINE_PCRS:
             self._clouded.add(event.pcr)
         data = event.untrusted_data
-        name = ipl_text(data)
+        name = never_more(ipl_text(data), MAX_NAME_CHARS)
         if event.pcr > _UKI_PCR:
             return ("initrd" if name.endswith(" initrd") else "other"), name, None
         if self._verb in _LINUX:
@@ -165,7 +169,7 @@ class BootChain:
 
     def _take_section(self, event: Event, sure: bool | None) -> tuple[Stage, str, bool | None] | None:
         """Read systemd-stub's pairs: the section's name, hashed itself, and then its content under the same name."""
-        name = ipl_text(event.untrusted_data)
+        name = never_more(ipl_text(event.untrusted_data), MAX_NAME_CHARS)
         if sure and name != self._section:
             self._section = name
             self._kernel_named = self._kernel_named or name == ".linux"
@@ -203,14 +207,17 @@ class BootChain:
             event, raw = self._lines[-1]
             forms = {_bare(text) for _, text in self._lines}
             agreed = len(forms) == 1 and {_bare(text) for text in self._loads} == forms
-            clean = event.pcr == _GRUB_TEXT_PCR and event.pcr not in self._clouded and b"\0" not in raw
+            clean = event.pcr == _GRUB_TEXT_PCR and self._is_clean(event, raw)
             return CommandLine(raw, True, event.index, event.pcr, True if agreed and clean else None)
         if self._wide:
             event, _ = self._wide[0]
             raw = b" ".join(text for _, text in self._wide)
-            clean = len(self._wide) == 1 and event.pcr not in self._clouded and b"\0" not in raw
+            clean = len(self._wide) == 1 and self._is_clean(event, raw)
             return CommandLine(raw, False, event.index, event.pcr, True if clean else None)
         return None
+
+    def _is_clean(self, event: Event, raw: bytes) -> bool:
+        return event.pcr not in self._clouded and b"\0" not in raw and len(raw) <= MAX_LINE_BYTES
 
 
 def _bare(text: bytes) -> bytes:

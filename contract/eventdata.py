@@ -22,6 +22,8 @@ from contract.messages import Finding, never_more
 from contract.uefi import Entry, Variable, printable
 
 MAX_DESCRIPTION_CHARS: Final = 200
+MAX_ODDITIES: Final = 128
+"""A log with so many is judged; further ones would tell nobody anything."""
 MAX_CACHED_LIST_BYTES: Final = 64 * 1024
 VARIABLES: Final = frozenset(
     {
@@ -238,6 +240,8 @@ class _Order:
         self.secure_boot_seen = self.left = False
 
     def add(self, code: str, event: Event, what: str) -> None:
+        if len(self.findings) >= MAX_ODDITIES:
+            return
         detail = f"PCR {event.pcr} event {event.index} {event.type_name} '{describe(event)}': {what}"
         self.findings.append(Finding(code=code, detail=detail, pcr=event.pcr, event=event.index))
 

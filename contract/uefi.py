@@ -34,6 +34,10 @@ SIGNATURE_KINDS: Final = {
 MAX_TEXT_CHARS: Final = 4096
 """A kernel takes no longer command line; what is longer is cut, visibly."""
 
+MAX_LIST_ENTRIES: Final = 4096
+"""Nine times what the longest dbx of 2025 has."""
+MAX_SBAT_LINES: Final = 256
+
 _GUID = Struct("<IHH8s")
 _VARIABLE = Struct("<16sQQ")  # UEFI_VARIABLE_DATA: GUID, name length in characters, data length in bytes
 _LIST = Struct("<16sIII")  # EFI_SIGNATURE_LIST: type, list size, header size, signature size
@@ -168,6 +172,8 @@ def parse_signature_lists(untrusted: bytes) -> list[Entry]:
         if list_size > length - at or body_size < 0 or entry_size <= _OWNER_BYTES or body_size % entry_size:
             detail = f"offset {at}: list of {list_size} bytes, header {header_size}, entries of {entry_size}"
             raise Rejected("uefi.signature-list", detail)
+        if len(entries) + body_size // entry_size > MAX_LIST_ENTRIES:
+            raise Rejected("uefi.signature-list", f"offset {at}: more than {MAX_LIST_ENTRIES} entries")
         name = guid_text(kind_guid)
         kind = SIGNATURE_KINDS.get(name, name)
         if kind == "sha256" and entry_size != _SHA256_ENTRY_BYTES:
@@ -367,6 +373,8 @@ def parse_sbat_level(untrusted: bytes) -> tuple[str, dict[str, int]]:
     Raises Rejected `uefi.sbat` (source: SBAT.md of shim).
     """
     lines = untrusted.rstrip(b"\0").decode("ascii", "backslashreplace").rstrip("\n").split("\n")
+    if len(lines) > MAX_SBAT_LINES:
+        raise Rejected("uefi.sbat", f"line {MAX_SBAT_LINES}: {len(lines)} lines")
     date, level = "", {}
     for number, line in enumerate(lines, 1):
         component, _, rest = line.partition(",")

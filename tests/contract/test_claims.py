@@ -7,10 +7,13 @@ import struct
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from contract import eventtypes as ev
 from contract.claims import Claims, claims_of
-from contract.eventdata import fields
+from contract.errors import Rejected
+from contract.eventdata import fields, oddities
 from contract.eventlog import SHA1, coverage, parse_event_log
 from contract.rollback import rolled_back
 from tests.contract.eventforge import (
@@ -36,6 +39,7 @@ from tests.contract.eventforge import (
 )
 from tests.contract.eventwitness import LOGS, PUBLIC
 from tests.contract.forge import CASES, Case
+from tests.contract.test_garbage import mutated
 
 DBX = signature_list(SHA256_LIST, b"a" * 32, b"b" * 32)
 SBAT = b"sbat,1,2023012900\nshim,2\ngrub,3\n"
@@ -267,6 +271,9 @@ def test_l02_who_vouched_cannot_be_hidden() -> None:
     assert found.authorities[0].covered is None
     for name in ("authorities", "sbat", "sbat_level", "shim_verifies"):
         assert not found.proved(name, range(24))
+    as_it_is = record(7, ev.EV_POST_CODE, variable_data(SECURITY, "db", b"another authority"))
+    found = claims(keys(), separators(), as_it_is, known, sbat_level(SBAT))
+    assert not found.proved("authorities", range(24))
 
 
 def signed_by_debian() -> bytes:
@@ -408,6 +415,8 @@ def test_l16_another_label_makes_no_other_command_line() -> None:
         claims(
             record(8, ev.EV_IPL, b"x", hashed=b"linux " + evil), grub(b"linux " + good), grub(good, KERNEL)
         ),
+        claims(*(record(8, ev.EV_POST_CODE, b"x", hashed=t) for t in (b"linux " + evil, evil)), loads(good)),
+        claims(*(record(8, ev.EV_POST_CODE, t) for t in (b"linux " + evil, evil)), loads(good)),
         claims(*booted, grub(good, KERNEL)),
         claims(grub(good, KERNEL)),
         claims(loads(good), grub(evil, KERNEL, pcr=9)),
@@ -495,3 +504,51 @@ def test_claims_are_the_same_in_every_bank(name: str) -> None:
 def test_an_empty_log_claims_nothing() -> None:
     assert claims() == Claims()
     assert claims(no_action(0xFFFFFFFF, b"vendor")) == Claims()
+
+
+def test_what_a_log_may_claim_is_bounded() -> None:
+    many = signature_list(SHA256_LIST, *(number.to_bytes(32, "big") for number in range(4097)))
+    found = claims(keys(dbx=many), separators())
+    assert ([s for s in found.signatures if s.variable == "dbx"], "dbx" in found.sources) == ([], False)
+    level = b"sbat,1,2023012900\n" + b"".join(b"c%d,1\n" % number for number in range(256))
+    assert claims(keys(), separators(), sbat_level(level)).sbat == {}
+    long = claims(keys(), separators(), loads(b"/vmlinuz " + b"a " * 4096))
+    assert len(long.kernel_arguments) < 2100
+    assert not long.proved("kernel_command_line", {8})
+    noise = record(7, ev.EV_POST_CODE, b"x", hashed=bytes(4)) * 1000
+    log = parse_event_log(header() + noise)
+    assert len(oddities(log)) < 150
+
+
+TYPES = [*ev.EVENT_TYPES, 0x7FFFFFFF]
+DATA = [event.untrusted_data for event in parse_event_log(Case("secureboot-on").read("eventlog.bin")).events]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 23), st.sampled_from(TYPES), mutated(DATA), st.booleans()), max_size=12)
+)
+def test_no_well_formed_log_makes_the_reader_raise(records: list[tuple[int, int, bytes, bool]]) -> None:
+    raw = header()
+    for pcr, kind, data, sure in records:
+        text = (
+            data.partition(b" ")[2].removesuffix(b"\0")
+            if data.startswith((b"grub_cmd", b"kernel_"))
+            else data
+        )
+        raw += record(pcr, kind, data, hashed=text if sure else b"x")
+    for bank in (0x04, 0x0B):
+        try:
+            log = parse_event_log(raw, bank)
+        except Rejected as rejected:
+            assert rejected.code == "eventlog.locality"
+            return
+        found = claims_of(log)
+        assert all(finding.detail.isprintable() for finding in oddities(log) + rolled_back(found, Claims()))
+        extended = {event.index for event in log.events if event.type != ev.EV_NO_ACTION}
+        covered = {event.index for event in log.events if event.covered}
+        # Nothing is left out: what no digest explains is listed.
+        assert extended - covered <= {one.event for one in found.loaded} <= extended
+        shown = [one.name for one in found.loaded] + [s.subject + s.variable for s in found.signatures]
+        assert all(text.isprintable() for text in [*shown, *found.kernel_arguments, *found.boot_order])
+        assert all(field.text.isprintable() for event in log.events for field in fields(event))

@@ -160,6 +160,8 @@ def test_l03_data_that_no_digest_covers_is_only_the_logs_word() -> None:
     assert oddities(log) == []
     changed = [event for event in log.events if b"evil.cfg" in event.untrusted_data and event.pcr == 9]
     assert [covered(event) for event in changed] == [None] * len(changed)
+    images = [event for event in log.events if event.type == eventtypes.EV_EFI_BOOT_SERVICES_APPLICATION]
+    assert [covered(event) for event in images] == [None, None]
     assert changed
 
 

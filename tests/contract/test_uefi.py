@@ -108,6 +108,12 @@ def test_l12_cut_short_at_every_byte_is_rejected_with_its_offset(name: str) -> N
                 parser(seed[:end])
 
 
+@pytest.mark.parametrize("size", [0, 3, 7, 0xFFFF])
+def test_l12_a_device_path_node_fits_what_is_left(size: int) -> None:
+    with pytest.raises(Rejected, match="offset 4"):
+        uefi.device_path(b"\x7f\x01\4\0" + struct.pack("<BBH", 1, 1, size) + b"\0\1")
+
+
 def test_l12_the_stray_byte_is_one_byte() -> None:
     whole = data_of(4)
     assert uefi.parse_variable(whole + b"x") == uefi.parse_variable(whole)
