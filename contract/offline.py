@@ -32,7 +32,9 @@ from contract.offlinelogs import (
     Unusable,
     explained_by,
     followed,
+    led_to,
     read_logs,
+    told_apart,
     unexplained,
     values_from,
 )
@@ -99,6 +101,10 @@ def verify(given: Given) -> Verdict:
     logs = read_logs(given.event_log, given.ima_log)  # 4
     values = values_from(said, logs, signing.pcr_digest) if given.pcrs is None else given.pcrs  # 5
     quote, about_quote = _quote(given, said, values)  # 6
+    if quote is None and given.pcrs is not None:
+        about_quote += told_apart(said, logs, given.pcrs, signing.pcr_digest)
+    elif quote is None:
+        about_quote = [_unshown(finding, said, logs) for finding in about_quote]
     findings = [*_key_findings(given.key), *about_quote, *logs.findings]  # 1
     claims = quote_claims(given.key, said, nonce=given.nonce, trusted=not about_quote)
     claims["policy"] = {"boot": _told(given.boot_policy), "ima": _told(given.ima_policy)}
@@ -180,6 +186,14 @@ def _quote(
                 return None, findings
         else:
             return quote, [*findings, *quote.findings]
+
+
+def _unshown(finding: Finding, said: Attest, logs: Logs) -> Finding:
+    """Say of values that nobody showed where they came from."""
+    if finding.code != "quote.pcr-digest":
+        return finding
+    detail = f"the TPM signed other values than the logs lead to ({led_to(said, logs)}); with --pcrs the PCR can be named"
+    return Finding(code=finding.code, detail=detail)
 
 
 def _finding(refused: Rejected) -> Finding:

@@ -32,6 +32,7 @@ ADVISORY_CODES: Final = boot.ADVISORY_CODES | (ima.ADVISORY_CODES - {"ima.catchi
 RUNTIME_PCRS: Final = frozenset({11, 12, 13, 15, 16, 23})
 """Extended by the running system, which logs it elsewhere (systemd: 11, 12, 13, 15), or resettable by it (16, 23)."""
 
+_ONES: Final = b"\xff" * 32  # what a violation extends
 _INTEGRITY_ONLY: Final = ImaPolicy(unknown_files="ignore", violations="warn", kexec="warn")
 
 Explained = Literal["event log", "IMA log", "start value", "nothing"]
@@ -99,6 +100,38 @@ def values_from(said: Attest, logs: Logs, pcr_digest: Callable[[bytes], bytes]) 
     return values | {ima.PCR: value}
 
 
+def told_apart(
+    said: Attest, logs: Logs, shown: Mapping[int, bytes], pcr_digest: Callable[[bytes], bytes]
+) -> list[Finding]:
+    """Return the PCRs whose shown values are wrong, where the logs lead to values that are the quote's."""
+    try:
+        values = values_from(said, logs, pcr_digest)
+    except Unusable:
+        return []
+    if values is None or pcr_digest(b"".join(values[pcr] for pcr in sorted(values))) != said.digest:
+        return []
+    return [
+        Finding(
+            code="quote.pcr-values",
+            detail=f"PCR {pcr}: the TPM signed {value.hex()} (the logs lead to it), shown {shown[pcr].hex()}",
+            pcr=pcr,
+        )
+        for pcr, value in sorted(values.items())
+        if pcr in shown and shown[pcr] != value
+    ]
+
+
+def led_to(said: Attest, logs: Logs) -> str:
+    """Return in words where the values of `values_from` came from."""
+    log = logs.event_log
+    extended = {event.pcr for event in log.events if event.type != EV_NO_ACTION} if log else set()
+    rest = said.pcrs - extended - {ima.PCR}
+    parts = [f"PCR {numbers(said.pcrs & extended)} by the firmware log"] if said.pcrs & extended else []
+    parts += ["PCR 10 by the IMA log"] if ima.PCR in said.pcrs else []
+    parts += [f"PCR {numbers(rest)} as after a reset, since no log names it"] if rest else []
+    return "; ".join(parts)
+
+
 def _replayed(log: EventLog, pcrs: Iterable[int]) -> dict[int, bytes]:
     """Return the value of each PCR after the log; its start value where the log never extends it."""
     led_to = replay(log)
@@ -114,13 +147,13 @@ def _pcr10_values(untrusted_ima_log: bytes) -> Iterator[bytes]:
     yield value
     with suppress(Rejected):
         for record, _ in read_lines(untrusted_ima_log):
+            if record.pcr != ima.PCR:
+                continue
             violated = record.template_sha1 == VIOLATION
-            extended = b"\xff" * 32 if violated else sha256(record.data).digest()
-            value = sha256(value + extended).digest()
+            value = sha256(value + (_ONES if violated else sha256(record.data).digest())).digest()
             yield value
-            if not violated:
-                extended = record.template_sha1 + bytes(12)
-            padded = sha256(padded + extended).digest()
+            sha1 = _ONES[:20] if violated else record.template_sha1
+            padded = sha256(padded + sha1 + bytes(12)).digest()
             yield padded
 
 

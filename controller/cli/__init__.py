@@ -51,7 +51,8 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     try:
-        cli(list(arguments), prog_name="ringfence", standalone_mode=False)
+        # A command that leaves by `context.exit(code)` makes it the value returned here; all others return None.
+        code = cli(list(arguments), prog_name="ringfence", standalone_mode=False)
     except click.exceptions.Abort:
         return INTERRUPTED
     except click.exceptions.Exit as leave:
@@ -77,7 +78,7 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as fault:  # outermost place of the program
         log_fault("ringfence", fault)
         return FAULT
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def _complain(text: str) -> None:

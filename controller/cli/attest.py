@@ -1,4 +1,4 @@
-"""`ringfence attest`: evidence verified and shown from files, without controller, login or network.
+"""`ringfence attest`: evidence verified and shown from files, without controller, login or network; policies learned.
 
 Exit codes: 0 verified, 1 rejected, 2 what was given cannot be used. Whatever bytes stand in --quote, --signature,
 --event-log and --ima-log are evidence, and what is wrong with them is a finding with a code (exit code 1), as are PCR
@@ -8,6 +8,10 @@ values that do not fit. A file that cannot be read, --nonce or --pcrs that are n
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -22,15 +26,16 @@ from controller.cli.inputs import (
     read_nonce,
     read_own,
 )
+from controller.cli.learn import learn
 from controller.cli.show import json_option, show_json
 
-REJECTED = 1
+VERIFIED, REJECTED = 0, 1
 FILE = click.Path(path_type=Path)
 
 
 @click.group(epilog=__doc__)
 def attest() -> None:
-    """Evidence: verify and show it offline."""
+    """Evidence: verify and show it offline; learn a policy from good nodes."""
 
 
 @attest.command()
@@ -93,12 +98,12 @@ def verify(
         verdict = judged(given)
     except Unusable as why:
         raise Amiss(str(why)) from None
-    if as_json:
-        show_json(verdict_json(verdict))
-    else:
-        click.echo(verdict_text(verdict, given))
-    if not verdict.verified:
-        context.exit(REJECTED)
+    with _told_or_not():
+        if as_json:
+            show_json(verdict_json(verdict))
+        else:
+            click.echo(verdict_text(verdict, given))
+    context.exit(VERIFIED if verdict.verified else REJECTED)
 
 
 @attest.command()
@@ -121,10 +126,22 @@ def show(context: click.Context, *, event_log: Path | None, ima_log: Path | None
         None if event_log is None else read_evidence(event_log, MAX_EVENT_LOG_BYTES),
         None if ima_log is None else read_evidence(ima_log, MAX_LOG_BYTES),
     )
-    if as_json:
-        show_json(logs_json(shown))
-    else:
-        for line in logs_text(shown):
-            click.echo(line)
-    if shown.findings:
-        context.exit(REJECTED)
+    with _told_or_not():
+        if as_json:
+            show_json(logs_json(shown))
+        else:
+            for line in logs_text(shown):
+                click.echo(line)
+    context.exit(REJECTED if shown.findings else VERIFIED)
+
+
+@contextmanager
+def _told_or_not() -> Generator[None]:
+    """Let a reader that has gone away (`| head`) change nothing about the exit code."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+attest.add_command(learn)

@@ -168,7 +168,7 @@ def _boot_lines(claims: Mapping[str, object]) -> Iterator[str]:
         unproved = at(proved, name) is False
         yield _line(label, _cut(f"{text}  (not proved: only the log's word)" if unproved else text))
     for thing in items(claims.get("loaded")):
-        name = _cut(f"{at(thing, 'name')}")
+        name = _cut(f"{at(thing, 'name') or '(no name)'}")
         yield _line("loaded", f"{at(thing, 'stage')}: {name}  {at(thing, 'sha256')}  PCR {at(thing, 'pcr')}")
 
 

@@ -50,8 +50,6 @@ def read_evidence(path: Path, most_bytes: int) -> bytes:
             return file.read(most_bytes + 1)
     except OSError as error:
         raise Amiss(f"{path}: {error.strerror or error}") from None
-    except ValueError as error:  # a NUL in the name
-        raise Amiss(f"{path}: {error}") from None
 
 
 def read_own(path: Path, most_bytes: int) -> bytes:
