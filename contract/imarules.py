@@ -199,5 +199,5 @@ def explainable(fields: Fields) -> bool:
 
 
 def family(package: str) -> str:
-    """Return a package's name without the version in it: `linux-image-6.1.0-56-amd64` -> `linux-image-#-amd64`."""
+    """Return a package's name without the version in it: `linux-image-6.1.0-56-amd64` -> `linux-image-#-amd#`."""
     return _NUMBERS.sub("#", package)
