@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import subprocess
 import time
@@ -24,6 +25,7 @@ from contract.resultkey import load_result_key, verify_result
 from controller.cli.attest import attest
 from controller.cli.evidence import evidence
 from tests.controller.live import Live, answer_to, running
+from tests.parts import imalog
 from tests.parts.simulator import Node
 
 
@@ -255,3 +257,42 @@ async def attested_again(live: Live) -> None:
     """One more node, so that numbers differ."""
     node = await live.node("press-3")
     await answer_to(node, node.report())
+
+
+FILES = {f"/usr/bin/tool-{n}": hashlib.sha256(str(n).encode()).digest() for n in range(5)}
+IMA = "[ima.allow]\n" + "".join(f'"{path}" = ["sha256:{digest.hex()}"]\n' for path, digest in FILES.items())
+
+
+async def test_ima_lines_of_earlier_reports_stand_before_those_of_the_verdict(live: Live) -> None:
+    await live.assign(2, extra=IMA)
+    node = await live.node("press-1")
+    node.measure(imalog.of_boot(node.pcrs, FILES))
+    await answer_to(node, node.report())
+    at_first = len(node.ima_log or b"")
+    node.measure(imalog.record("/tmp/unknown", bytes(32)))
+    answer = await answer_to(node, node.report())
+    assert "ima.unknown-file" in [finding.code for finding in answer.findings]  # type: ignore[attr-defined]
+    files = await exported(live)
+    assert files[bundle.IMA_LOG] == node.ima_log
+    found = audit(files, load_result_key(files[bundle.RESULT_KEY]))
+    assert found.result.appraisal.appraised.tiers["runtime"] == "contraindicated"
+    assert [f.code for f in found.findings] == ["ima.unknown-file"] and found.partial == []
+    alone = {**files, bundle.IMA_LOG: files[bundle.IMA_LOG][at_first:]}
+    assert [f.code for f in audit(alone, load_result_key(files[bundle.RESULT_KEY])).findings][:1] == [
+        "bundle.digest"
+    ]
+
+
+async def test_a_bundle_without_the_earlier_ima_lines_says_that_it_is_partial(live: Live) -> None:
+    await live.assign(2, extra=IMA)
+    node = await live.node("press-1")
+    node.measure(imalog.of_boot(node.pcrs, FILES))
+    await answer_to(node, node.report())
+    node.measure(imalog.record("/usr/bin/tool-1", FILES["/usr/bin/tool-1"]))
+    await answer_to(node, node.report())  # the same verdict: these lines are not stored
+    node.measure(imalog.record("/tmp/unknown", bytes(32)))
+    await answer_to(node, node.report())
+    files = await exported(live)
+    assert b"PARTIAL" in files[bundle.README] and b"--ima-log" not in files[bundle.README]
+    found = audit(files, load_result_key(files[bundle.RESULT_KEY]))
+    assert found.verified and len(found.partial) == 1
