@@ -188,7 +188,7 @@ class Walk:
                     self.met = True
                     break
         except Rejected as fault:
-            self.fault = fault
+            self.fault = fault.with_traceback(None)  # which would hold the whole chunk until the next collection
         self.at, self.lines, self.value = at, lines, value
 
     def _examine(self, record: ImaRecord, raw: bytes, index: int, base: int) -> bytes:

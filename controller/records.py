@@ -15,6 +15,7 @@ from contract.directive import Directive, WantedBaseline
 from contract.ima import ImaState
 from contract.messages import BaselineRef, Drift, Finding, Posture, ReportBody, Severity, Tier
 from contract.quote import Counters
+from controller.claimsview import BootClaims
 from controller.policy import SitePolicy
 from controller.tpmrecord import TpmRecord
 
@@ -212,6 +213,11 @@ class NodeDetail(Record, frozen=True, kw_only=True):
     boot_reference_at: float | None
     boot_candidate: bool
     """A changed boot was seen that `accept_boot` would accept."""
+    boot_claims: BootClaims | None
+    """Of the firmware log that was judged last."""
+    ima_lines: int | None
+    """Lines of the IMA log agreed in this boot; null where nobody wants it."""
+    ima_bytes: int | None
     tpm: TpmRecord
     holds: list[HoldView]
 

@@ -24,6 +24,7 @@ from controller.cli.show import (
 )
 
 STANDINGS = ("healthy", "overdue", "unreachable", "untrusted", "isolated")
+SHOWN_STAGES = ("boot-loader", "kernel", "initrd")
 reason_option = click.option("--reason", required=True, help="Why; kept for ever.")
 
 
@@ -83,6 +84,26 @@ def nodes(site: str | None, standing: str | None, as_json: bool) -> None:
     )
 
 
+def _boot_facts(found: dict[str, object]) -> dict[str, object]:
+    """What the firmware log says of the boot, in short; the API has all of it."""
+    lines, claims = found["ima_lines"], found["boot_claims"]
+    facts: dict[str, object] = {"IMA": "not wanted" if lines is None else f"{lines} lines agreed"}
+    if claims is None:
+        return facts
+    loaded = [each for each in items(at(claims, "loaded")) if at(each, "stage") in SHOWN_STAGES]
+    facts |= {
+        "Secure Boot": at(claims, "secure_boot"),
+        "firmware": at(claims, "firmware_version"),
+        "SBAT level": at(claims, "sbat_level"),
+        "kernel command line": at(claims, "kernel_command_line"),
+        "lockdown": at(claims, "lockdown"),
+        "signed by": items(at(claims, "signers")),
+    }
+    return facts | {
+        f"loaded: {at(each, 'stage')}": f"{at(each, 'name')} {at(each, 'sha256')}" for each in loaded
+    }
+
+
 @click.command()
 @click.argument("name")
 @json_option
@@ -110,6 +131,7 @@ def node(name: str, as_json: bool) -> None:
             "fences": found["fenced"],
             "boot to accept": found["boot_candidate"],
             "approved": f"{when(found['approved_at'])} by {found['approved_by']}",
+            **_boot_facts(found),
         }
     )
     if items(found["findings"]):

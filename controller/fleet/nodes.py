@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from contract.claims import Claims
 from contract.errors import Rejected
 from contract.messages import Severity
+from contract.wire import decode
 from controller import tpmrecord
+from controller.claimsview import BootClaims, shown
 from controller.fleet.paging import cut
 from controller.policy import FleetSettings
-from controller.records import FleetCounts, NodeDetail, NodeView, Page, Standing, StandingChange
+from controller.records import (
+    MAX_REFERENCE_BYTES,
+    FleetCounts,
+    NodeDetail,
+    NodeView,
+    Page,
+    Standing,
+    StandingChange,
+)
 from controller.standing import OVERDUE_INTERVALS, standing
 from controller.store import Transaction, boots, enrolments, events, holds, incidents, sites
 from controller.store import nodes as rows
@@ -48,6 +59,7 @@ def detail(tx: Transaction, node: str) -> NodeDetail:
     if row is None:
         raise Rejected("node.unknown", node[:63])
     active = holds.active_of_site(tx, row.site)
+    ima = row.state.ima
     return NodeDetail(
         summary=_view(row),
         ek_id=row.ek_id,
@@ -68,9 +80,19 @@ def detail(tx: Transaction, node: str) -> NodeDetail:
         events_dropped=row.state.events_dropped,
         boot_reference_at=row.reference_at,
         boot_candidate=boots.candidate(tx, node) is not None,
+        boot_claims=_claims(tx, node),
+        ima_lines=ima.lines if ima else None,
+        ima_bytes=ima.offset if ima else None,
         tpm=tpmrecord.read(row.tpm),
         holds=[hold for hold in active if hold.node is None or hold.node == node],
     )
+
+
+def _claims(tx: Transaction, node: str) -> BootClaims | None:
+    said = boots.claims(tx, node)
+    if said is None:
+        return None
+    return shown(decode(said.claims, Claims, max_bytes=MAX_REFERENCE_BYTES), said.recorded_at)
 
 
 def disconnect_all(tx: Transaction) -> None:

@@ -16,7 +16,7 @@ from contract.messages import MAX_FRAME_BYTES, FromController, Message, Order
 from contract.wire import decode, encode
 from controller.api.entry import token_digest
 from controller.app import Controller, server_names, store_url
-from controller.config import Config, EnrolmentConfig, Limits, Listen
+from controller.config import CertificateConfig, Config, EnrolmentConfig, Limits, Listen
 from controller.keys import create
 from controller.policy import SitePolicy
 from controller.records import EventView, Role
@@ -36,6 +36,7 @@ class Live:
         self.services = controller.services
         self.fleet = controller.services.fleet
         self.http = http
+        self.kit: SigningKit | None = None
         self.ca = controller.services.keys.server_authority.pem.decode()
         self.tls = client_context(self.ca)
 
@@ -88,12 +89,23 @@ class Live:
             value = msgspec.json.decode(content) if reply.content_type.endswith("json") else {"text": content}
             return reply.status, value
 
-    async def push(self) -> None:
-        """The first push: factory/1, signed offline."""
+    async def push(self, version: int = 1, *, extra: str = "") -> None:
+        """Push a baseline, factory/1 at first, signed offline; `extra` is more TOML."""
         now = time.time()
-        kit = SigningKit(now=now, online_key=self.services.keys.online)
-        kit.add(minimal_baseline())
-        await self.services.signed_files.push(kit.bundle(), actor="tester", now=now)
+        if self.kit is None:
+            self.kit = SigningKit(now=now, online_key=self.services.keys.online)
+        if version > 1:
+            self.kit.targets.version += 1
+        self.kit.add(minimal_baseline(version=version, extra=extra))
+        await self.services.signed_files.push(self.kit.bundle(), actor="tester", now=now)
+
+    async def assign(self, version: int, *, extra: str = "") -> None:
+        """Push one more baseline and choose it for the site."""
+        await self.push(version, extra=extra)
+        change = await self.fleet.assign_baseline(
+            "factory", "factory", version, actor="tester", reason="test", now=time.time()
+        )
+        await self.services.tell(change, time.time())
 
     async def kinds(self, node: str | None = None) -> list[str]:
         """Kinds of the events so far."""
@@ -135,7 +147,12 @@ def node_of(identity: Identity) -> Node:
 
 @contextlib.asynccontextmanager
 async def running(
-    folder: Path, *, limits: Limits | None = None, interval_s: float = 60.0, push: bool = True
+    folder: Path,
+    *,
+    limits: Limits | None = None,
+    interval_s: float = 60.0,
+    push: bool = True,
+    certificate_s: float = 72 * 3600.0,
 ) -> AsyncIterator[Live]:
     """A controller on free ports of loopback: one site, an admin's and a viewer's token, a first baseline."""
     config = Config(
@@ -144,6 +161,7 @@ async def running(
         nodes=Listen(listen="127.0.0.1:0"),
         admins=Listen(listen="127.0.0.1:0"),
         enrolment=EnrolmentConfig(retry_s=0.05),
+        certificates=CertificateConfig(node_hours=certificate_s / 3600),
         limits=limits or Limits(),
     )
     keys = create(folder / "keys", config.name, time.time())

@@ -260,20 +260,28 @@ class Node:
         return f"198.18.{number // 250}.{number % 250 + 1}"
 
     async def exchange(self, report: messages.Report) -> float:
-        """Send one report and return the milliseconds until its answer. Raises ConnectionError when refused."""
+        """Send one report and return the milliseconds until its answer. Raises ConnectionError when refused.
+
+        Where more of the logs is wanted, that is sent and counted too.
+        """
         assert self._socket is not None
         frame = wire.encode(report)
         before = time.perf_counter()
-        await self._socket.send_bytes(frame)
-        await self._next(messages.Answer)
-        return (time.perf_counter() - before) * 1000
+        while True:
+            await self._socket.send_bytes(frame)
+            answer = await self._next(messages.Answer)
+            assert isinstance(answer, messages.Answer)
+            if answer.number:
+                return (time.perf_counter() - before) * 1000
+            await self._next(messages.Challenge)
+            frame = wire.encode(self.report())
 
     async def listen(self) -> None:
         """Take orders until the controller closes; for nodes that wait to be told."""
         while True:
             await self._next(messages.Refused)
 
-    async def _next(self, wanted: type[messages.Message]) -> None:
+    async def _next(self, wanted: type[messages.Message]) -> messages.Message:
         assert self._socket is not None
         while True:
             got = await self._socket.receive()
@@ -286,7 +294,7 @@ class Node:
             if isinstance(message, messages.Hello | messages.Answer | messages.Order) and message.directive:
                 self._obey(message.directive)
             if isinstance(message, wanted):
-                return
+                return message
 
     def take(self, message: messages.Message) -> None:
         """Take down the next nonce and what is to come with it."""
