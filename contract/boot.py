@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Final
 
+import msgspec
 from msgspec import field
 
 from contract.bootpolicy import QUESTION_PCRS, BootPolicy
@@ -281,7 +282,8 @@ def _questions(changes: Sequence[Change], cause: str) -> list[Finding]:
     """Return one finding for each new value, wherever it was measured."""
     first = {(c.stage, c.after.sha256): c for c in reversed(changes) if c.after is not None}
     ordered = sorted(first.values(), key=lambda c: c.after.index if c.after else 0)
-    return [_difference("boot.unannounced", change, cause) for change in ordered]
+    found = [_difference("boot.unannounced", change, "") for change in ordered]
+    return [msgspec.structs.replace(f, detail=never_more(f"{cause}: {f.detail}", 2048)) for f in found]
 
 
 def _difference(code: str, change: Change, cause: str) -> Finding:

@@ -243,5 +243,5 @@ def likely_cause(changes: Sequence[Change], before: Reference, after: Reference)
         return ""
     if before.firmware_version != after.firmware_version and "firmware" in named:
         return f"firmware '{before.firmware_version}' became '{after.firmware_version}'"
-    text = " and ".join(named)
+    text = "the " + " and the ".join(named)
     return f"{text} changed and nothing else" if OTHER not in stages else f"{text} changed, with other events"
