@@ -383,28 +383,25 @@ class Demo:
         recorded = event_log("secureboot-on")
         last, incidents = self._last_event(), {each["id"] for each in lab.incidents()}
         expected, surprise = updates.release("announced"), updates.release("surprise")
-        lab.ringfence(
-            *("reference", "announce", "--site", "shop", "--reason", "kernel update of tonight"),
-            *("--stage", "kernel", "--sha256", expected.authenticode, "--sha256", expected.image),
-        )
-        lab.ringfence(
-            *("reference", "announce", "--site", "shop", "--reason", "initrd of tonight's kernel"),
-            *("--stage", "initrd", "--sha256", expected.initrd),
-        )
+        for stage, digests in (("kernel", expected[:2]), ("initrd", expected[2:])):
+            values = [argument for digest in digests for argument in ("--sha256", digest)]
+            when = ("--from", "now", "--reason", "kernel update of tonight")
+            lab.ringfence("reference", "announce", "--site", "shop", "--stage", stage, *values, *when)
         self._reboot_shop(updates.updated(recorded, expected))
-        self.all_in_force("shop", 1, within_s=40)
-        kinds = [(e["kind"], e["node"]) for e in lab.events(last, site="shop")]
-        told = {node for kind, node in kinds if kind == "boot.announced"}
-        self.check(
-            told == {node.name for node in shop}, f"not every node tells of the announced boot: {kinds}"
-        )
+        names = {node.name for node in shop}
+
+        def told() -> bool:
+            seen = lab.events(last, site="shop")
+            return {event["node"] for event in seen if event["kind"] == "boot.announced"} == names
+
+        wait_until("three nodes tell of the announced boot", told, within_s=40)
+        self.all_in_force("shop", 1, within_s=30)
         self.check(
             {each["id"] for each in lab.incidents()} == incidents, "an announced update made an incident"
         )
         self.say("announced kernel: three shop nodes rebooted into it and are healthy; no incident")
         asked = time.time()
         self._reboot_shop(updates.updated(recorded, surprise))
-        names = {node.name for node in shop}
 
         def question() -> dict[str, Any] | None:
             new = [each for each in lab.incidents() if each["id"] not in incidents]

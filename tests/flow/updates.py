@@ -10,7 +10,8 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import NamedTuple
 
-from contract.eventlog import EV_EFI_BOOT_SERVICES_APPLICATION, parse_event_log
+from contract.eventlog import parse_event_log
+from contract.eventtypes import EV_EFI_BOOT_SERVICES_APPLICATION
 
 
 class Kernel(NamedTuple):
