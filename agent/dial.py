@@ -12,6 +12,7 @@ import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import cast
 
@@ -25,6 +26,7 @@ from agent.tpm import Tpm
 from contract import wire
 from contract.messages import (
     MAX_ENROL_BYTES,
+    SESSION_PATH,
     EnrolApproved,
     EnrolChallenge,
     EnrolPending,
@@ -38,17 +40,6 @@ log = logging.getLogger("ringfence.dial")
 ANSWER_S = 30.0
 DIAL_S = 10.0
 _NOT_LET_IN = (401, 403)
-_ALERTS = frozenset(
-    {
-        "SSLV3_ALERT_CERTIFICATE_EXPIRED",
-        "SSLV3_ALERT_CERTIFICATE_UNKNOWN",
-        "SSLV3_ALERT_CERTIFICATE_REVOKED",
-        "SSLV3_ALERT_BAD_CERTIFICATE",
-        "TLSV1_ALERT_UNKNOWN_CA",
-        "TLSV13_ALERT_CERTIFICATE_REQUIRED",
-    }
-)
-"""What OpenSSL calls the alerts about a client's certificate (RFC 8446, 6.2)."""
 _CONTENT_TYPE = "application/msgpack"
 _ENROL_REPLY = cast("type[EnrolChallenge | EnrolPending | EnrolApproved | Refused]", EnrolReply)
 
@@ -114,6 +105,30 @@ class Dialler:
         async with aiohttp.ClientSession(connector=connector, timeout=timeout, trust_env=False) as http:
             yield http
 
+    async def turned_away(self, error: BaseException, not_after: float) -> bool:
+        """Return whether a session did not open because the controller does not take this node's certificate (any more).
+
+        It says so, or it cut the handshake and by its clock the certificate has run out (asyncio tells nobody of the alert
+        that says why, and this node's own clock may be behind). `not_after` is in seconds since 1970.
+        """
+        if isinstance(error, aiohttp.WSServerHandshakeError):
+            return error.status in _NOT_LET_IN
+        if not isinstance(error, aiohttp.ServerDisconnectedError):
+            return False
+        try:
+            return await self._controllers_time() >= not_after
+        except (OSError, aiohttp.ClientError, TimeoutError, ValueError, KeyError) as failure:
+            log.info("the controller's time: %s", failure)
+            return False
+
+    async def _controllers_time(self) -> float:
+        """Ask for what anybody may ask for, a refusal, and return its date (RFC 9110, 6.6.1)."""
+        async with (
+            self.client(None, None) as http,
+            http.get(self.base + SESSION_PATH, allow_redirects=False) as reply,
+        ):
+            return parsedate_to_datetime(reply.headers["Date"]).timestamp()
+
     async def addresses(self, host: str) -> list[str]:
         """Return the controller's addresses: configured, resolved, or what was resolved last."""
         if literal := self._config.controller.literal_addresses():
@@ -155,18 +170,6 @@ class _Resolver(AbstractResolver):
 
     async def close(self) -> None:
         """Hold nothing."""
-
-
-def certificate_refused(error: BaseException) -> bool:
-    """Return whether a connection failed because the controller does not take this node's certificate (any more)."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, aiohttp.WSServerHandshakeError) and seen.status in _NOT_LET_IN:
-            return True
-        if isinstance(seen, ssl.SSLError) and seen.reason in _ALERTS:
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
 
 
 async def read_capped(reply: aiohttp.ClientResponse, max_bytes: int) -> bytes:

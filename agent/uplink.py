@@ -22,7 +22,7 @@ from typing import TypeVar
 import aiohttp
 
 from agent.config import AgentConfig
-from agent.dial import Dialler, certificate_refused, read_capped
+from agent.dial import Dialler, read_capped
 from agent.enrol import Identity, blobs_of, identity_of
 from agent.ima import UNMEASURED, ImaLog
 from agent.loop import Loop
@@ -110,7 +110,7 @@ class Uplink:
                     await self._session(http, enrolled, identity, keys)
             except (*_PASSING, SessionEnded, Rejected) as error:
                 log.info("session: %s: %s", type(error).__name__, error)
-                turned_away = certificate_refused(error)
+                turned_away = await self._dial.turned_away(error, identity.not_after)
             finally:
                 self._http = None
                 await self.ask(self.loop.session_closed)
