@@ -61,7 +61,9 @@ def device(
 class Authority:
     """Root and issuer; `ek_certificate` is good where nothing is said."""
 
-    def __init__(self, common: str = "issuer") -> None:
+    def __init__(self, common: str = "issuer", *, now: datetime.datetime = NOW) -> None:
+        """Everything is valid from 90 days before `now` to 90 days after."""
+        self.now = now
         self.root_key = ec.generate_private_key(ec.SECP256R1())
         self.issuer_key = ec.generate_private_key(ec.SECP256R1())
         self.ek_key = ec.generate_private_key(ec.SECP256R1())
@@ -74,12 +76,12 @@ class Authority:
         subject: x509.Name,
         key: Key,
         issuer: x509.Name,
-        until: datetime.datetime,
+        until: datetime.datetime | None,
         serial: int | None = None,
     ) -> x509.CertificateBuilder:
         builder = x509.CertificateBuilder(issuer, subject, key.public_key())
         builder = builder.serial_number(serial or x509.random_serial_number())
-        return builder.not_valid_before(NOW - 90 * DAY).not_valid_after(until)
+        return builder.not_valid_before(self.now - 90 * DAY).not_valid_after(until or self.now + 90 * DAY)
 
     def ca(
         self,
@@ -92,7 +94,7 @@ class Authority:
         path_length: int | None = None,
         may_sign: bool = True,
         crl_sign: bool = True,
-        until: datetime.datetime = NOW + 90 * DAY,
+        until: datetime.datetime | None = None,
         more: Sequence[Extension] = (),
         sha1: bool = False,
     ) -> x509.Certificate:
@@ -112,7 +114,7 @@ class Authority:
         key: Key | None = None,
         ca: bool = False,
         extended: str | None = EK_USAGE,
-        until: datetime.datetime = NOW + 90 * DAY,
+        until: datetime.datetime | None = None,
         used_for: x509.KeyUsage | None = None,
         model: str = "SLB9670",
         subject: x509.Name | None = None,
