@@ -170,10 +170,13 @@ def test_m03_a_line_whose_hash_is_not_that_of_its_data() -> None:
 
 
 def test_m04_first_line_is_not_the_boot_aggregate() -> None:
+    assert judged(RULES, log_of()).findings == []  # and every line of it is remembered
     log = Log(None)
     for name, digest in FILES.items():
         log.file(name, digest)
     assert codes(judged(RULES, log)) == ["ima.boot-aggregate"]
+    named = Log(None).file("/usr/bin/a", boot_aggregate(PCRS))
+    assert codes(judged(RULES, named)) == ["ima.boot-aggregate"]
     cut = Log(None).violation("boot_aggregate")
     assert codes(judged(RULES, cut)) == ["ima.boot-aggregate", "ima.violation"]
     broken = Log(None).line(b"nothing")
