@@ -41,7 +41,7 @@ MAX_LINE_BYTES: Final = 4096
 """No kernel takes more (x86: 2,048); what is longer is cut and proves nothing."""
 MAX_NAME_CHARS: Final = 256
 _INITRD_TAGS: Final = (0x8F3B22EC, 0x49DFFE0F)
-_LINUX: Final = (b"linux", b"linuxefi", b"linux16")
+_LINUX: Final = (b"linux", b"linuxefi", b"linux16", b"multiboot", b"multiboot2", b"xen_hypervisor")
 _INITRD: Final = (b"initrd", b"initrdefi", b"initrd16")
 _QUOTING: Final = bytes.maketrans(b"\t\n", b"  ")
 # As the kernel splits its command line (lib/cmdline.c: next_arg, isspace of Latin-1).
@@ -92,7 +92,17 @@ def split_arguments(raw: bytes) -> list[str]:
 class BootChain:
     """Follows a log's events in order and says what each one loaded."""
 
-    __slots__ = ("_clouded", "_kernel_named", "_lines", "_loads", "_section", "_separated", "_verb", "_wide")
+    __slots__ = (
+        "_clouded",
+        "_kernel_named",
+        "_lines",
+        "_loads",
+        "_section",
+        "_separated",
+        "_texts",
+        "_verb",
+        "_wide",
+    )
 
     def __init__(self) -> None:
         self._verb = b""
@@ -102,6 +112,7 @@ class BootChain:
         self._clouded: set[int] = set()
         self._lines: list[tuple[Event, bytes]] = []
         self._loads: list[bytes] = []
+        self._texts: list[bytes] = []
         self._wide: list[tuple[Event, bytes]] = []
 
     def take(self, event: Event, said: int) -> tuple[Stage, str, bool | None] | None:
@@ -132,23 +143,22 @@ class BootChain:
     def _take_text(self, event: Event) -> None:
         """Keep a covered text: any may be a command line, whatever its label says."""
         data = event.untrusted_data
-        if data.startswith(GRUB_COMMAND):
-            verb, _, rest = data[len(GRUB_COMMAND) :].removesuffix(b"\0").partition(b" ")
-            self._verb = verb
-            if verb in _LINUX:
-                self._loads.append(rest)
-            return
         if data[1:2] == b"\0":
             if event.pcr in _LINE_PCRS:
                 self._wide.append((event, data.decode("utf-16-le", "replace").rstrip("\0").encode()))
             return
-        text = data[data.index(b" ") + 1 :] if data.startswith(GRUB_PREFIXES) else data
-        text = text.removesuffix(b"\0")
-        if data.startswith(GRUB_KERNEL_LINE):
-            self._lines.append((event, text))
+        command = data.startswith(GRUB_COMMAND)
+        text = data[data.index(b" ") + 1 :] if command or data.startswith(GRUB_PREFIXES) else data
+        if text.endswith(b"\0"):
+            text = text[:-1]
+        self._texts.append(text)
         verb, _, rest = text.partition(b" ")
         if verb in _LINUX:
             self._loads.append(rest)
+        if command:
+            self._verb = verb
+        elif data.startswith(GRUB_KERNEL_LINE):
+            self._lines.append((event, text))
 
     def _take_name(self, event: Event) -> tuple[Stage, str, bool | None] | None:
         """Take a boot loader's event that says no more than what its digest is called."""
@@ -200,19 +210,21 @@ class BootChain:
     def command_line(self) -> CommandLine | None:
         """Return the kernel's command line; covered only if no other labelling of the digests gives another.
 
-        GRUB measures `linux FILE ARGUMENTS` and then `FILE ARGUMENTS`, both by the text alone. So every text of PCR 8
-        must be covered, and all that load a kernel, by either form, must agree.
+        GRUB measures `linux FILE ARGUMENTS` and then `FILE ARGUMENTS`, quoted, both by the text alone. So every text of
+        PCR 8 must be covered, all that load a kernel must agree, and there must be one way of quoting.
         """
         if self._lines:
             event, raw = self._lines[-1]
-            forms = {_bare(text) for _, text in self._lines}
-            agreed = len(forms) == 1 and {_bare(text) for text in self._loads} == forms
-            clean = event.pcr == _GRUB_TEXT_PCR and self._is_clean(event, raw)
-            return CommandLine(raw, True, event.index, event.pcr, True if agreed and clean else None)
+            form = _bare(raw)
+            same = {text for text in self._texts if len(text) >= len(form) and _bare(text) == form}
+            agreed = same == {raw} and {_bare(text) for text in self._loads} == {form}
+            clean = len({text for _, text in self._lines}) == 1 and self._is_clean(event, raw)
+            sure = agreed and clean and event.pcr == _GRUB_TEXT_PCR
+            return CommandLine(raw, True, event.index, event.pcr, True if sure else None)
         if self._wide:
             event, _ = self._wide[0]
             raw = b" ".join(text for _, text in self._wide)
-            clean = len(self._wide) == 1 and self._is_clean(event, raw)
+            clean = len(self._wide) == 1 and not self._loads and self._is_clean(event, raw)
             return CommandLine(raw, False, event.index, event.pcr, True if clean else None)
         return None
 

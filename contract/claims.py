@@ -115,9 +115,9 @@ def claims_of(log: EventLog) -> Claims:
         said = event.type
         if event.digest in known:
             said, data = meant_by(event, log.bank)
-            firmware.take(event, said, data)
+            firmware.take_known(event, said, data)
         elif said in _FIRMWARE:
-            firmware.take(event, said, event.untrusted_data)
+            firmware.take(event)
         if event.pcr in _KEY_PCRS:
             keys.take(event, said)
         stage = chain.take(event, said)
@@ -181,22 +181,26 @@ class _Firmware:
         self._order: tuple[Event, bytes] | None = None
         self._entries: dict[str, bytes] = {}
 
-    def take(self, event: Event, said: int, data: bytes) -> None:
-        """Take the next event, of the type and data that its digest says."""
-        kind, sure = event.type, event.covered
-        if kind == ev.EV_S_CRTM_VERSION:
-            if event.pcr == 0 and self._version is None:
-                self._version = event, None if self._separated else sure
-        elif kind in BOOT_VARIABLES:
-            self._take_boot_variable(event)
-        elif said == ev.EV_EFI_ACTION:
+    def take_known(self, event: Event, said: int, data: bytes) -> None:
+        """Take the next event, of the type and data that its digest says, whatever the log says."""
+        if said == ev.EV_EFI_ACTION:
             text = data.rstrip(b"\0")
             if text == DEBUG:
                 self._debugger = self._debugger or event
-            elif text in (LEFT_FIRMWARE, _LEFT_FAILED):
-                self._exit = event, text == LEFT_FIRMWARE, True if sure else None
+            elif text == LEFT_FIRMWARE:
+                self._exit = event, True, True
         elif event.pcr == 0:
             self._separated = True
+
+    def take(self, event: Event) -> None:
+        """Take the next event, of a type in _FIRMWARE."""
+        if event.type == ev.EV_S_CRTM_VERSION:
+            if event.pcr == 0 and self._version is None:
+                self._version = event, None if self._separated else event.covered
+        elif event.type in BOOT_VARIABLES:
+            self._take_boot_variable(event)
+        elif event.untrusted_data.rstrip(b"\0") == _LEFT_FAILED:
+            self._exit = event, False, True if event.covered else None
 
     def _take_boot_variable(self, event: Event) -> None:
         found = whole_variable(event.untrusted_data)

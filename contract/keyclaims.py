@@ -7,6 +7,7 @@ after the separator can be added by anyone who runs later, what comes before it 
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final
@@ -182,10 +183,10 @@ class KeyReader:
 
     def _write_lists(self, fields: dict[str, Any], sources: dict[str, Source]) -> None:
         """Write the lists; one that is there twice or malformed is absent."""
-        names = [name for _, name, _ in self._lists]
+        times = Counter(name for _, name, _ in self._lists)
         signatures: list[Signature] = []
         for event, name, value in self._lists:
-            if names.count(name) == 1 and not isinstance(key_list(value), Rejected):
+            if times[name] == 1 and not isinstance(key_list(value), Rejected):
                 signatures += signatures_in(name, value, True)
                 sources[name] = _source(event, True)
                 if name == "PK":

@@ -308,6 +308,8 @@ def test_l08_a_firmware_version_is_the_firmwares_only_before_its_separator() -> 
     assert not claims(keys(), separators(), version).proved("firmware_version", {0})
     hidden = record(0, ev.EV_POST_CODE, b"x", hashed=bytes(4))
     assert not claims(keys(), hidden, version, separators(0)).proved("firmware_version", {0})
+    hidden = record(0, ev.EV_EFI_VARIABLE_BOOT, b"x", hashed=bytes(4))
+    assert not claims(keys(), hidden, version, separators(0)).proved("firmware_version", {0})
     edited = record(0, ev.EV_S_CRTM_VERSION, b"v3", hashed=b"v2")
     assert not claims(edited, keys(), separators()).proved("firmware_version", {0})
 
@@ -420,6 +422,11 @@ def test_l16_another_label_makes_no_other_command_line() -> None:
         claims(*booted, grub(good, KERNEL)),
         claims(grub(good, KERNEL)),
         claims(loads(good), grub(evil, KERNEL, pcr=9)),
+        # The same words quoted otherwise are other arguments.
+        claims(*booted, grub(evil), grub(b'"/vmlinuz init=/bin/sh"', KERNEL)),
+        claims(*booted, grub(b"/vmlinuz init=\\/bin/sh", KERNEL), grub(evil)),
+        claims(*booted, grub(evil), record(8, ev.EV_IPL, "quiet\0".encode("utf-16-le"))),
+        claims(grub(b"multiboot2 " + evil), loads(good)),
     ):
         assert not forged.proved("kernel_command_line", range(24))
 
