@@ -278,7 +278,7 @@ def _readme(bundle: Bundle, files: Mapping[str, bytes], has_ima_policy: bool) ->
         f"{POLICY} holds the policy in force; {POLICY_TOML} is the same with the accepted boot's values pinned.",
     ]
     if not stored.reference:
-        lines.append("No boot had been accepted before this one: the values pinned are its own.")
+        lines.append("No boot of this node was accepted when this was stored: the values pinned are its own.")
     if stored.event_log_sha256 and EVENT_LOG not in files:
         lines.append("PARTIAL: the firmware log of this boot is not stored any more.")
     if not whole and has_ima_policy:
