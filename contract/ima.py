@@ -17,7 +17,7 @@ from msgspec import Meta
 from msgspec import Struct as Record
 from msgspec.structs import replace
 
-from contract.imalog import MAX_LOG_BYTES
+from contract.imalog import MAX_LOG_BYTES, where
 from contract.imarules import ImaRules
 from contract.imawalk import NOTHING, PCR, Bank, OpenFile, PackageUpdate, Shown, Walk, unknown_text
 from contract.messages import Count, Digest, Finding, Message, PackageChange
@@ -117,43 +117,34 @@ def follow(
     """Follow a log by the lines that came with one report, read after its quote was made.
 
     `offset` is where the node says that they begin: 0 begins again; `more` says that others did not fit, and the last may
-    be cut. `boot_pcrs` are the quoted values of PCR 0 to 9. Raises nothing: what is wrong is a finding. Codes of single lines: `Walk.judge`.
+    be cut. `boot_pcrs` are the quoted values of PCR 0 to 9. Raises nothing: what is wrong is a finding.
 
-    1. the lines begin where agreement ends (`ima.offset`; m05), and the log is not larger than 64 MiB (`ima.too-large`; m09)
-    2. the kernel measures (`ima.inactive`), and every record is whole (`ima.truncated`, `ima.line-too-large`,
-       `ima.template-name`)
+    1. the lines begin where agreement ends (`ima.offset`; m05), the log is not larger than 64 MiB (`ima.too-large`; m09),
+       and the kernel measures (`ima.inactive`)
+    2. every record is whole (`ima.truncated`, `ima.line-too-large`, `ima.template-name`)
     3. each line is good by itself and by the policy (m03, m04, m06 to m08, m11, m13, m14)
     4. some line leads to the quoted PCR 10 (`ima.mismatch`; m01, m02). Where there are more to come, the node has some
        reports for that (`ima.catching-up`), and no more (`ima.never-matches`; m10)
     """
     if not fits(rules, state) or (offset == 0 and state.offset):
         state = _afresh(state, state.reports)
-    if offset != state.offset:  # 1
-        detail = f"the lines begin at offset {offset}, wanted {state.offset}"
-        return _unmet(rules, state, Finding(code="ima.offset", detail=detail, pcr=PCR))
-    if offset + len(untrusted_lines) > MAX_LOG_BYTES:
-        detail = f"{offset + len(untrusted_lines)} bytes, at most {MAX_LOG_BYTES}"
-        return _unmet(rules, state, Finding(code="ima.too-large", detail=detail, pcr=PCR))
-    if not state.lines and quoted_pcr10 == bytes(32):  # 2
-        detail = "PCR 10 was never extended: the kernel measures nothing"
-        return _unmet(rules, state, Finding(code="ima.inactive", detail=detail, pcr=PCR))
+    refused = _refused(state, len(untrusted_lines), quoted_pcr10, offset)  # 1
+    if refused is not None:
+        return _unmet(rules, state, refused)
     if state.pcr == quoted_pcr10 and state.bank and not (changes or state.reports or untrusted_lines):
         return ImaResult(state=state, findings=_findings(state.shown, state.bank), caught_up=True)
     explanations = rules.explanations(changes)
     walk = Walk(rules, state.shown, boot_pcrs, explanations)
     bank: Bank = state.bank or "sha256"
     value = state.padded_pcr if bank == "sha1" else state.pcr
-    walk.go(untrusted_lines, base=offset, lines=state.lines, value=value, bank=bank, quoted=quoted_pcr10)  # 3
+    walk.go(
+        untrusted_lines, base=offset, lines=state.lines, value=value, bank=bank, quoted=quoted_pcr10
+    )  # 2, 3
     bank, padded = state.bank or walk.decided, walk.value
     if not bank:  # the first line does not tell how the kernel extends, so the quote must
-        other = Walk(rules, state.shown, boot_pcrs, explanations)
+        other, value = Walk(rules, state.shown, boot_pcrs, explanations), state.padded_pcr
         other.go(
-            untrusted_lines,
-            base=offset,
-            lines=state.lines,
-            value=state.padded_pcr,
-            bank="sha1",
-            quoted=quoted_pcr10,
+            untrusted_lines, base=offset, lines=state.lines, value=value, bank="sha1", quoted=quoted_pcr10
         )
         padded = other.value
         bank = "sha256" if walk.met else "sha1" if other.met else ""
@@ -173,15 +164,36 @@ def follow(
     counts = ImaCounts(lines=walk.lines - state.lines, unproved_bytes=len(untrusted_lines) - walk.at)
     if walk.met:  # 4
         return ImaResult(state=after, findings=_findings(shown, bank), caught_up=True, counts=counts)
-    cut_by_size = more and walk.at > 0 and walk.fault is not None and walk.fault.code == "ima.truncated"
-    if walk.fault is not None and not cut_by_size:
-        return _unmet(rules, state, Finding(code=walk.fault.code, detail=walk.fault.detail, pcr=PCR))
+    found, goes_on = _why_not(walk, after, quoted_pcr10, more=more)
+    return _unmet(rules, state, found, pending=after if goes_on else None, counts=counts)
+
+
+def _refused(state: ImaState, size_bytes: int, quoted_pcr10: bytes, offset: int) -> Finding | None:
+    """Return why these lines are not looked at."""
+    if offset != state.offset:
+        detail = f"the lines begin at offset {offset}, wanted {state.offset}"
+        return Finding(code="ima.offset", detail=detail, pcr=PCR)
+    if offset + size_bytes > MAX_LOG_BYTES:
+        detail = f"{offset + size_bytes} bytes, at most {MAX_LOG_BYTES}"
+        return Finding(code="ima.too-large", detail=detail, pcr=PCR)
+    if not state.lines and quoted_pcr10 == bytes(32):
+        detail = "PCR 10 was never extended: the kernel measures nothing"
+        return Finding(code="ima.inactive", detail=detail, pcr=PCR)
+    return None
+
+
+def _why_not(walk: Walk, after: ImaState, quoted_pcr10: bytes, *, more: bool) -> tuple[Finding, bool]:
+    """Return why the quoted value was not met, and whether the next report may go on from there."""
+    fault = walk.fault
+    if fault is not None and not (
+        more and walk.at and fault.code == "ima.truncated"
+    ):  # cut by the report's size
+        return Finding(code=fault.code, detail=fault.detail, pcr=PCR), False
     if not more:
         detail = f"after {walk.lines} lines the log leads to {walk.value.hex()}, the TPM holds {quoted_pcr10.hex()}"
-        return _unmet(rules, state, Finding(code="ima.mismatch", detail=detail, pcr=PCR))
+        return Finding(code="ima.mismatch", detail=detail, pcr=PCR), False
     detail = f"{walk.lines} lines, {after.offset} bytes so far do not lead to the quoted value yet"
-    behind = Finding(code="ima.catching-up", detail=detail, pcr=PCR)
-    return _unmet(rules, state, behind, pending=after, counts=counts)
+    return Finding(code="ima.catching-up", detail=detail, pcr=PCR), True
 
 
 def _afresh(state: ImaState, reports: int) -> ImaState:
@@ -232,7 +244,8 @@ def _findings(found: Shown, bank: Bank) -> list[Finding]:
 
 def _unknown(file: OpenFile) -> Finding:
     digest = f"sha256:{file.sha256.hex()}"
-    detail = unknown_text(file.line, file.offset, file.path.encode(), digest, file.home.encode())
+    text = unknown_text(file.path.encode(), digest, file.home.encode())
+    detail = f"{where(file.line, file.offset)}: {text}"
     return Finding(code=file.code, detail=detail, pcr=PCR)
 
 

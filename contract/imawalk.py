@@ -27,14 +27,7 @@ from contract.imalog import (
     where,
 )
 from contract.imapolicy import Choice
-from contract.imarules import (
-    MAX_NAME_BYTES,
-    MAX_REMEMBERED_LINE_BYTES,
-    Explanation,
-    ImaRules,
-    Unknown,
-    explainable,
-)
+from contract.imarules import MAX_REMEMBERED_LINE_BYTES, Explanation, ImaRules, Unknown, explainable
 from contract.messages import Count, Digest, Finding, Line, Message, Text, never_more
 
 PCR: Final = 10
@@ -47,6 +40,8 @@ _VIOLATION_PADDED: Final = b"\xff" * 20 + _ZEROS
 _LENGTH = Struct("<I")
 
 Bank = Literal["", "sha256", "sha1"]
+Place = tuple[int, int]
+"""Line, from 0, and offset in the log."""
 
 
 class OpenFile(Message, frozen=True):
@@ -188,7 +183,9 @@ class Walk:
                     self.met = True
                     break
         except Rejected as fault:
-            self.fault = fault.with_traceback(None)  # which would hold the whole chunk until the next collection
+            self.fault = fault.with_traceback(
+                None
+            )  # which would hold the whole chunk until the next collection
         self.at, self.lines, self.value = at, lines, value
 
     def _examine(self, record: ImaRecord, raw: bytes, index: int, base: int) -> bytes:
@@ -200,55 +197,52 @@ class Walk:
         4. the first line is the aggregate of this boot, and no other is one (`ima.boot-aggregate`, `ima.kexec`; m04, m13)
         5. the rules have nothing against it
         """
-        place = where(index, base + record.offset)
+        place = (index, base + record.offset)
         if record.pcr != PCR:  # 1
-            self._note(
-                "ima.wrong-pcr", f"{place}: PCR {record.pcr}, which the quote of PCR 10 does not prove"
-            )
+            self._note("ima.wrong-pcr", place, f"PCR {record.pcr}, which the quote of PCR 10 does not prove")
             return b""
         if record.template_sha1 == VIOLATION:  # 2
             if index == 0:
-                self._note("ima.boot-aggregate", f"{place}: a violation, wanted {BOOT_AGGREGATE.decode()}")
+                self._note("ima.boot-aggregate", place, "a violation, wanted boot_aggregate")
             self._violation(record, place)
             return _VIOLATION
         extension = sha256(record.data).digest()
         good = hash_fits(record)
         if not good:
-            self._note("ima.template-hash", f"{place}: its hash is not that of its data")
+            self._note("ima.template-hash", place, "its hash is not that of its data")
         try:
             fields = fields_of(record.template, record.data)  # 3
         except Rejected as fault:
-            self._note(fault.code, f"{place}: {fault.detail}")
+            self._note(fault.code, place, fault.detail)
             if index == 0:
-                self._note("ima.boot-aggregate", f"{place}: wanted {BOOT_AGGREGATE.decode()}")
+                self._note("ima.boot-aggregate", place, "wanted boot_aggregate")
             return extension
         if index == 0 or fields.name == BOOT_AGGREGATE:
-            self._aggregate(fields, index, place)  # 4
+            self._aggregate(fields, place)  # 4
             return extension
         verdict = self._rules.judge(fields)  # 5
-        if isinstance(verdict, Unknown):
-            self._file(fields, verdict, index, base + record.offset)
-        elif verdict is not None:
-            self._note(verdict.code, f"{place}: {verdict.detail}")
-        elif good:
-            self._rules.remember(raw, extension)
+        if verdict is None:
+            if good:
+                self._rules.remember(raw, extension)
+        elif isinstance(verdict, Unknown):
+            self._file(fields, verdict, place)
+        else:
+            self._note(verdict.code, place, verdict.detail)
         return extension
 
-    def _aggregate(self, fields: Fields, index: int, place: str) -> None:
+    def _aggregate(self, fields: Fields, place: Place) -> None:
         """Hold a boot aggregate against the quoted PCRs (ima_crypto.c, `ima_calc_boot_aggregate_tfm`; since Linux 5.8)."""
         policy = self._rules.policy
         if fields.name != BOOT_AGGREGATE:
-            wanted = BOOT_AGGREGATE.decode()
-            self._note("ima.boot-aggregate", f"{place}: '{shown(fields.name)}', wanted {wanted}")
+            self._note("ima.boot-aggregate", place, f"'{shown(fields.name)}', wanted boot_aggregate")
             return
-        if index:
-            detail = f"{place}: a second boot aggregate: the kernel was replaced by kexec, unseen by the firmware log"
-            self._choose(policy.kexec, "ima.kexec", detail)
+        if place[0]:
+            detail = "a second boot aggregate: the kernel was replaced by kexec, unseen by the firmware log"
+            self._choose(policy.kexec, "ima.kexec", place, detail)
         missing = [pcr for pcr in range(10) if pcr not in self._boot_pcrs]
         if missing:
-            self._note(
-                "ima.boot-aggregate", f"{place}: PCR {missing[0]} is not quoted, so it cannot be recomputed"
-            )
+            detail = f"PCR {missing[0]} is not quoted, so it cannot be recomputed"
+            self._note("ima.boot-aggregate", place, detail)
             return
         values = b"".join(self._boot_pcrs[pcr] for pcr in range(10))
         if fields.algorithm == b"sha256" and fields.digest == sha256(values).digest():
@@ -259,32 +253,30 @@ class Walk:
             return
         found = f"{fields.algorithm.decode()}:{fields.digest.hex()}"
         wanted = f"sha256:{sha256(values).hexdigest()} of the quoted PCR 0 to 9"
-        self._note("ima.boot-aggregate", f"{place}: found {found}, wanted {wanted}")
+        self._note("ima.boot-aggregate", place, f"found {found}, wanted {wanted}")
 
-    def _violation(self, record: ImaRecord, place: str) -> None:
+    def _violation(self, record: ImaRecord, place: Place) -> None:
         """Note a violation. No hash covers its data, so the name in it excepts nothing: it could be any (m06)."""
         try:
             name = shown(fields_of(record.template, record.data).name)
         except Rejected:
             name = "?"
-        detail = (
-            f"{place}: a file was written while it was measured; its name, which nothing proves, is '{name}'"
-        )
-        self._choose(self._rules.policy.violations, "ima.violation", detail)
+        detail = f"a file was written while it was measured; its name, which nothing proves, is '{name}'"
+        self._choose(self._rules.policy.violations, "ima.violation", place, detail)
 
-    def _file(self, fields: Fields, unknown: Unknown, index: int, offset: int) -> None:
+    def _file(self, fields: Fields, unknown: Unknown, place: Place) -> None:
         """Keep a file that nothing allows; or account for it by an upgrade (m14)."""
         self._changed = True
         code = "ima.other-path" if unknown.home else "ima.unknown-file"
         if self._rules.policy.unknown_files == "warn":
             code += "-noted"
-        if explainable(fields):
-            path, home = fields.name.decode(), never_more(shown(unknown.home), MAX_NAME_BYTES)
-            file = OpenFile(line=index, offset=offset, path=path, sha256=fields.digest, code=code, home=home)
-            self._keep(file)
-        else:
+        if not explainable(fields):
             found = f"{fields.algorithm.decode()}:{fields.digest.hex()}"
-            self._note(code, unknown_text(index, offset, fields.name, found, unknown.home))
+            self._note(code, place, unknown_text(fields.name, found, unknown.home))
+            return
+        line, offset = place
+        path, home = fields.name.decode(), shown(unknown.home)
+        self._keep(OpenFile(line=line, offset=offset, path=path, sha256=fields.digest, code=code, home=home))
 
     def _keep(self, file: OpenFile) -> None:
         why = self._explanations.get((file.path, file.sha256))
@@ -298,14 +290,15 @@ class Walk:
         else:
             self._omit(file.code)
 
-    def _choose(self, choice: Choice, code: str, detail: str) -> None:
+    def _choose(self, choice: Choice, code: str, place: Place, detail: str) -> None:
         if choice != "ignore":
-            self._note(code if choice == "refuse" else f"{code}-noted", detail)
+            self._note(code if choice == "refuse" else f"{code}-noted", place, detail)
 
-    def _note(self, code: str, detail: str) -> None:
+    def _note(self, code: str, place: Place, detail: str) -> None:
         self._changed = True
         if len(self._findings) < MAX_FINDINGS:
-            self._findings.append(Finding(code=code, detail=never_more(detail, 1024), pcr=PCR))
+            text = never_more(f"{where(*place)}: {detail}", 1024)
+            self._findings.append(Finding(code=code, detail=text, pcr=PCR))
         else:
             self._omit(code)
 
@@ -316,9 +309,8 @@ class Walk:
             self._omitted += 1
 
 
-def unknown_text(index: int, offset: int, name: bytes, found: str, home: bytes) -> str:
+def unknown_text(name: bytes, found: str, home: bytes) -> str:
     """Return in words what is wrong with a file that nothing allows."""
-    place = f"{where(index, offset)}: '{shown(name)}'"
     if home:
-        return f"{place} has the content of '{shown(home)}', which is allowed there only: {found}"
-    return f"{place}: {found} is not allowed"
+        return f"'{shown(name)}' has the content of '{shown(home)}', which is allowed there only: {found}"
+    return f"'{shown(name)}': {found} is not allowed"
