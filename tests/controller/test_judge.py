@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract import boot, ima
 from contract.errors import Rejected
 from contract.messages import Finding, Posture, Tier
 from controller.judge import Appraisal, FleetFacts, appraise, appraise_rejection, decide, found_value, weight
@@ -48,11 +52,56 @@ def test_nothing_to_say_is_affirming() -> None:
         ("quote.firmware-version", "warning"),
         ("boot.observe.boot.pcr", "warning"),
         ("quote.clock-unsafe", "affirming"),
+        ("boot.unannounced", "warning"),
+        ("boot.unannounced-and-more", "contraindicated"),
+        ("boot.rolled-back", "contraindicated"),
+        ("ima.observe.ima.violation", "warning"),
+        ("ima.package-updated", "warning"),
+        ("ima.violation", "contraindicated"),
     ],
 )
 def test_weights(code: str, tier: Tier) -> None:
     assert weight(code) == tier
     assert _appraise(Finding(code=code, detail="x")).tier == tier
+
+
+def _codes_of(package: Path) -> set[str]:
+    """Return every code that findings of these modules can have, as they stand in the source."""
+    modules = [
+        *package.glob("boot*.py"),
+        *package.glob("ima*.py"),
+        package / "quote.py",
+        package / "eventdata.py",
+    ]
+    found: set[str] = set()
+    for path in modules:
+        found |= set(re.findall(r'"((?:boot|ima|quote|eventlog)\.[a-z0-9.-]+)"', path.read_text()))
+    return found
+
+
+def test_the_judge_and_the_contract_agree_on_what_is_only_advisory() -> None:
+    advisory = boot.ADVISORY_CODES | ima.ADVISORY_CODES
+    assert {code for code in advisory if weight(code) == "contraindicated"} == set()
+    assert {weight(code) for code in advisory} == {"affirming", "warning"}
+    said = _codes_of(Path(boot.__file__).parent)
+    assert len(said) > 50
+    assert advisory <= said
+    assert {code for code in said - advisory if weight(code) != "contraindicated"} == set()
+
+
+def test_an_unannounced_update_is_a_question_and_isolates_nobody() -> None:
+    finding_ = Finding(code="boot.unannounced", detail="the kernel changed: wanted aa, found beef", pcr=9)
+    appraisal = _appraise(finding_)
+    [suspicion] = appraisal.suspicions
+    assert (appraisal.tier, suspicion.kind, suspicion.can_isolate) == ("warning", "update", False)
+    facts = msgspec.structs.replace(QUIET, others={suspicion.key: 14})
+    policy = SitePolicy(drifting_nodes=DriftingNodes(count=2, window_s=60))
+    decision = decide(appraisal, (), policy, LIMITS, msgspec.structs.replace(facts, drifting_others=9))
+    assert (decision.hold_node, decision.hold_site, decision.recommend) == ("", "", ())
+    assert decision.questions == {"accept it, or look at the nodes: found beef": 14}
+    # Together with anything grave it is no shelter.
+    both = decide(_appraise(finding_, finding("1234")), (), policy, LIMITS, facts)
+    assert both.hold_node
 
 
 def test_the_worst_finding_decides() -> None:
