@@ -12,7 +12,7 @@ from contract.devid import DevId
 from contract.tpmvendor import TpmKind
 
 
-class TpmRecord(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class TpmRecord(Struct, frozen=True, kw_only=True):
     """Claims of certificates that led to a configured root; nothing here is the node's own word."""
 
     kind: TpmKind = "unknown"

@@ -31,7 +31,7 @@ class Approval(Strict, frozen=True, kw_only=True):
     site: Name | None = None
     """Where the node named none, or another than it named."""
     replace: bool = False
-    """The node of this id made a new attestation key on the same TPM."""
+    """The node of this id has come with new keys on the same TPM: what it had before is revoked."""
 
 
 class Expected(Strict, frozen=True, kw_only=True):

@@ -25,7 +25,7 @@ def enrolments(context: click.Context, state: str | None, as_json: bool) -> None
         show_json(found)
         return
     show_table(
-        ("ENROLMENT", "NODE", "SITE", "STATE", "TPM", "EK", "SINCE", "NOTE"),
+        ("ENROLMENT", "NODE", "SITE", "STATE", "TRUST", "TPM", "EK", "SINCE", "NOTE", "TO LET IT IN"),
         [
             (
                 e["enrolment"],
@@ -33,9 +33,11 @@ def enrolments(context: click.Context, state: str | None, as_json: bool) -> None
                 e["site"],
                 e["state"],
                 e["ek_trust"],
+                e["tpm_kind"],
                 str(e["ek_id"])[:16],
                 when(e["created_at"]),
                 e["note"],
+                e["approve_with"],
             )
             for e in found
         ],
@@ -54,7 +56,9 @@ def list_(context: click.Context, state: str | None, as_json: bool) -> None:
 @enrolments.command()
 @click.argument("enrolment")
 @click.option("--site", help="Where the node named none, or another than it named.")
-@click.option("--replace", is_flag=True, help="The node made a new attestation key on the same TPM.")
+@click.option(
+    "--replace", is_flag=True, help="The node has come with new keys on the same TPM: revoke the old ones."
+)
 @json_option
 def approve(enrolment: str, site: str | None, replace: bool, as_json: bool) -> None:
     """Let a node in."""

@@ -20,6 +20,7 @@ from controller.cli.show import (
     show_facts,
     show_json,
     show_table,
+    tpm_of,
     when,
 )
 
@@ -126,6 +127,12 @@ def node(name: str, as_json: bool) -> None:
             "posture": f"{at(found, 'summary', 'posture')} (wanted {at(found, 'summary', 'wanted_posture')})",
             "baseline": baseline_of(at(found, "summary", "baseline")),
             "EK": f"{found['ek_id']} ({at(found, 'summary', 'ek_trust')})",
+            "TPM": tpm_of(at(found, "tpm")),
+            "device identity": [
+                f"{at(d, 'kind')} {at(d, 'serial')} ({at(d, 'issuer')})"
+                for d in items(at(found, "tpm", "devids"))
+            ],
+            "noted of the TPM": items(at(found, "tpm", "notes")),
             "certificate until": when(found["certificate_not_after"]),
             "addresses": found["addresses"],
             "fences": found["fenced"],

@@ -108,6 +108,12 @@ def baseline_of(value: object) -> str:
     return "-" if name is None else f"{name}/{version}"
 
 
+def tpm_of(value: object) -> str:
+    """Return what is known of a TPM as people write it: "hardware: Infineon SLB9670"."""
+    named = " ".join(str(at(value, key) or "") for key in ("manufacturer", "model", "firmware")).strip()
+    return f"{at(value, 'kind') or 'unknown'}{': ' if named else ''}{named}"
+
+
 def _cell(value: object) -> Text:
     if value is None or value == "":
         return Text("-")
