@@ -16,11 +16,14 @@ class _Nonce:
 
 
 class Nonces:
-    """At most two outstanding: the newest, and the one that a Challenge replaced while a report was on its way."""
+    """A few outstanding: the newest, and those that a Challenge replaced while a report was on its way.
+
+    A person accepts a boot while a report is judged, and the log is asked for besides: that makes four within a moment.
+    """
 
     __slots__ = ("_outstanding",)
 
-    MAX_OUTSTANDING = 2
+    MAX_OUTSTANDING = 8
 
     def __init__(self) -> None:
         """Nothing outstanding: a report now would be refused."""

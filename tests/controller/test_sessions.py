@@ -181,6 +181,18 @@ async def test_q01_a_challenge_replaces_the_nonce_but_a_report_on_its_way_still_
     assert codes(await answer_to(node, under_way)) == ["quote.nonce"]
 
 
+async def test_q01_several_challenges_at_once_make_no_honest_report_a_forgery(live: Live) -> None:
+    node = await live.node("press-1")
+    await reported(node)
+    under_way = [encode(node.report())]
+    for _ in range(4):
+        await live.services.sessions.challenge(["press-1"], time.time())
+        assert isinstance(await next_message(node), Challenge)
+        under_way.append(encode(node.report()))
+    for report in under_way:
+        assert (await answer_to(node, report)).tier == "affirming"  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("what", ["body", "event_log", "pcrs", "certificate", "log-digest"])
 async def test_q21_whatever_is_changed_after_the_quote_is_refused(live: Live, what: str) -> None:
     node = await live.node("press-1")

@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from http.client import HTTPException
 from types import FrameType
 from typing import Any
 
@@ -480,6 +481,15 @@ def _last_line(text: str) -> str:
     return " ".join(lines)[-160:] if lines else ""
 
 
+def _incidents(lab: Lab) -> None:
+    """Print what the controller thinks has happened, where it can still be asked."""
+    with contextlib.suppress(AssertionError, OSError, HTTPException):
+        for each in lab.incidents():
+            print(f"incident {each['id']} {each['state']}: {each['title']}: {each['done']}", file=sys.stderr)
+        for each in lab.api("GET", "/holds")["items"]:
+            print(f"hold on {each['node'] or each['site']}: {each['reason']}", file=sys.stderr)
+
+
 def _tails(lab: Lab) -> None:
     for path in [lab.folder / "controller.log", *(node.log for node in lab.nodes)]:
         if path.exists() and (text := path.read_text(errors="replace").strip()):
@@ -539,6 +549,7 @@ def main() -> int:
                 demo.run()
             except (Failed, TimeoutError, OSError, RuntimeError) as error:
                 print(f"\nNOT AS PROMISED: {error}", file=sys.stderr)
+                _incidents(lab)
                 _tails(lab)
                 code = 1
             else:
