@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from controller.api.route import AnyRoute, Call, Nothing, Reasoned, Route
+from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route
 from controller.escrow_records import KeyView, NewKey, SealingView
 from controller.records import Page
 
@@ -12,9 +12,11 @@ async def get_sealing(call: Call[Nothing, Nothing]) -> SealingView:
     return await call.services.escrow.sealing(call.name("node"))
 
 
-async def list_keys(call: Call[Nothing, Nothing]) -> Page[KeyView]:
-    """Keys of one node, by name; never more than fit one page."""
-    return Page(items=await call.services.escrow.listed(call.name("node")), next=None)
+async def list_keys(call: Call[Paging, Nothing]) -> Page[KeyView]:
+    """Keys of one node, by name."""
+    return await call.services.escrow.listed(
+        call.name("node"), after=call.query.cursor, limit=call.query.limit
+    )
 
 
 async def put_key(call: Call[Nothing, NewKey]) -> KeyView:
@@ -52,7 +54,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         role="viewer",
         summary="List the keys that a node has in escrow",
         handler=list_keys,
-        query=Nothing,
+        query=Paging,
         body=Nothing,
         reply=Page[KeyView],
     ),

@@ -17,6 +17,8 @@ from contract.names import checked_name
 from contract.quote import Counters
 from controller.escrow_records import KeyState, KeyView, NewKey, SealingView
 from controller.fleet import acts
+from controller.fleet.paging import cut
+from controller.records import Page
 from controller.store import Store, Transaction, nodes
 from controller.store import escrow as rows
 from controller.store.escrow import KeyRow
@@ -73,10 +75,11 @@ def put(tx: Transaction, node: str, name: str, new: NewKey, *, actor: str, now: 
     return _view(_key(tx, node, name), row)
 
 
-def listed(tx: Transaction, node: str) -> list[KeyView]:
+def listed(tx: Transaction, node: str, *, after: str | None, limit: int) -> Page[KeyView]:
     """See Escrow.listed."""
     row = _node(tx, node)
-    return [_view(key, row) for key in rows.of_node(tx, node)]
+    keys = [key for key in rows.of_node(tx, node) if after is None or key.name > after]
+    return cut([_view(key, row) for key in keys[: limit + 1]], limit, lambda view: view.name)
 
 
 def revoke(tx: Transaction, node: str, name: str, *, actor: str, reason: str, now: float) -> KeyView:
@@ -150,9 +153,9 @@ class Escrow:
         `key.stale`, `key.too-many`, `escrow.size`, `reason.missing`."""
         return await self._store.run(lambda tx: put(tx, node, name, new, actor=actor, now=now))
 
-    async def listed(self, node: str) -> list[KeyView]:
+    async def listed(self, node: str, *, after: str | None = None, limit: int = 100) -> Page[KeyView]:
         """Keys of a node by name. Raises Rejected `node.unknown`."""
-        return await self._store.run(lambda tx: listed(tx, node))
+        return await self._store.run(lambda tx: listed(tx, node, after=after, limit=limit))
 
     async def revoke(self, node: str, name: str, *, actor: str, reason: str, now: float) -> KeyView:
         """Make a key unopenable for good. Raises Rejected `node.unknown`, `key.unknown`, `key.decided`, `reason.missing`."""

@@ -30,7 +30,7 @@ from contract.resultkey import ResultKey
 from contract.wire import decode, encode
 from controller import judge
 from controller.evidence_records import BundleView, EvidenceView, ResultView
-from controller.fleet.paging import cut
+from controller.fleet.paging import cut, number
 from controller.judge import Appraisal
 from controller.policy import EvidenceLimits
 from controller.presented import Presented
@@ -214,8 +214,8 @@ class Archive:
         self._build = build
 
     async def listed(self, node: str, *, after: str | None, limit: int) -> Page[EvidenceView]:
-        """Evidence of one node, newest first. Raises Rejected `evidence.cursor`."""
-        before = _cursor(after)
+        """Evidence of one node, newest first. Raises Rejected `cursor.invalid`."""
+        before = number(after)
         found = await self._store.run(lambda tx: rows.page(tx, node, before=before, limit=limit + 1))
         return cut([_view(row) for row in found], limit, lambda view: str(view.id))
 
@@ -341,11 +341,3 @@ def _view(row: EvidenceRow) -> EvidenceView:
         policy_sha256=facts.policy_sha256.hex(),
         event_log_sha256=facts.event_log_sha256.hex(),
     )
-
-
-def _cursor(after: str | None) -> int | None:
-    if after is None:
-        return None
-    if not (after.isascii() and after.isdigit() and len(after) <= 16):
-        raise Rejected("evidence.cursor", "wanted the `next` of the page before")
-    return int(after)

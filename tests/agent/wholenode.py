@@ -92,13 +92,13 @@ class WholeNode:
         return (await self.live.fleet.node(NODE)).certificate_sha256 == identity.sha256.hex()
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[Uplink]:
         """As `ringfence-agent run` does, until left."""
         await asyncio.to_thread(in_own_namespace, self.rig.start)
         uplink = Uplink(self.config, self.rig.store, self.rig.loop, self.tpm)
         task = asyncio.create_task(uplink.run())
         try:
-            yield
+            yield uplink
             assert not task.done(), task.exception()
         finally:
             task.cancel()
