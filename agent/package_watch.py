@@ -7,49 +7,56 @@ explanation and not as proof, and only for packages that the signed baseline nam
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from agent.packages import InstalledPackage, PackageDatabase
 from contract.errors import Rejected
 from contract.imalog import VIOLATION, read_lines
+from contract.imapolicy import ImaPolicy
 from contract.imarules import ImaRules, Unknown, explainable
 from contract.messages import MAX_PACKAGES_PER_REPORT, MAX_PATHS_PER_PACKAGE, PackageChange
 
 MAX_WAITING: Final = 4096
+MAX_REPORTED_FILES: Final = 1024
+"""In one report: some 100 KB."""
 _INFO: Final = "/var/lib/dpkg/info/"
 _UNPACKING: Final = "/var/lib/dpkg/tmp.ci/"
 """Where dpkg runs a new package's first script from, before it lies in `_INFO`."""
 
 
 class PackageWatch:
-    """Follows new lines and package databases. For one thread."""
+    """Follows the log and the package databases, at its own pace. For one thread at a time."""
 
-    def __init__(self, rules: ImaRules, database: PackageDatabase) -> None:
-        self._rules = rules
+    def __init__(self, read: Callable[[int], bytes | None], database: PackageDatabase) -> None:
+        """`read` returns bytes of the log from an offset on, some at a time; none, or None, at its end."""
+        self._read = read
         self._database = database
+        self._policy: ImaPolicy | None = None
+        self._rules = ImaRules(ImaPolicy())
+        self._begin()
+
+    def _begin(self) -> None:
+        self._offset = 0
         self._waiting: dict[tuple[str, bytes], None] = {}
         self._looked: tuple[int, ...] | None = None
         self._changes: dict[tuple[str, str], PackageChange] = {}
 
-    def look(self, untrusted_lines: bytes) -> tuple[PackageChange, ...]:
-        """Return what is to be reported: changes that account for these lines and for those before them.
+    def look(self, policy: ImaPolicy) -> tuple[PackageChange, ...]:
+        """Return the changes to be reported: those that account for lines measured up to now.
 
-        Takes whole lines, each once; lines that cannot be read are left to the controller. Slow only when a line is
-        new that the baseline does not allow, or when a package was changed while one waits.
+        Begins anew under another policy. Slow only when a line is new that the policy does not allow, or when a
+        package was changed while one waits.
         """
-        try:
-            for record, fields in read_lines(untrusted_lines):
-                if (
-                    isinstance(fields, Rejected)
-                    or record.template_sha1 == VIOLATION
-                    or not explainable(fields)
-                ):
-                    continue
-                if isinstance(self._rules.judge(fields), Unknown) and len(self._waiting) < MAX_WAITING:
-                    self._waiting[fields.name.decode(), fields.digest] = None
-                    self._looked = None
-        except Rejected:
-            pass  # the controller names line and offset
+        if policy is not self._policy:
+            self._policy, self._rules = policy, ImaRules(policy)
+            self._begin()
+        while lines := self._read(self._offset):
+            taken = self._take(lines)
+            self._offset += taken
+            if not taken:
+                break  # not whole, or no log: the controller names line and offset
         if self._waiting:
             stamp = self._database.stamp()
             if stamp != self._looked:
@@ -62,6 +69,24 @@ class PackageWatch:
         for change in changes:
             if self._changes.get((change.name, change.after)) == change:
                 del self._changes[change.name, change.after]
+                self._looked = None  # there is room for others
+
+    def _take(self, untrusted_lines: bytes) -> int:
+        """Keep what the policy does not allow; return the size of the whole lines in bytes."""
+        end = 0
+        with suppress(Rejected):
+            for record, fields in read_lines(untrusted_lines):
+                end = record.end
+                if (
+                    isinstance(fields, Rejected)
+                    or record.template_sha1 == VIOLATION
+                    or not explainable(fields)
+                ):
+                    continue
+                if isinstance(self._rules.judge(fields), Unknown) and len(self._waiting) < MAX_WAITING:
+                    self._waiting[fields.name.decode(), fields.digest] = None
+                    self._looked = None
+        return end
 
     def _explain(self) -> None:
         wanted: dict[str, list[bytes]] = {}
@@ -95,8 +120,12 @@ class PackageWatch:
         before = self._changes.get(identity)
         if before is None and len(self._changes) >= MAX_PACKAGES_PER_REPORT:
             return
-        files = {**(before.files if before else {}), **files}
-        kept = dict(list(files.items())[:MAX_PATHS_PER_PACKAGE])
+        room = MAX_REPORTED_FILES - sum(len(change.files) for change in self._changes.values())
+        kept = dict(before.files) if before else {}
+        for path, digest in list(files.items())[: max(0, min(room, MAX_PATHS_PER_PACKAGE - len(kept)))]:
+            kept[path] = digest
+        if not kept:
+            return
         self._changes[identity] = PackageChange(
             name=package.name[:256],
             before=(self._rules.version_of(package.name) or "")[:256],

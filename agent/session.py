@@ -168,6 +168,7 @@ class Session:
             return
         for finding in answer.findings:
             log.info("controller: %s: %s", finding.code, finding.detail)
+        self._up.packages.reported(sent.measured.packages)
         loop, number = self._up.loop, self._number
         await self._up.ask(
             lambda: loop.answered(

@@ -26,6 +26,8 @@ from agent.dial import Dialler, read_capped
 from agent.enrol import Identity, blobs_of, identity_of
 from agent.ima import UNMEASURED, ImaLog
 from agent.loop import Loop
+from agent.package_watch import PackageWatch
+from agent.packages import PackageDatabase
 from agent.report import Prepared, Reporter
 from agent.responses import Told
 from agent.session import ANSWER_S, Session, SessionEnded, receive, refusal
@@ -36,6 +38,7 @@ from agent.updates import Updates
 from contract.binding import QUOTED_PCRS, qualifying_data
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
+from contract.imapolicy import ImaPolicy
 from contract.messages import (
     MAX_FRAME_BYTES,
     MAX_IMA_CHUNK_BYTES,
@@ -71,6 +74,10 @@ class Uplink:
         )
         self._reporter = Reporter(loop, config.node, config.tpm.event_log)
         self._ima = ImaLog(loop.host, config.tpm.ima_log)
+        self.packages = PackageWatch(
+            lambda offset: self._ima.read(offset, max_bytes=MAX_IMA_CHUNK_BYTES),
+            PackageDatabase(Path(config.roots.root)),
+        )
         self.due = asyncio.Event()
         self.redial = asyncio.Event()
         self.unlocks = Unlocks(config.node, tpm, self.due.set)
@@ -253,6 +260,9 @@ class Uplink:
     async def prepare(self, ima_offset: int | None) -> Prepared:
         """Look at what the IMA log has from there on, then have the worker write the next report."""
         measured = UNMEASURED if ima_offset is None else await asyncio.to_thread(self._ima.look, ima_offset)
+        section = await self.ask(lambda: self.loop.hold.held.sections.get("ima"))
+        if measured.available_bytes is not None and isinstance(section, ImaPolicy):
+            measured = measured._replace(packages=await asyncio.to_thread(self.packages.look, section))
         keys_wanted = self.unlocks.wanted()
         return await self.ask(lambda: self._reporter.prepare(time.time(), measured, keys_wanted))
 

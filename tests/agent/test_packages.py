@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from agent.learn_files import learn, toml_of
@@ -16,7 +17,6 @@ from agent.package_watch import PackageWatch
 from agent.packages import PackageDatabase
 from contract.baseline import parse_baseline, section
 from contract.imapolicy import ImaPolicy
-from contract.imarules import ImaRules
 from tests.contract.forge import Case
 from tests.contract.imaforge import Log, codes, judged, sha256
 from tests.parts.packagekit import Dpkg, Rpm
@@ -105,61 +105,98 @@ def test_what_a_good_boot_measured_besides_is_learned_by_itself(tmp_path: Path) 
     assert (result.caught_up, result.findings) == (True, [])
 
 
+class Growing:
+    """A log file that grows."""
+
+    def __init__(self) -> None:
+        self.log = Log()
+
+    def __call__(self, offset: int) -> bytes:
+        return self.log.raw[offset : offset + 150]
+
+
 @pytest.mark.parametrize("kind", [Dpkg, Rpm])
 def test_m14_an_upgrade_is_explained_by_the_database(tmp_path: Path, kind: type[Dpkg] | type[Rpm]) -> None:
     machine = kind(tmp_path)
     one = {path.replace(" ", "-"): content for path, content in ONE.items()}
     two = {path.replace(" ", "-"): content for path, content in TWO.items()}
     machine.install("tool", "1.0", one)
-    database = PackageDatabase(machine.root)
-    rules = ImaRules(policy_of(toml_of(learn(database))))
-    watch = PackageWatch(rules, database)
-    log = Log().file("/usr/bin/tool", sha256(b"one\n"))
-    assert watch.look(log.raw) == ()
+    database, growing = PackageDatabase(machine.root), Growing()
+    policy, log = policy_of(toml_of(learn(database))), growing.log
+    watch = PackageWatch(growing, database)
+    log.file("/usr/bin/tool", sha256(b"one\n"))
+    assert watch.look(policy) == ()
     log.file("/usr/bin/tool", sha256(b"two\n"))
-    assert watch.look(log.lines[-1]) == ()  # before the database says so
+    assert watch.look(policy) == ()  # before the database says so
     machine.install("tool", "1.1", two)
     log.file("/usr/lib/tool/part-b", sha256(b"b\n")).file("/opt/evil", sha256(b"evil"))
-    changes = watch.look(b"".join(log.lines[-2:]))
+    changes = watch.look(policy)
     assert [(change.name, change.before[:3], change.after[:3]) for change in changes] == [
         ("tool", "1.0", "1.1")
     ]
     assert changes[0].files == {"/usr/bin/tool": sha256(b"two\n"), "/usr/lib/tool/part-b": sha256(b"b\n")}
-    assert codes(judged(rules, log, changes=changes)) == ["ima.unknown-file", "ima.package-updated"]
-    assert watch.look(b"") == changes  # until the controller has answered
+    assert codes(judged(policy, log, changes=changes)) == ["ima.unknown-file", "ima.package-updated"]
+    assert watch.look(policy) == changes  # until the controller has answered
     watch.reported(changes)
-    assert watch.look(b"") == ()
+    assert watch.look(policy) == ()
+    assert watch.look(msgspec.structs.replace(policy)) == changes  # another policy: another look
 
 
 def test_m14_a_file_that_was_changed_after_the_upgrade_is_not_explained(tmp_path: Path) -> None:
     dpkg = Dpkg(tmp_path)
     dpkg.install("tool", "1.0", ONE)
-    database = PackageDatabase(dpkg.root)
-    watch = PackageWatch(ImaRules(policy_of(toml_of(learn(database)))), database)
+    database, growing = PackageDatabase(dpkg.root), Growing()
+    policy = policy_of(toml_of(learn(database)))
+    watch = PackageWatch(growing, database)
     dpkg.install("tool", "1.1", TWO)
     (dpkg.root / "usr/bin/tool").write_bytes(b"evil\n")
-    assert watch.look(Log().file("/usr/bin/tool", sha256(b"evil\n")).raw) == ()
-    assert watch.look(Log().file("/usr/bin/tool", sha256(b"two\n")).raw) == ()
+    growing.log.file("/usr/bin/tool", sha256(b"evil\n"))
+    assert watch.look(policy) == ()
+    growing.log.file("/usr/bin/tool", sha256(b"two\n"))
+    assert watch.look(policy) == ()
 
 
 def test_m14_maintainer_scripts_belong_to_their_package(tmp_path: Path) -> None:
     dpkg = Dpkg(tmp_path)
     dpkg.install("tool", "1.0", ONE)
-    database = PackageDatabase(dpkg.root)
-    watch = PackageWatch(ImaRules(policy_of(toml_of(learn(database)))), database)
+    database, growing = PackageDatabase(dpkg.root), Growing()
+    policy = policy_of(toml_of(learn(database)))
+    watch = PackageWatch(growing, database)
     dpkg.install("tool", "1.1", TWO)
     script = b"#!/bin/sh\n"
     for name in ("preinst", "postinst"):
         (dpkg.root / f"var/lib/dpkg/info/tool.{name}").write_bytes(script)
-    log = Log().file("/var/lib/dpkg/tmp.ci/preinst", sha256(script))
-    log.file("/var/lib/dpkg/info/tool.postinst", sha256(script))
-    (change,) = watch.look(log.raw)
+    growing.log.file("/var/lib/dpkg/tmp.ci/preinst", sha256(script))
+    growing.log.file("/var/lib/dpkg/info/tool.postinst", sha256(script))
+    (change,) = watch.look(policy)
     assert set(change.files) == {"/var/lib/dpkg/tmp.ci/preinst", "/var/lib/dpkg/info/tool.postinst"}
 
 
+def test_an_upgrade_of_many_files_is_told_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.package_watch.MAX_REPORTED_FILES", 4)
+    dpkg = Dpkg(tmp_path)
+    dpkg.install("tool", "1.0", ONE)
+    database, growing = PackageDatabase(dpkg.root), Growing()
+    policy = policy_of(toml_of(learn(database)))
+    watch = PackageWatch(growing, database)
+    files = {f"usr/lib/tool/{number}": b"%d\n" % number for number in range(10)}
+    dpkg.install("tool", "1.1", files)
+    for path, content in files.items():
+        growing.log.file(f"/{path}", sha256(content))
+    told: dict[str, bytes] = {}
+    while changes := watch.look(policy):
+        assert sum(len(change.files) for change in changes) <= 4
+        told |= {path: digest for change in changes for path, digest in change.files.items()}
+        watch.reported(changes)
+    assert told == {f"/{path}": sha256(content) for path, content in files.items()}
+
+
 def test_garbage_in_the_log_is_left_to_the_controller(tmp_path: Path) -> None:
-    watch = PackageWatch(ImaRules(ImaPolicy()), PackageDatabase(tmp_path))
-    assert watch.look(b"garbage" * 100) == ()
+    for garbage in (b"garbage" * 100, b"", None):
+        watch = PackageWatch(
+            lambda offset, garbage=garbage: garbage and garbage[offset:], PackageDatabase(tmp_path)
+        )  # type: ignore[misc]
+        assert watch.look(ImaPolicy()) == ()
 
 
 def test_the_command(tmp_path: Path) -> None:
