@@ -25,13 +25,13 @@ def value(name: str) -> bytes:
     return hashlib.sha256(name.encode()).digest()
 
 
-def written(events: Sequence[tuple[int, int, bytes, bytes]]) -> EventLog:
+def written(events: Sequence[tuple[int, int, bytes, bytes]]) -> bytes:
     """Return the log of these (PCR, type, digest, data), as a firmware with a SHA-256 bank alone would write it."""
     table = struct.pack("<16sIBBBBIHHB", b"Spec ID Event03\0", 0, 0, 2, 0, 2, 1, 0x0B, 32, 0)
     raw = struct.pack("<II20sI", 0, 3, bytes(20), len(table)) + table
     for pcr, kind, digest, data in events:
         raw += struct.pack("<IIIH32sI", pcr, kind, 1, 0x0B, digest, len(data)) + data
-    return parse_event_log(raw)
+    return raw
 
 
 class Boot:
@@ -63,23 +63,23 @@ class Boot:
                 digest = hashlib.sha256(data[data.find(b": ") + 2 :].removesuffix(b"\0")).digest()
             digest = (digests or {}).get(event.index, digest)
             events.append((event.pcr, event.type, digest, data))
-        return Boot(written(events))
+        return Boot(parse_event_log(written(events)))
 
     def without(self, *indexes: int) -> Boot:
         """Return the boot without some events."""
         kept = [e for e in self.log.events if e.index not in indexes]
-        return Boot(written([(e.pcr, e.type, e.digest, e.untrusted_data) for e in kept]))
+        return Boot(parse_event_log(written([(e.pcr, e.type, e.digest, e.untrusted_data) for e in kept])))
 
     def named(self, index: int, data: bytes) -> Boot:
         """Return the boot with other data at an event whose digest does not cover it: the log's word alone."""
-        return Boot(
-            written(
-                [
-                    (e.pcr, e.type, e.digest, data if e.index == index else e.untrusted_data)
-                    for e in self.log.events
-                ]
-            )
-        )
+        events = [
+            (e.pcr, e.type, e.digest, data if e.index == index else e.untrusted_data) for e in self.log.events
+        ]
+        return Boot(parse_event_log(written(events)))
+
+    def raw(self) -> bytes:
+        """Return the log's bytes."""
+        return written([(e.pcr, e.type, e.digest, e.untrusted_data) for e in self.log.events])
 
     def weighed(
         self, policy: BootPolicy, reference: Reference | None, expected: Expected | None = None
