@@ -1,188 +1,166 @@
-"""Attestations per second on one core, beside the bare signature check of the same key."""
+"""Attestations per second on one core, beside the bare signature check of the same kind of key in the same run.
+
+The nodes are imagined (`bench.imagined`), each with keys, nonces and logs of its own, and take turns. A rate counts whole
+attestations, from the frame on the wire to evidence; the store and TLS are measured by `bench.fleet`.
+"""
 
 from __future__ import annotations
 
+import gc
 import hashlib
-import struct
-from collections.abc import Callable
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import cycle
+from multiprocessing import get_context
 from pathlib import Path
 
+import psutil
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
+from bench import imagined
 from bench.figures import Figure, figure, per_second
-from contract import messages, tpm, wire
-from contract.binding import QUOTED_PCRS, qualifying_data
-from contract.eventlog import parse_event_log
+from bench.imagined import Kind, Run
+from contract import tpm, wire
+from contract.binding import QUOTED_PCRS
 from contract.quote import AttestationKey, verify_quote
 from controller.appraisal import Appraiser
+from controller.nonces import Nonces
+from controller.policies import STRICTEST, Policies
 from controller.records import SessionRecord
-from tests.parts.simulator import replayed
+from tests.parts.attester import CERTIFICATE_SHA256, Attester
 from tests.parts.softtpm import SoftTpm, new_scalar
 
 VECTORS = Path(__file__).resolve().parents[1] / "tests/vectors"
-EVENTS = 150
-_EV_IPL = 0x0D
+EVENTS, LINES, LONG_LINES, NEW_LINES = 150, 800, 10_000, 20
+STEADY_REPORTS = 8
 _RSA_HEAD_BYTES = 6
-_FIRST_BANK = 32 + 28
-"""Offset of the table of banks: after the first record's head and the fixed part of its Spec ID event."""
-_NODE = "bench-node"
+_SIGNED = "bare signature check"
 
 
 def run(*, quick: bool) -> list[Figure]:
-    """Measure P-256 and RSA-2048 quotes, and a whole first report with its log."""
+    """Measure quotes alone, first and steady attestation, and what a node costs in memory."""
     seconds = 0.5 if quick else 3.0
-    return [*_ecc(seconds), *_rsa(seconds), *_first_report(seconds)]
+    policies = imagined.policies()
+    figures = [*_quotes("P-256", seconds), *_quotes("RSA-2048", seconds)]
+    for kind in ("RSA-2048", "P-256"):
+        figures += _attestations(kind, policies, seconds, nodes=8 if quick else 24)
+    return [*figures, _memory(policies, 200 if quick else 2000)]
 
 
-def _ecc(seconds: float) -> list[Figure]:
-    machine = SoftTpm(new_scalar(), new_scalar())
-    pcrs = {pcr: bytes([pcr + 1]) * 32 for pcr in QUOTED_PCRS}
+# ---- the quote alone
+
+
+def _quotes(kind: Kind, seconds: float) -> list[Figure]:
+    node = imagined.fleet(1, kind, lines=64, events=EVENTS)[0]
     data = hashlib.sha256(b"bench").digest()
-    attest, signature = machine.quote(data, pcrs, clock_ms=1000)
-    key = tpm.parse_public(machine.ak_public).key
-    assert isinstance(key, ec.EllipticCurvePublicKey)
-    r, s = signature[6:38], signature[40:72]
-    der = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
-    algorithm = ec.ECDSA(hashes.SHA256())
-    bare = per_second(lambda: key.verify(der, attest, algorithm), seconds=seconds)
-    ours = _quote_rate((machine.ak_public, machine.ek_public), (attest, signature), data, pcrs, seconds)
-    return [figure("quote verified, P-256", ours, "1/s on one core", "bare signature check, P-256", bare)]
-
-
-def _rsa(seconds: float) -> list[Figure]:
-    case = VECTORS / "good-rsa"
-    attest, signature = (case / "quote.attest").read_bytes(), (case / "quote.sig").read_bytes()
-    ak, ek = (case / "ak.tpm2b").read_bytes(), (case / "ek.tpm2b").read_bytes()
-    data = bytes.fromhex((case / "nonce.hex").read_text().strip())
-    numbers = [int(n) for n in (case / "selection.txt").read_text().strip().partition(":")[2].split(",")]
-    pcrs = {pcr: value for pcr, value in _recorded_pcrs(case).items() if pcr in numbers}
-    key = tpm.parse_public(ak).key
-    assert isinstance(key, rsa.RSAPublicKey)
-    scheme, algorithm = padding.PKCS1v15(), hashes.SHA256()
-    raw = signature[_RSA_HEAD_BYTES:]
-    bare = per_second(lambda: key.verify(raw, attest, scheme, algorithm), seconds=seconds)
-    ours = _quote_rate((ak, ek), (attest, signature), data, pcrs, seconds)
-    return [
-        figure("quote verified, RSA-2048", ours, "1/s on one core", "bare signature check, RSA-2048", bare)
-    ]
-
-
-def _recorded_pcrs(case: Path) -> dict[int, bytes]:
-    text = (case / "pcrs.txt").read_text().partition("sha256:")[2].partition("sha384:")[0]
-    return {
-        int(number): bytes.fromhex(value.strip().removeprefix("0x"))
-        for number, _, value in (line.partition(":") for line in text.splitlines() if ":" in line)
-    }
-
-
-def _quote_rate(
-    keys: tuple[bytes, bytes],
-    signed: tuple[bytes, bytes],
-    data: bytes,
-    pcrs: dict[int, bytes],
-    seconds: float,
-) -> float:
-    (ak, ek), (attest, signature) = keys, signed
-    key, wanted = AttestationKey.from_public(ak, ek), frozenset(pcrs)
+    attest, signature = node.tpm.quote(data, node.pcrs, clock_ms=1000)
+    key = AttestationKey.from_public(node.tpm.ak_public, node.tpm.ek_public)
 
     def work() -> object:
         return verify_quote(
-            key, attest, signature, qualifying_data=data, pcrs=pcrs, wanted_pcrs=wanted, previous=None
+            key,
+            attest,
+            signature,
+            qualifying_data=data,
+            pcrs=node.pcrs,
+            wanted_pcrs=QUOTED_PCRS,
+            previous=None,
         )
 
-    return per_second(work, seconds=seconds)
+    ours, bare = per_second(work, seconds=seconds), _bare(node, seconds)
+    return [figure(f"quote verified, {kind}", ours, "1/s on one core", f"{_SIGNED}, {kind}", bare)]
 
 
-def log_of(events: int) -> bytes:
-    """Return a recorded log with further boot-loader records at its end, so that it has so many."""
-    log = (VECTORS / "secureboot-on/eventlog.bin").read_bytes()
-    (banks,) = struct.unpack_from("<I", log, _FIRST_BANK - 4)
-    algorithms = [struct.unpack_from("<H", log, _FIRST_BANK + 4 * n)[0] for n in range(banks)]
-    for number in range(events - len(parse_event_log(log).events)):
-        hashed = f"set variable_{number}=value".encode()
-        text = b"grub_cmd: " + hashed + b"\0"
-        log += struct.pack("<III", 8, _EV_IPL, banks)
-        for algorithm in algorithms:
-            log += struct.pack("<H", algorithm) + hashlib.new(tpm.HASH_NAMES[algorithm], hashed).digest()
-        log += struct.pack("<I", len(text)) + text
-    return log
-
-
-def report_of(machine: SoftTpm, log: bytes, nonce: bytes, *, with_log: bool) -> tuple[messages.Report, bytes]:
-    """Return a report of an imagined machine, and the fingerprint of the certificate it speaks over."""
-    pcrs, fingerprint = replayed(log), hashlib.sha256(b"certificate").digest()
-    body = wire.encode(
-        messages.ReportBody(
-            node=_NODE,
-            number=1,
-            boot_id="b",
-            at=1.0,
-            uptime_s=1.0,
-            agent_version="0",
-            posture="normal",
-            event_log_sha256=hashlib.sha256(log).digest(),
-        )
-    )
-    data = qualifying_data(
-        nonce=nonce,
-        node=_NODE,
-        certificate_sha256=fingerprint,
-        body=body,
-        event_log_sha256=hashlib.sha256(log).digest(),
-    )
-    quote, signature = machine.quote(data, pcrs, clock_ms=1000)
-    report = messages.Report(
-        body=body, quote=quote, signature=signature, pcrs=pcrs, event_log=log if with_log else None
-    )
-    return report, fingerprint
-
-
-def _first_report(seconds: float) -> list[Figure]:
-    """Frame to evidence: decode, verify, parse and replay the log, judge the boot."""
-    machine, log, nonce = SoftTpm(new_scalar(), new_scalar()), log_of(EVENTS), bytes(32)
-    report, fingerprint = report_of(machine, log, nonce, with_log=True)
-    frame = wire.encode(report)
-    appraiser = Appraiser(
-        SessionRecord(
-            node=_NODE,
-            site="bench",
-            ek_public=machine.ek_public,
-            ak_public=machine.ak_public,
-            certificate_sha256=fingerprint,
-            interval_s=60.0,
-            counters=None,
-            boot=None,
-            reference=None,
-            boot_section=b"",
-            directive_number=0,
-        ),
-        fingerprint,
-    )
-    first = per_second(_appraising(appraiser, frame, nonce), seconds=seconds)
-    key = tpm.parse_public(machine.ak_public).key
+def _bare(node: Attester, seconds: float) -> float:
+    """Return how often a second `cryptography` checks one signature of this node, and nothing else."""
+    attest, signature = node.tpm.quote(bytes(32), node.pcrs, clock_ms=1000)
+    key, algorithm = tpm.parse_public(node.tpm.ak_public).key, hashes.SHA256()
+    if isinstance(key, rsa.RSAPublicKey):
+        raw, scheme = signature[_RSA_HEAD_BYTES:], padding.PKCS1v15()
+        return per_second(lambda: key.verify(raw, attest, scheme, algorithm), seconds=seconds)
     assert isinstance(key, ec.EllipticCurvePublicKey)
-    r, s = report.signature[6:38], report.signature[40:72]
-    der = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big"))
-    algorithm = ec.ECDSA(hashes.SHA256())
-    bare = per_second(lambda: key.verify(der, report.quote, algorithm), seconds=seconds)
+    r, s = signature[6:38], signature[40:72]
+    der, ecdsa = encode_dss_signature(int.from_bytes(r, "big"), int.from_bytes(s, "big")), ec.ECDSA(algorithm)
+    return per_second(lambda: key.verify(der, attest, ecdsa), seconds=seconds)
+
+
+# ---- whole attestations
+
+
+def _attestations(kind: Kind, policies: Policies, seconds: float, *, nodes: int) -> list[Figure]:
+    fleet = imagined.fleet(nodes, kind, lines=LINES, events=EVENTS)
+    long = imagined.fleet(4, kind, lines=LONG_LINES, events=EVENTS)
+    firsts = [imagined.first(node, policies) for node in fleet]
+    what = f"first attestation: {EVENTS} events, {LINES} IMA lines"
+    rates = {
+        what: _rate(firsts, policies, seconds),
+        f"{what}, no line ever seen before": _cold_rate(firsts, seconds),
+        f"first attestation: {EVENTS} events, {LONG_LINES} IMA lines": _rate(
+            [imagined.first(node, policies) for node in long], policies, seconds
+        ),
+    }
+    for lines in (0, NEW_LINES):
+        runs = [imagined.steady(node, policies, lines=lines, reports=STEADY_REPORTS) for node in fleet]
+        rates[f"steady attestation: quote and {lines} new IMA lines"] = _rate(runs, policies, seconds)
+    bare = _bare(fleet[0], seconds)
     return [
-        figure(
-            f"first report appraised: quote + {EVENTS}-event log, P-256",
-            first,
-            "1/s on one core",
-            "bare signature check, P-256",
-            bare,
-        )
+        figure(f"{name}, {kind}", rate, "1/s on one core", f"{_SIGNED}, {kind}", bare)
+        for name, rate in rates.items()
     ]
 
 
-def _appraising(appraiser: Appraiser, frame: bytes, nonce: bytes) -> Callable[[], object]:
-    def work() -> object:
-        report = wire.decode(frame, messages.FromAgent, max_bytes=messages.MAX_FRAME_BYTES)
-        assert isinstance(report, messages.Report)
-        body = wire.decode(report.body, messages.ReportBody, max_bytes=messages.MAX_BODY_BYTES)
-        return appraiser.appraise(report, body, nonce)
+def _rate(runs: Sequence[Run], policies: Policies, seconds: float) -> float:
+    turns = cycle(runs)
+    attestations = sum(run.attestations for run in runs) / len(runs)
+    return per_second(lambda: imagined.play(next(turns), policies), seconds=seconds) * attestations
 
-    return work
+
+def _cold_rate(runs: Sequence[Run], seconds: float) -> float:
+    """As the first node under a new baseline finds it: rules compiled, and no line remembered."""
+    times, took = 0, 0.0
+    for run in cycle(runs):
+        fresh = imagined.policies()
+        began = time.thread_time()
+        imagined.play(run, fresh)
+        took += time.thread_time() - began
+        times += 1
+        if took >= seconds / 3:
+            break
+    return times / took
+
+
+# ---- memory
+
+
+def _memory(policies: Policies, nodes: int) -> Figure:
+    """Resident memory of what a session keeps for the verifier: record with its states, loaded key, nonces."""
+    node = imagined.fleet(1, "P-256", lines=LINES, events=EVENTS)[0]
+    record = wire.encode(imagined.play(imagined.first(node, policies), policies).record)
+    machines = [SoftTpm(new_scalar(), new_scalar()) for _ in range(nodes)]
+    keys = [(machine.ak_public, machine.ek_public) for machine in machines]
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("spawn")
+    ) as fresh:  # nothing freed before to be used again
+        grown = fresh.submit(_grown, record, keys).result()
+    return figure("verifier state of a connected node", grown / nodes / 1024, "KiB resident")
+
+
+def _grown(record: bytes, keys: list[tuple[bytes, bytes]]) -> int:
+    """Hold a session's state for each key, and return by how many bytes the process has grown."""
+    policies = STRICTEST
+    held = [_held(record, policies, *keys[0]) for _ in range(100)]
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    held += [_held(record, policies, ak, ek) for ak, ek in keys]
+    gc.collect()
+    return psutil.Process().memory_info().rss - before
+
+
+def _held(record: bytes, policies: Policies, ak: bytes, ek: bytes) -> tuple[Appraiser, Nonces]:
+    own = wire.decode(record, SessionRecord, max_bytes=len(record))
+    key, nonces = AttestationKey.from_public(bytes(ak), bytes(ek)), Nonces()
+    nonces.issue(0.0, 1.0)
+    return Appraiser(own, CERTIFICATE_SHA256, policies, key), nonces

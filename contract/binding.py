@@ -28,10 +28,8 @@ def qualifying_data(
     Every field is length-prefixed. `certificate_sha256` is the SHA-256 of the DER client certificate of
     the session, so a quote is of no use on another connection.
     """
-    digest = hashlib.sha256(_REPORT_LABEL)
-    for value in (nonce, node.encode(), certificate_sha256, hashlib.sha256(body).digest(), event_log_sha256):
-        digest.update(_field(value))
-    return digest.digest()
+    values = (nonce, node.encode(), certificate_sha256, hashlib.sha256(body).digest(), event_log_sha256)
+    return hashlib.sha256(_REPORT_LABEL + b"".join(map(_field, values))).digest()
 
 
 def enrolment_proof_message(

@@ -42,7 +42,7 @@ class JudgedBoot(NamedTuple):
 
     record: BootRecord
     reference: bytes | None = None
-    """None: it is on record."""
+    """None: it is on record, or nothing is to be said of it."""
     claims: bytes | None = None
     announced: Sequence[str] = ()
 
@@ -237,17 +237,21 @@ class Appraiser:
         policies = self._policies
         log = None if untrusted_log is None else parse_event_log(untrusted_log)  # 6
         claims = None if log is None else claims_of(log)
-        candidate = reference_from(log, {pcr: quote.pcrs[pcr] for pcr in _BOOT_ORDER}, claims)
-        accepted = candidate
+        pcrs = {pcr: quote.pcrs[pcr] for pcr in _BOOT_ORDER}
+        candidate = None
         if untrusted_reference is not None:
             accepted = decode(untrusted_reference, Reference, max_bytes=MAX_REFERENCE_BYTES)
+        else:
+            accepted = candidate = reference_from(log, pcrs, claims)
         judged = weigh_boot(  # 7
             policies.boot, quote, log, accepted, claims=claims, expected=policies.expected
         )
         findings = [finding for finding in judged.findings if finding not in quote.findings]
+        if candidate is None and (findings or judged.announced):
+            candidate = reference_from(log, pcrs, claims)
         return JudgedBoot(
             record=msgspec.structs.replace(seen, findings=_weighed(policies.boot.mode, "boot", findings)),
-            reference=encode(candidate),
+            reference=None if candidate is None else encode(candidate),
             claims=None if claims is None else encode(claims),
             announced=judged.announced,
         )

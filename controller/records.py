@@ -90,7 +90,7 @@ class Evidence(Record, frozen=True, kw_only=True):
     """What the next reports of this boot may be compared with."""
     reference: bytes | None = None
     """Encoded boot reference made from this report's log; stored as the node's when it has none, else kept as the
-    one that `accept_boot` would accept."""
+    one that `accept_boot` would accept. None where the boot is on record or as the accepted one."""
     announced: list[str] = []
     """What differs from the accepted boot and was announced: where there is any, this boot takes its place."""
     claims: bytes | None = None

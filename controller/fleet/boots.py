@@ -29,6 +29,8 @@ def remember(tx: Transaction, row: NodeRow, evidence: Evidence, tier: Tier, now:
         rows.set_claims(tx, row.node, evidence.claims, now)
     seen = evidence.reference
     if seen is None:
+        if row.reference_at is not None and evidence.boot != before:  # the accepted boot is back
+            rows.set_reference(tx, row.node, reference=None, accepted_at=None, candidate=None)
         return
     refused = any(judge.weight(f.code) == "contraindicated" for f in evidence.boot.findings)
     if not refused and evidence.announced:

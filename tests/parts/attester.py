@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from contract import messages, wire
 from contract.binding import qualifying_data
@@ -24,8 +25,16 @@ CERTIFICATE_SHA256 = hashlib.sha256(b"certificate").digest()
 class Attester:
     """A machine that has booted with a firmware log; `ima_log` None: it has no IMA."""
 
-    def __init__(self, name: str, event_log: bytes, ima_log: bytes | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        event_log: bytes,
+        ima_log: bytes | None = None,
+        *,
+        rsa_ak: rsa.RSAPrivateKey | None = None,
+    ) -> None:
         self.name = name
+        self._rsa_ak = rsa_ak
         self._scalars = new_scalar(), new_scalar()
         self._resets = 0
         self.boot_id = "boot"
@@ -36,7 +45,7 @@ class Attester:
     def boot(self, event_log: bytes, ima_log: bytes | None = None) -> None:
         """Switch off and on: the TPM counts it."""
         self._resets += 1
-        self.tpm = SoftTpm(*self._scalars, resets=self._resets)
+        self.tpm = SoftTpm(*self._scalars, resets=self._resets, rsa_ak=self._rsa_ak)
         self.event_log = event_log
         self.pcrs = replayed(event_log)
         self.ima_log: bytes | None = None
