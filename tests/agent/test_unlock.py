@@ -179,7 +179,7 @@ async def test_a_key_comes_back_to_the_machine_it_was_put_in_for_and_only_to_its
     assert stopped.returncode == 1 and b"not running" in stopped.stderr
 
 
-async def test_a_machine_that_booted_something_else_gets_a_refusal(scene: Scene) -> None:
+async def test_s03_a_machine_that_booted_something_else_gets_a_refusal(scene: Scene) -> None:
     await scene.put()
     async with scene.up():
         assert await asyncio.to_thread(unlock, scene.node.config.state, "disk", timeout_s=30.0) == KEY
@@ -196,7 +196,7 @@ async def test_a_machine_that_booted_something_else_gets_a_refusal(scene: Scene)
     assert (await scene.live.fleet.node(NODE)).summary.tier == "contraindicated"
 
 
-async def test_an_isolated_machine_gets_a_refusal(scene: Scene) -> None:
+async def test_s04_an_isolated_machine_gets_a_refusal(scene: Scene) -> None:
     await scene.put()
     async with scene.up():
         done = await scene.ringfence("isolate", "--node", NODE, "--reason", "it may be stolen")
@@ -204,7 +204,9 @@ async def test_an_isolated_machine_gets_a_refusal(scene: Scene) -> None:
         assert await scene.refused_code() == "key.isolated"
 
 
-async def test_another_tpm_opens_neither_the_key_nor_a_recorded_answer(scene: Scene, stranger: Tpm) -> None:
+async def test_s02_s05_another_tpm_opens_neither_the_key_nor_a_recorded_answer(
+    scene: Scene, stranger: Tpm
+) -> None:
     await scene.put()
     recorded: list[KeyReleased] = []
     async with scene.up() as uplink:
@@ -232,7 +234,7 @@ async def test_another_tpm_opens_neither_the_key_nor_a_recorded_answer(scene: Sc
     assert refused.value.code == "escrow.share"
 
 
-async def test_an_answer_that_this_tpm_cannot_open_says_so(scene: Scene, stranger: Tpm) -> None:
+async def test_s02_an_answer_that_this_tpm_cannot_open_says_so(scene: Scene, stranger: Tpm) -> None:
     own_ek, _ = await asyncio.to_thread(scene.node.tpm.endorsement)
     their_ek, _ = await asyncio.to_thread(stranger.endorsement)
     own_ak = scene.node.keys().ak_public

@@ -49,7 +49,7 @@ def test_both_halves_open_the_key(held: Held) -> None:
 
 
 @pytest.mark.parametrize("without", ["seed", "share", "node", "name", "ciphertext"])
-def test_nothing_opens_it_without_any_of_them(held: Held, without: str) -> None:
+def test_s01_s02_s07_nothing_opens_it_without_any_of_them(held: Held, without: str) -> None:
     given: dict[str, object] = {"seed": held.seed, "share": held.share, "node": "press-1", "name": "disk"}
     sealed = held.sealed
     if without == "ciphertext":
@@ -59,14 +59,14 @@ def test_nothing_opens_it_without_any_of_them(held: Held, without: str) -> None:
     refused("escrow.seal", unseal, sealed, **given)
 
 
-def test_another_tpm_or_another_ak_of_the_same_tpm_cannot_activate_it(held: Held) -> None:
+def test_s02_another_tpm_cannot_activate_it(held: Held) -> None:
     with pytest.raises(ValueError, match="another TPM"):
         SoftTpm(new_scalar(), new_scalar()).activate(
             held.sealed.credential_blob, held.sealed.encrypted_secret
         )
 
 
-def test_the_share_reaches_the_one_who_asked_and_nobody_else(held: Held) -> None:
+def test_s05_the_share_reaches_the_one_who_asked_and_nobody_else(held: Held) -> None:
     wanted, private = ask("disk")
     released = answer(held.sealed, held.share, wanted, node="press-1")
     assert opened_share(released, wanted, private, node="press-1") == held.share
@@ -78,7 +78,7 @@ def test_the_share_reaches_the_one_who_asked_and_nobody_else(held: Held) -> None
 
 
 @pytest.mark.parametrize("field", ["share", "ephemeral", "sealed"])
-def test_an_answer_that_was_changed_on_its_way_does_not_open(held: Held, field: str) -> None:
+def test_s05_an_answer_that_was_changed_on_its_way_does_not_open(held: Held, field: str) -> None:
     wanted, private = ask("disk")
     released = answer(held.sealed, held.share, wanted, node="press-1")
     other: object = bytes(32) if field == "ephemeral" else b"x" * 48
@@ -95,7 +95,7 @@ def test_two_answers_to_one_request_have_nothing_in_common(held: Held) -> None:
 
 
 @pytest.mark.parametrize("point", [bytes(32), b"\1" + bytes(31), b"\xec" + b"\xff" * 30 + b"\x7f"])
-def test_a_request_whose_key_makes_no_secret_is_refused(held: Held, point: bytes) -> None:
+def test_s05_a_request_whose_key_makes_no_secret_is_refused(held: Held, point: bytes) -> None:
     refused(
         "escrow.ephemeral",
         answer,

@@ -81,7 +81,7 @@ def refused(code: str, token: str | bytes, key: ResultKey, now: float | None = N
         ("something.new", None, AREAS),
     ],
 )
-def test_each_finding_has_its_area_and_a_stranger_counts_everywhere(
+def test_r10_each_finding_has_its_area_and_a_stranger_counts_everywhere(
     code: str, pcr: int | None, areas: tuple[str, ...]
 ) -> None:
     assert areas_of(Finding(code=code, detail="", pcr=pcr)) == areas
@@ -118,7 +118,7 @@ def test_the_vector_follows_from_the_findings(found: tuple[str, Tier], claim: st
     assert status(given) == found[1]
 
 
-def test_an_endorsement_key_that_nothing_proves_never_affirms() -> None:
+def test_r10_an_endorsement_key_that_nothing_proves_never_affirms() -> None:
     given = facts(ek_trust="unverified")
     assert (tiers(given)["identity"], status(given), vector(given)["instance-identity"]) == (
         "warning",
@@ -127,7 +127,7 @@ def test_an_endorsement_key_that_nothing_proves_never_affirms() -> None:
     )
 
 
-def test_refused_evidence_proves_nothing_and_a_malfunction_says_so() -> None:
+def test_r07_refused_evidence_proves_nothing_and_a_malfunction_says_so() -> None:
     given = facts(("quote.pcr-digest", "contraindicated"), verified=False, tier="contraindicated")
     assert set(vector(given).values()) == {99, 0}
     assert tiers(given) == dict.fromkeys(AREAS, "none") | {"identity": "contraindicated"}
@@ -160,7 +160,7 @@ def test_openssl_agrees_on_the_signature(key: ResultKey, tmp_path: Path) -> None
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 0
 
 
-def test_a_changed_token_or_one_of_another_key_is_refused(key: ResultKey) -> None:
+def test_r01_a_changed_token_or_one_of_another_key_is_refused(key: ResultKey) -> None:
     head, body, signature = key.sign(result(facts())).split(".")
     other = ResultKey(ec.generate_private_key(ec.SECP256R1()))
     refused("result.signature", f"{head}.{body}.{signature}", other)
@@ -175,7 +175,7 @@ def test_a_changed_token_or_one_of_another_key_is_refused(key: ResultKey) -> Non
     refused("result.malformed", b"x" * (1024 * 1024), key)
 
 
-def test_no_other_algorithm_is_taken(key: ResultKey) -> None:
+def test_r02_no_other_algorithm_is_taken(key: ResultKey) -> None:
     payload = msgspec.json.encode(result(facts()))
     refused("result.algorithm", jwt.PyJWS().encode(payload, None, algorithm="none"), key)
     forged = jwt.PyJWS().encode(payload, "the public key is no secret, 32 bytes", algorithm="HS256")
@@ -187,7 +187,7 @@ def test_no_other_algorithm_is_taken(key: ResultKey) -> None:
     )
 
 
-def test_claims_that_no_verifier_of_ours_makes_are_refused(key: ResultKey) -> None:
+def test_r03_claims_that_no_verifier_of_ours_makes_are_refused(key: ResultKey) -> None:
     good = msgspec.json.decode(msgspec.json.encode(result(facts())))
 
     def signed(**changes: object) -> bytes:
@@ -202,7 +202,7 @@ def test_claims_that_no_verifier_of_ours_makes_are_refused(key: ResultKey) -> No
     refused("result.status", signed(submods=worse), key)
 
 
-def test_a_result_holds_from_when_to_when_it_says(key: ResultKey) -> None:
+def test_r04_a_result_holds_from_when_to_when_it_says(key: ResultKey) -> None:
     token = key.sign(result(facts()))
     refused("result.early", token, key, now=T0 - 1)
     refused("result.expired", token, key, now=T0 + 60)

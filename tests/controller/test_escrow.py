@@ -109,7 +109,7 @@ async def test_a_good_attestation_gets_its_key_and_it_is_written_down(live: Live
     assert not {"sealed", "share"} & shown.keys()
 
 
-async def test_the_controller_holds_nothing_that_opens_the_key(
+async def test_s01_the_controller_holds_nothing_that_opens_the_key(
     live: Live, node: Node, tmp_path: Path
 ) -> None:
     await asked(node, ask("disk")[0])
@@ -122,7 +122,7 @@ async def test_the_controller_holds_nothing_that_opens_the_key(
         unseal(row.content(), seed=bytes(32), share=row.share, node="press-1", name="disk")
 
 
-async def test_a_recorded_answer_is_of_no_use_to_the_next_request(node: Node) -> None:
+async def test_s05_a_recorded_answer_is_of_no_use_to_the_next_request(node: Node) -> None:
     first, _ = ask("disk")
     recorded = await asked(node, first)
     assert isinstance(recorded, KeyReleased)
@@ -131,25 +131,25 @@ async def test_a_recorded_answer_is_of_no_use_to_the_next_request(node: Node) ->
         opened_share(recorded, later, private, node="press-1")
 
 
-async def test_another_boot_gets_no_key(live: Live, node: Node) -> None:
+async def test_s03_another_boot_gets_no_key(live: Live, node: Node) -> None:
     node.pcrs = {**node.pcrs, 9: bytes(31) + b"\1"}
     assert await refusal(node, **{}) == "key.not-affirming"
     assert "press-1: key disk refused: key.not-affirming" in await told(live, "key.refused")
 
 
-async def test_a_drifting_node_gets_only_what_was_put_in_for_that(live: Live, node: Node) -> None:
+async def test_s03_a_drifting_node_gets_only_what_was_put_in_for_that(live: Live, node: Node) -> None:
     assert await refusal(node, drifts=[drift()]) == "key.not-affirming"
     assert (await put(live, node, "logs", least_tier="warning"))[0] == 200
     assert isinstance(await asked(node, ask("logs")[0], drifts=[drift()]), KeyReleased)
 
 
-async def test_an_isolated_node_gets_no_key_though_its_boot_is_good(live: Live, node: Node) -> None:
+async def test_s04_an_isolated_node_gets_no_key_though_its_boot_is_good(live: Live, node: Node) -> None:
     status, _ = await live.call("POST", "/api/v1/nodes/press-1/isolate", {"reason": "stolen?"})
     assert status == 200
     assert await refusal(node) == "key.isolated"
 
 
-async def test_a_report_that_was_refused_gets_no_answer(live: Live, node: Node) -> None:
+async def test_s06_a_report_that_was_refused_gets_no_answer(live: Live, node: Node) -> None:
     report = node.report(keys_wanted=[ask("disk")[0]])
     forged = msgspec.structs.replace(report, pcrs={**report.pcrs, 4: bytes(31) + b"\1"})
     await answer_to(node, forged)
@@ -159,7 +159,7 @@ async def test_a_report_that_was_refused_gets_no_answer(live: Live, node: Node) 
     assert await told(live, "key.released") == []
 
 
-async def test_a_request_counts_only_in_the_report_that_was_accepted_last(live: Live, node: Node) -> None:
+async def test_s06_a_request_counts_only_in_the_report_that_was_accepted_last(live: Live, node: Node) -> None:
     row = await live.controller._store.run(lambda tx: nodes.load(tx, "press-1"))
     assert row is not None and row.state.counters is not None
     old = msgspec.structs.replace(row.state.counters, clock=row.state.counters.clock - 1)
@@ -178,13 +178,13 @@ async def released_to(live: Live, counters: Counters) -> object:
     )
 
 
-async def test_a_key_of_another_node_or_of_another_name_is_unknown(live: Live, node: Node) -> None:
+async def test_s07_a_key_of_another_node_or_of_another_name_is_unknown(live: Live, node: Node) -> None:
     other = await live.node("press-2")
     assert await refusal(other) == "key.unknown"
     assert await refusal(node, "disk-2") == "key.unknown"
 
 
-async def test_a_revoked_key_opens_nothing_any_more(live: Live, node: Node) -> None:
+async def test_s08_a_revoked_key_opens_nothing_any_more(live: Live, node: Node) -> None:
     path = "/api/v1/nodes/press-1/keys/disk/revoke"
     assert (await live.call("POST", path, {"reason": "lost"}))[1]["state"] == "revoked"
     assert await refusal(node) == "key.revoked"
@@ -195,7 +195,7 @@ async def test_a_revoked_key_opens_nothing_any_more(live: Live, node: Node) -> N
     assert isinstance(await asked(node, ask("disk")[0]), KeyReleased)
 
 
-async def test_a_key_sealed_to_an_attestation_key_of_before_is_stale(live: Live, node: Node) -> None:
+async def test_s09_a_key_sealed_to_an_attestation_key_of_before_is_stale(live: Live, node: Node) -> None:
     status, problem = await put(live, node, "logs", ak_name="000b" + "00" * 32)
     assert (status, problem["code"]) == (400, "key.stale")
     await live.controller._store.run(
@@ -210,7 +210,7 @@ async def test_a_request_whose_key_makes_no_secret_is_refused_and_not_counted(li
     assert await told(live, "key.released") == []
 
 
-async def test_a_suspect_cannot_fill_the_audit_trail(live: Live, node: Node) -> None:
+async def test_s10_a_suspect_cannot_fill_the_audit_trail(live: Live, node: Node) -> None:
     codes = [await refusal(node, f"no-{n}") for n in range(use_cases.ASKS_PER_WINDOW + 3)]
     assert codes == ["key.unknown"] * use_cases.ASKS_PER_WINDOW + ["key.too-often"] * 3
     assert len(await told(live, "key.refused")) == use_cases.ASKS_PER_WINDOW

@@ -24,7 +24,7 @@ from contract.messages import Drift
 from contract.resultkey import load_result_key, verify_result
 from controller.cli.attest import attest
 from controller.cli.evidence import evidence
-from tests.controller.live import Live, answer_to, running
+from tests.controller.live import Live, answer_to, next_message, running
 from tests.parts import imalog
 from tests.parts.simulator import Node
 
@@ -114,7 +114,7 @@ async def test_a_new_boot_is_stored_though_its_verdict_is_the_same(live: Live) -
     assert [e["kind"] for e in await stored(live)] == ["boot", "boot"]
 
 
-async def test_refused_evidence_is_stored_once_and_its_result_proves_nothing(live: Live) -> None:
+async def test_r07_refused_evidence_is_stored_and_its_result_proves_nothing(live: Live) -> None:
     node = await attested(live)
     report = node.report()
     forged = msgspec.structs.replace(report, pcrs={**report.pcrs, 4: bytes(31) + b"\1"})
@@ -168,7 +168,7 @@ async def test_an_exported_bundle_verifies_offline_by_both_commands_and_by_tpm2_
         (bundle.PCRS, "quote.pcr-digest"),
     ],
 )
-async def test_a_bundle_that_was_tampered_with_is_rejected(live: Live, name: str, code: str) -> None:
+async def test_r05_a_bundle_that_was_tampered_with_is_rejected(live: Live, name: str, code: str) -> None:
     await attested(live)
     files = await exported(live)
     key = load_result_key(files[bundle.RESULT_KEY])
@@ -188,7 +188,7 @@ def _other_pcr(content: bytes) -> bytes:
     return json.dumps(value).encode()
 
 
-async def test_a_result_of_other_evidence_or_of_another_key_is_refused(live: Live) -> None:
+async def test_r06_a_result_of_other_evidence_or_of_another_key_is_refused(live: Live) -> None:
     node = await attested(live)
     await answer_to(node, node.report(drifts=[drift()]))
     newest, oldest = [await exported(live, str(e["id"])) for e in await stored(live)]
@@ -199,6 +199,29 @@ async def test_a_result_of_other_evidence_or_of_another_key_is_refused(live: Liv
     with pytest.raises(Rejected) as refused:
         audit(newest, other)
     assert refused.value.code == "result.signature"
+
+
+async def test_r09_a_result_that_vouches_for_bad_evidence_is_found_out(live: Live) -> None:
+    node = await attested(live)
+    node.pcrs = {**node.pcrs, 9: bytes(31) + b"\1"}
+    for _ in range(2):  # the first one is asked for its log
+        got = await answer_to(node, node.report())
+        if getattr(got, "number", 0) == 0:
+            await next_message(node)
+    files = await exported(live)
+    own = live.services.keys.result
+    honest = verify_result(files[bundle.RESULT], load_result_key(own.pem), now=None)
+    assert honest.ear_status == "contraindicated"
+    said = honest.appraisal
+    nice = msgspec.structs.replace(
+        said,
+        ear_status="affirming",
+        appraised=msgspec.structs.replace(said.appraised, tiers={"boot": "affirming"}, findings=[]),
+    )
+    lie = own.sign(msgspec.structs.replace(honest, ear_status="affirming", submods={"press-1": nice}))
+    found = audit({**files, bundle.RESULT: lie.encode()}, load_result_key(own.pem))
+    assert "bundle.disagrees" in [finding.code for finding in found.findings]
+    assert "bundle.disagrees" not in [f.code for f in audit(files, load_result_key(own.pem)).findings]
 
 
 async def test_the_result_in_force_is_signed_when_asked_for_and_names_its_time(live: Live) -> None:

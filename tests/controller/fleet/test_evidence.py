@@ -75,7 +75,7 @@ async def keeping(lab: FleetLab) -> Keeping:
     return made
 
 
-async def test_as_many_of_each_kind_are_kept_as_the_limits_say(keeping: Keeping) -> None:
+async def test_r08_as_many_of_each_kind_are_kept_as_the_limits_say(keeping: Keeping) -> None:
     for n in range(6):
         await keeping.report("press-1", drifts=[drift("k", str(n))], now=T0 + n)
     for reset in range(2, 6):
@@ -136,7 +136,7 @@ async def test_the_newest_result_holds_as_long_as_reports_say_the_same(keeping: 
     assert (result.nbf, result.exp, result.appraisal.appraised.holds.open) == (T0, T0 + 700, False)
 
 
-async def test_no_result_is_given_that_the_evidence_does_not_support(keeping: Keeping) -> None:
+async def test_r04_no_result_is_given_that_the_evidence_does_not_support(keeping: Keeping) -> None:
     await keeping.report("press-1")
     await keeping.lab.fleet.reject_evidence("press-1", Rejected("quote.magic", ""), now=T0 + 1)
     with pytest.raises(Rejected) as refused:
