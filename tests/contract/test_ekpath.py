@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -209,23 +209,17 @@ def test_b07_a_constrained_form_of_name_that_cannot_be_compared_is_refused(vendo
     assert code_of(vendor, vendor.ek_certificate(), known) == ""
 
 
-def test_b07_a_ring_of_cas_ends_in_bounded_time(vendor: Authority) -> None:
-    """Sixteen certificates of one name and key sign one another in every order; none is a root."""
+@pytest.mark.parametrize("count", [8, 16])
+def test_b07_a_ring_of_cas_ends_in_bounded_time(vendor: Authority, count: int) -> None:
+    """Certificates of one name and key sign one another in every order, and none is a root: eight have 100,000 paths."""
     ring = [
-        vendor.ca("issuer", vendor.issuer_key, "issuer", vendor.issuer_key, path_length=n) for n in range(16)
+        vendor.ca("issuer", vendor.issuer_key, "issuer", vendor.issuer_key, path_length=n)
+        for n in range(count)
     ]
     shown = b"".join(c.public_bytes(DER) for c in ring)
-
-    def enough(*_: object) -> None:
-        raise TimeoutError("there are 4,000,000,000 paths")
-
-    before = signal.signal(signal.SIGALRM, enough)
-    signal.alarm(10)
-    try:
-        assert code_of(vendor, vendor.ek_certificate(), [vendor.root], chain=shown) == "ek.certificate-path"
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+    began = time.process_time()
+    assert code_of(vendor, vendor.ek_certificate(), [vendor.root], chain=shown) == "ek.certificate-path"
+    assert time.process_time() - began < 0.25
 
 
 def test_b07_what_is_missing_is_named(vendor: Authority) -> None:
