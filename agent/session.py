@@ -44,6 +44,8 @@ ANSWER_S = 30.0
 MIN_GAP_S = 0.2
 """Between two reports that do not wait for the interval."""
 TPM_RETRY_S = 2.0
+MAX_QUOTES = 3
+"""Over one nonce, none of them sent but the last: an upgrade may go on while the TPM signs."""
 
 
 class SessionEnded(Exception):
@@ -125,8 +127,11 @@ class Session:
         nonce = self._nonce
         assert nonce is not None  # noqa: S101  (checked by the caller)
         self._up.due.clear()
-        prepared = await self._up.prepare(self._ima_offset)
-        report = await self._up.quoted(prepared, nonce, self._identity, self._log_wanted)
+        for _ in range(MAX_QUOTES):
+            prepared = await self._up.prepare(self._ima_offset)
+            report = await self._up.quoted(prepared, nonce, self._identity, self._log_wanted)
+            if report is None or not await self._up.says_too_little(prepared, report):
+                break
         if report is None:
             self._next = time.monotonic() + TPM_RETRY_S
             return

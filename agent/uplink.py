@@ -45,6 +45,7 @@ from contract.messages import (
     PROTOCOL,
     SESSION_PATH,
     Hello,
+    PackageChange,
     Report,
     never_more,
 )
@@ -74,8 +75,10 @@ class Uplink:
         )
         self._reporter = Reporter(loop, config.node, config.tpm.event_log)
         self._ima = ImaLog(loop.host, config.tpm.ima_log)
+        # A reader of its own: it goes on elsewhere than the controller does, and the kernel reads up to there anew.
+        behind = ImaLog(loop.host, config.tpm.ima_log)
         self.packages = PackageWatch(
-            lambda offset: self._ima.read(offset, max_bytes=MAX_IMA_CHUNK_BYTES),
+            lambda offset: behind.read(offset, max_bytes=MAX_IMA_CHUNK_BYTES),
             PackageDatabase(Path(config.roots.root)),
         )
         self.due = asyncio.Event()
@@ -260,11 +263,20 @@ class Uplink:
     async def prepare(self, ima_offset: int | None) -> Prepared:
         """Look at what the IMA log has from there on, then have the worker write the next report."""
         measured = UNMEASURED if ima_offset is None else await asyncio.to_thread(self._ima.look, ima_offset)
-        section = await self.ask(lambda: self.loop.hold.held.sections.get("ima"))
-        if measured.available_bytes is not None and isinstance(section, ImaPolicy):
-            measured = measured._replace(packages=await asyncio.to_thread(self.packages.look, section))
+        if measured.available_bytes is not None:
+            measured = measured._replace(packages=await self._upgrades())
         keys_wanted = self.unlocks.wanted()
         return await self.ask(lambda: self._reporter.prepare(time.time(), measured, keys_wanted))
+
+    async def _upgrades(self) -> tuple[PackageChange, ...]:
+        section = await self.ask(lambda: self.loop.hold.held.sections.get("ima"))
+        return await asyncio.to_thread(self.packages.look, section) if isinstance(section, ImaPolicy) else ()
+
+    async def says_too_little(self, prepared: Prepared, report: Report) -> bool:
+        """Whether an upgrade went on between writing and quoting: its lines would be taken for an attack."""
+        before = prepared.measured
+        more = len(report.ima_log or b"") > (before.available_bytes or 0)
+        return more and await self._upgrades() != before.packages
 
     async def quoted(
         self, prepared: Prepared, nonce: bytes, identity: Identity, with_log: bool
@@ -289,9 +301,8 @@ class Uplink:
         event_log = prepared.event_log if with_log and prepared.event_log else None
         measured = prepared.measured
         ima_log = None
-        if (
-            measured.available_bytes is not None
-        ):  # only now: what was measured while the TPM signed is in PCR 10 too
+        if measured.available_bytes is not None:
+            # Only now: what was measured while the TPM signed is in PCR 10 too.
             ima_log = await asyncio.to_thread(self._ima.read, measured.offset, max_bytes=MAX_IMA_CHUNK_BYTES)
         return Report(
             body=prepared.body,
