@@ -45,8 +45,9 @@ def remember(tx: Transaction, row: NodeRow, evidence: Evidence, tier: Tier, now:
         _tell(tx, row, "boot.reference-learned", text, now)
     else:
         differs = bool(evidence.boot.findings) or row.reference_at is None
+        anew = None if differs else _described_anew(rows.reference(tx, row.node), seen)
         rows.set_reference(
-            tx, row.node, reference=None, accepted_at=None, candidate=seen if differs else None
+            tx, row.node, reference=anew, accepted_at=row.reference_at, candidate=seen if differs else None
         )
 
 
@@ -57,6 +58,17 @@ def reference(tx: Transaction, node: str) -> bytes | None:
 
 def _tell(tx: Transaction, row: NodeRow, kind: str, summary: str, now: float) -> None:
     events.add(tx, kind, "info", summary, now=now, node=row.node, site=row.site)
+
+
+def _described_anew(before: bytes | None, after: bytes) -> bytes | None:
+    """Return the same boot with what an earlier version did not note (stages, command line); None where all is there.
+
+    Without it the node's next update could be neither announced nor asked about.
+    """
+    if before is None:
+        return None
+    old = decode(before, Reference, max_bytes=MAX_REFERENCE_BYTES)
+    return None if any(event.stage for event in old.events) else _in_place_of(before, after)
 
 
 def _in_place_of(before: bytes | None, after: bytes) -> bytes:

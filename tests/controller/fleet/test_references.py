@@ -255,6 +255,23 @@ async def test_announcing_is_an_act_with_a_reason_all_or_nothing(lab: FleetLab) 
     ]
 
 
+async def test_a_reference_of_an_earlier_version_is_described_anew_with_the_next_good_boot(
+    lab: FleetLab, old: Boot, new: Boot
+) -> None:
+    await lab.site()
+    await lab.enrol("factory-1")
+    bare = [msgspec.structs.replace(event, stage="", index=0) for event in old.reference.events]
+    earlier = Reference(pcrs=old.reference.pcrs, events=bare)
+    await lab.fleet.take_report("factory-1", evidence("factory-1", reference=wire.encode(earlier)), now=T0)
+    assert (await lab.fleet.boot("factory-1")).reference == earlier
+    assert (await booted(lab, "factory-1", old, QUESTION, T0 + 60)).tier == "affirming"
+    view = await lab.fleet.boot("factory-1")
+    assert (view.reference, view.accepted_at) == (old.reference, T0)
+    assert "boot.unannounced" in [
+        f.code for f in (await booted(lab, "factory-1", new, QUESTION, T0 + 120)).findings
+    ]
+
+
 async def test_the_boot_a_node_is_held_to_is_shown(lab: FleetLab, old: Boot, new: Boot) -> None:
     [node] = await fleet(lab, old, 1)
     view = await lab.fleet.boot(node)
