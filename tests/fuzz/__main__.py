@@ -62,7 +62,13 @@ def fuzz(name: str, inputs: int, seconds: int) -> tuple[int, int]:
     done = child(
         name,
         *(f"-runs={inputs}", f"-max_total_time={seconds}", f"-max_len={MAX_INPUT_BYTES}"),
-        *("-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", f"-artifact_prefix={grown}/"),
+        *(
+            "-use_value_profile=1",
+            "-timeout=10",
+            "-rss_limit_mb=2048",
+            "-print_final_stats=1",
+            f"-artifact_prefix={grown}/",
+        ),
         *(grown, COMMITTED / name),
     )
     found = re.search(r"number_of_executed_units: (\d+)", done.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,9 @@ from contract.envelope import sign_directive
 from contract.eventlog import parse_event_log
 from contract.imalog import read_lines
 from tests.contract.forge import PCRS, Case, Forger
+from tests.contract.imavectors import VECTORS, read_vector
+from tests.contract.vectorfile import FOLDER as LOGS
+from tests.contract.vectorfile import read
 from tests.fuzz import documents, evidence
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
@@ -70,9 +73,9 @@ def seeds() -> dict[str, list[bytes]]:
         "signature": [good.read("quote.sig"), forger.sign(forger.attest())],
         "public": keys,
         "audit-key": [*keys, good.read("ak.pem"), _pem(forger)],
-        "event-log": logs,
+        "event-log": [*logs, *_small(read(path).log for path in sorted(LOGS.glob("*.vec")))],
         "event-data": _event_data(secure.read("eventlog.bin")),
-        "ima-log": [lines],
+        "ima-log": [lines, *_small(read_vector(path).lines for path in VECTORS)],
         "frame": [wire.encode(message) for message in _messages(forger)],
         "baseline": [_BASELINE],
         "policy": [_POLICY],
@@ -103,6 +106,12 @@ def seeds() -> dict[str, list[bytes]]:
         "result": [documents.TOKEN, documents.PAYLOAD],
         "boot-image": [_image()],
     }
+
+
+def _small(inputs: Iterable[bytes]) -> list[bytes]:
+    """Return different inputs, small ones, and not many."""
+    found = {raw for raw in inputs if 0 < len(raw) < MAX_SEED_BYTES // 2}
+    return sorted(found, key=lambda raw: (len(raw), raw))[::4][:12]
 
 
 def _small_log(log: bytes) -> bytes:
