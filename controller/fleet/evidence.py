@@ -15,6 +15,7 @@ import msgspec
 from contract.bootpolicy import BootPolicy
 from contract.bundle import (
     Bundle,
+    Stored,
     compress,
     expand,
     files_of,
@@ -61,64 +62,82 @@ _policies: dict[str, _Policy] = {}
 # -- keeping (inside the transaction that judges) --------------------------------------------------------
 
 
+class Verdict(NamedTuple):
+    """What was made of evidence."""
+
+    appraisal: Appraisal
+    evidence: Evidence | None
+    """None: it did not verify."""
+    lasting: Collection[str] = ()
+    """Keys of the suspicions after it."""
+
+
 def keep(
     tx: Transaction,
     limits: EvidenceLimits,
     row: NodeRow,
     presented: Presented,
+    verdict: Verdict,
     *,
-    evidence: Evidence,
-    appraisal: Appraisal,
-    lasting: Collection[str],
     now: float,
 ) -> None:
-    """Store evidence that verified, if it is the first of its boot or its verdict differs from the one before.
+    """Store evidence that is the first of its boot, whose verdict differs from the one before, or that was refused anew.
 
-    `row` is the node before this report, `lasting` the suspicions after it. Called once the boot has been remembered: the
-    accepted boot that is stored beside is the one that holds from now on.
+    `row` is the node before this report. Called once the boot has been remembered: the accepted boot that is stored beside
+    is the one that holds from now on.
     """
-    before = row.state
-    if before.boot is None or before.boot.reset != evidence.boot.reset:
-        kind: Kind = "boot"
-    elif appraisal.tier != row.tier or set(lasting) != set(before.suspicions):
+    before, appraisal = row.state, verdict.appraisal
+    known = set(before.suspicions)
+    if verdict.evidence is None:
+        if {suspicion.key for suspicion in appraisal.suspicions} <= known:
+            return
+        kind: Kind = "refused"
+    elif before.boot is None or before.boot.reset != verdict.evidence.boot.reset:
+        kind = "boot"
+    elif appraisal.tier != row.tier or set(verdict.lasting) != known:
         kind = "change"
     else:
         return
-    _store(tx, limits, row, presented, appraisal=appraisal, kind=kind, evidence=evidence, now=now)
-
-
-def keep_refused(
-    tx: Transaction,
-    limits: EvidenceLimits,
-    row: NodeRow,
-    presented: Presented,
-    *,
-    appraisal: Appraisal,
-    now: float,
-) -> None:
-    """Store evidence that did not verify, if that is news."""
-    if not {suspicion.key for suspicion in appraisal.suspicions} <= set(row.state.suspicions):
-        _store(tx, limits, row, presented, appraisal=appraisal, kind="refused", evidence=None, now=now)
-
-
-def _store(
-    tx: Transaction,
-    limits: EvidenceLimits,
-    row: NodeRow,
-    presented: Presented,
-    *,
-    appraisal: Appraisal,
-    kind: Kind,
-    evidence: Evidence | None,
-    now: float,
-) -> None:
-    policy_sha256, judged = _policy(tx, presented, evidence, now)
+    parts = [(digest, packed) for digest, packed in presented.prepare() if digest]
+    for digest, packed in parts:
+        rows.add_blob(tx, digest, packed, now)
     stored = presented.stored(reference_pcrs(boots.reference(tx, row.node)))
-    (event_log_sha256, event_log), (ima_log_sha256, ima_log) = presented.prepare()
-    for digest, packed in ((event_log_sha256, event_log), (ima_log_sha256, ima_log)):
-        if digest:
-            rows.add_blob(tx, digest, packed, now)
-    facts = Facts(
+    facts = _facts_of(tx, row, presented, verdict, kind=kind, stored=stored, now=now)
+    rows.add(
+        tx,
+        EvidenceRow(
+            id=0,
+            node=row.node,
+            kind=kind,
+            at=now,
+            until=None,
+            reset=facts.reset,
+            tier=appraisal.tier,
+            facts=encode(facts),
+            event_log_sha256=facts.event_log_sha256,
+            ima_log_sha256=facts.ima_log_sha256,
+            policy_sha256=facts.policy_sha256,
+            packed=pack(stored),
+        ),
+    )
+    rows.keep_newest(tx, row.node, kind, limits.of(kind))
+
+
+def _facts_of(
+    tx: Transaction,
+    row: NodeRow,
+    presented: Presented,
+    verdict: Verdict,
+    *,
+    kind: Kind,
+    stored: Stored,
+    now: float,
+) -> Facts:
+    """Return what a result of this evidence will say; stores the policy that it rests on."""
+    appraisal, evidence = verdict.appraisal, verdict.evidence
+    policy_sha256, judged = _policy(tx, presented, evidence, now)
+    (event_log_sha256, _), _ = presented.prepare()
+    return Facts(
         node=row.node,
         site=row.site,
         kind=kind,
@@ -135,7 +154,7 @@ def _store(
         signature_sha256=sha256(stored.signature),
         body_sha256=sha256(stored.body),
         event_log_sha256=event_log_sha256 or stored.event_log_sha256,
-        ima_log_sha256=ima_log_sha256,
+        ima_log_sha256=stored.ima_log_sha256,
         ima_offset=stored.ima_offset,
         policy_sha256=policy_sha256,
         certificate_sha256=presented.certificate_sha256,
@@ -144,24 +163,6 @@ def _store(
         boot_id=presented.body.boot_id,
         reset=_reset(row, evidence),
     )
-    rows.add(
-        tx,
-        EvidenceRow(
-            id=0,
-            node=row.node,
-            kind=kind,
-            at=now,
-            until=None,
-            reset=facts.reset,
-            tier=appraisal.tier,
-            facts=encode(facts),
-            event_log_sha256=facts.event_log_sha256,
-            ima_log_sha256=ima_log_sha256,
-            policy_sha256=policy_sha256,
-            packed=pack(stored),
-        ),
-    )
-    rows.keep_newest(tx, row.node, kind, limits.of(kind))
 
 
 def _reset(row: NodeRow, evidence: Evidence | None) -> int:

@@ -49,16 +49,8 @@ def take(
     boots.remember(tx, row, evidence, appraisal.tier, now)
     lasting = [s.key for s in appraisal.suspicions if s.lasting][:MAX_SUSPICIONS]
     if presented is not None:
-        keeping.keep(
-            tx,
-            settings.evidence,
-            row,
-            presented,
-            evidence=evidence,
-            appraisal=appraisal,
-            lasting=lasting,
-            now=now,
-        )
+        verdict = keeping.Verdict(appraisal, evidence, lasting)
+        keeping.keep(tx, settings.evidence, row, presented, verdict, now=now)
     gone = sorted(set(row.state.suspicions).difference(lasting))
     affected, drifted = _follow(tx, settings, row, appraisal, now)
     if gone:
@@ -103,7 +95,7 @@ def reject_evidence(
     appraisal = judge.appraise_rejection(rejected, row.tier)
     grave = appraisal.tier == "contraindicated" and bool(appraisal.suspicions)
     if presented is not None:
-        keeping.keep_refused(tx, settings.evidence, row, presented, appraisal=appraisal, now=now)
+        keeping.keep(tx, settings.evidence, row, presented, keeping.Verdict(appraisal, None), now=now)
     events.add(
         tx,
         "evidence.rejected",
