@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from contract.boot import reference_from
+from contract.claims import claims_of
 from contract.eventlog import parse_event_log
 from contract.imalog import MAX_LOG_BYTES, read_lines
+from contract.learn import Learned, propose
 from controller.cli.inputs import Amiss, parse_pcrs
 from tests.contract.forge import CASES, PCRS, QUALIFYING, Case, Forger
 from tests.contract.test_credential import Machine
@@ -165,6 +168,22 @@ def test_a_policy_is_a_baseline_or_its_sections(auditor: Auditor) -> None:
         answer = auditor.verify()
         assert (answer.code, answer.out) == (2, ""), bad
         assert str(auditor.files["policy"]) in answer.err
+
+
+def test_a_learned_policy_is_kept_by_the_node_it_was_learned_from_and_no_other(tmp_path: Path) -> None:
+    auditor = Auditor(tmp_path, "secureboot-on")
+    log = parse_event_log(auditor.case.read("eventlog.bin"))
+    boot = Learned(reference=reference_from(log, auditor.case.quote().pcrs), claims=claims_of(log))
+    policy = propose({"node-1": boot}).encode()
+    auditor.give("policy", policy)
+    answer = auditor.verify()
+    assert (answer.code, answer.codes) == (0, ["boot.not-compared"])
+    (tmp_path / "other").mkdir()
+    other = Auditor(tmp_path / "other", "good-rsa")
+    other.give("policy", policy)
+    answer = other.verify()
+    assert answer.code == 1
+    assert "boot.secure-boot" in answer.codes
 
 
 def test_the_shipped_baselines_say_what_only_the_controller_can_compare(auditor: Auditor) -> None:
