@@ -59,7 +59,7 @@ def audit(files: Mapping[str, bytes], key: ec.EllipticCurvePublicKey) -> Audit:
     if missing:  # 1
         raise Rejected("bundle.missing", missing[0])
     binding = _binding(files[bundle.BINDING])
-    policies = bundle.for_audit(bundle.read_policies(files[bundle.POLICY]), _reference(binding, files))
+    policies = _policies(files, binding)
     result = verify_result(files[bundle.RESULT], key, now=None)  # 2
     if binding.node != result.sub:
         raise Rejected("bundle.node", f"evidence of {binding.node}, result of {result.sub}")
@@ -108,6 +108,14 @@ def _reference(binding: Binding, files: Mapping[str, bytes]) -> dict[int, bytes]
     return _pcrs(binding.reference, bundle.BINDING) or _shown_pcrs(files)
 
 
+def _policies(files: Mapping[str, bytes], binding: Binding) -> Policies:
+    in_force = bundle.read_policies(files[bundle.POLICY])
+    try:
+        return bundle.for_audit(in_force, _reference(binding, files))
+    except msgspec.ValidationError as error:  # values that are no SHA-256 digests
+        raise Rejected("bundle.file", f"{bundle.BINDING}: {error}") from None
+
+
 def _digests(
     files: Mapping[str, bytes], result: Result, policies: Policies, binding: Binding
 ) -> list[Finding]:
@@ -126,9 +134,8 @@ def _digests(
             found.append(
                 Finding(code="bundle.digest", detail=f"{name} is not the file that the result is about")
             )
-    lines_at = (
-        int(said.get("ima_offset", 0)) - binding.ima_offset
-    )  # earlier lines may stand before those it is about
+    begins = said.get("ima_offset", 0)  # earlier lines may stand before those it is about
+    lines_at = begins - binding.ima_offset if isinstance(begins, int) else -1
     lines = files.get(bundle.IMA_LOG, b"")[max(0, lines_at) :]
     if lines_at < 0 or (said.get("ima_log_sha256", "") != (bundle.sha256(lines).hex() if lines else "")):
         detail = f"{bundle.IMA_LOG} is not the file that the result is about"
@@ -188,7 +195,9 @@ def _vouched(result: Result) -> bool:
 
 def _said(result: Result) -> set[str]:
     """Return the codes that the result names. A boot that a person is asked about differs from the accepted one."""
-    codes = {str(shown["code"]).rpartition(".observe.")[2] for shown in result.appraisal.appraised.findings}
+    codes = {
+        str(shown.get("code")).rpartition(".observe.")[2] for shown in result.appraisal.appraised.findings
+    }
     return codes | {"boot.pcr"} if "boot.unannounced" in codes else codes
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import random
+import re
 import subprocess
 import time
 from collections.abc import AsyncIterator
@@ -199,6 +201,56 @@ async def test_r06_a_result_of_other_evidence_or_of_another_key_is_refused(live:
     with pytest.raises(Rejected) as refused:
         audit(newest, other)
     assert refused.value.code == "result.signature"
+
+
+async def test_r05_whatever_stands_in_the_files_only_a_verdict_or_a_refusal_comes_of_it(live: Live) -> None:
+    await attested(live)
+    files = await exported(live)
+    own = live.services.keys.result
+    key = load_result_key(own.pem)
+    honest = verify_result(files[bundle.RESULT], key, now=None)
+    chance = random.Random(7)
+    for name in sorted(files):
+        for changed in mutations(files[name], chance):
+            verdict_or_refusal({**files, name: changed}, key)
+    said = honest.appraisal
+    for evidence_, findings in (
+        ({"ima_offset": "x"}, []),
+        ({"ima_offset": -5, "verified": 1}, [{"detail": "x"}]),
+        ({}, [{"code": 7}]),
+    ):
+        appraised = msgspec.structs.replace(said.appraised, evidence=evidence_, findings=findings)
+        odd = msgspec.structs.replace(said, appraised=appraised)
+        token = own.sign(msgspec.structs.replace(honest, submods={"press-1": odd})).encode()
+        assert not verdict_or_refusal({**files, bundle.RESULT: token}, key)
+
+
+def mutations(content: bytes, chance: random.Random) -> list[bytes]:
+    """Cut, grown, flipped, replaced; JSON with its values swapped for others."""
+    found = [
+        b"",
+        b"\0",
+        b"null",
+        b"[]",
+        b"{}",
+        b'{"sha256":{"x":"y"}}',
+        content + b"\0",
+        content[: len(content) // 2],
+    ]
+    for _ in range(20):
+        at = chance.randrange(max(1, len(content)))
+        found.append(content[:at] + bytes([chance.randrange(256)]) + content[at + 1 :])
+    for other in (b'"00"', b"-1", b"99999999999999999999", b"null", b'"x"', b"{}"):
+        found.append(re.sub(rb'(?<=:)("[^"]*"|[0-9]+)', other, content, count=chance.randrange(1, 9)))
+    return found
+
+
+def verdict_or_refusal(files: dict[str, bytes], key: ec.EllipticCurvePublicKey) -> bool:
+    """Whether the bundle verifies; nothing but a Rejected may be raised."""
+    try:
+        return audit(files, key).verified
+    except Rejected:
+        return False
 
 
 async def test_r09_a_result_that_vouches_for_bad_evidence_is_found_out(live: Live) -> None:
