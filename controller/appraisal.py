@@ -247,7 +247,8 @@ class Appraiser:
             policies.boot, quote, log, accepted, claims=claims, expected=policies.expected
         )
         findings = [finding for finding in judged.findings if finding not in quote.findings]
-        if candidate is None and (findings or judged.announced):
+        noted = any(event.stage for event in accepted.events)  # not so in what earlier versions kept
+        if candidate is None and (findings or judged.announced or not noted):
             candidate = reference_from(log, pcrs, claims)
         return JudgedBoot(
             record=msgspec.structs.replace(seen, findings=_weighed(policies.boot.mode, "boot", findings)),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 import msgspec
 import pytest_asyncio
 
+from agent.tpm import Tpm
 from controller.records import NodeDetail
 from tests.agent.wholenode import NODE, WholeNode, until
 from tests.controller.live import EVENT_LOG, Live, running
@@ -116,6 +117,40 @@ async def test_m14_an_upgrade_is_one_explained_drift_and_a_reboot_begins_again(
         assert {finding.code for finding in found.findings} <= {"quote.clock-unsafe"}
         assert (found.summary.tier, found.ima_lines) == ("affirming", 2)
     assert "node.rebooted" in await live.kinds(NODE)
+
+
+class Meanwhile(Tpm):
+    """A TPM during whose next quote something happens."""
+
+    happens: Callable[[], None] | None = None
+
+    def quote(self, qualifying_data: bytes, pcrs: Sequence[int]) -> tuple[bytes, bytes, dict[int, bytes]]:
+        """Let it happen, then quote."""
+        if self.happens is not None:
+            self.happens()
+            self.happens = None
+        return super().quote(qualifying_data, pcrs)
+
+
+async def test_m14_an_upgrade_that_goes_on_while_the_tpm_signs_is_explained_all_the_same(
+    node: WholeNode, live: Live, machine: Machine, tmp_path: Path
+) -> None:
+    packages = Dpkg(tmp_path / "packages")
+    packages.install("tool", "1.0", {"usr/bin/tool": ONE})
+    await node.close()
+    node.tpm = tpm = Meanwhile(machine.tpm.tcti)
+
+    def upgrade() -> None:
+        packages.install("tool", "1.1", {"usr/bin/tool": TWO})
+        machine.measure(imalog.record(PATH, hashlib.sha256(TWO).digest()))
+
+    async with node.running():
+        await until("the boot's lines agreed", lambda: agreed(live, machine))
+        tpm.happens = upgrade
+        await until("it happened", lambda: tpm.happens is None)
+        await until("the new line agreed", lambda: agreed(live, machine))
+        assert [finding.code for finding in (await detail(live)).findings] == ["ima.package-updated"]
+    assert "node.untrusted" not in await live.kinds(NODE)
 
 
 async def test_a_file_that_no_package_accounts_for_is_an_attack(
