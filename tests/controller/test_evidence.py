@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import json
+import os
 import random
 import re
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +21,7 @@ import pytest
 import pytest_asyncio
 from click.testing import CliRunner
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from contract import bundle
 from contract.bundleaudit import audit
@@ -26,7 +30,7 @@ from contract.messages import Drift
 from contract.resultkey import load_result_key, verify_result
 from controller.cli.attest import attest
 from controller.cli.evidence import evidence
-from tests.controller.live import Live, answer_to, next_message, running
+from tests.controller.live import TOKENS, Live, answer_to, next_message, running
 from tests.parts import imalog
 from tests.parts.simulator import Node
 
@@ -371,3 +375,48 @@ async def test_a_bundle_without_the_earlier_ima_lines_says_that_it_is_partial(li
     assert b"PARTIAL" in files[bundle.README] and b"--ima-log" not in files[bundle.README]
     found = audit(files, load_result_key(files[bundle.RESULT_KEY]))
     assert found.verified and len(found.partial) == 1
+
+
+async def ringfence(live: Live, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command, as a viewer, in a process of its own."""
+    (folder / "admin-ca.pem").write_text(live.ca)
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+        "RINGFENCE_URL": live.admin_url,
+        "RINGFENCE_CA": str(folder / "admin-ca.pem"),
+        "RINGFENCE_TOKEN": TOKENS["viewer"],
+    }
+    command = [str(Path(sys.executable).parent / "ringfence"), *map(str, arguments)]
+    return await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, timeout=60, env=env
+    )
+
+
+async def test_the_command_lists_exports_and_verifies_with_a_key_had_by_another_way(
+    live: Live, tmp_path: Path
+) -> None:
+    await attested(live)
+    listed = await ringfence(live, tmp_path, "evidence", "list", "press-1", "--json")
+    (only,) = json.loads(listed.stdout)
+    out = tmp_path / "out"
+    done = await ringfence(live, tmp_path, "evidence", "export", "press-1", "--id", only["id"], "--out", out)
+    assert done.returncode == 0, done.stderr
+    key = await ringfence(live, tmp_path, "evidence", "key")
+    (tmp_path / "had.pem").write_text(key.stdout)
+    good = await ringfence(live, tmp_path, "evidence", "verify", out, "--key", tmp_path / "had.pem")
+    assert good.returncode == 0 and "affirming" in good.stdout, good.stderr
+    again = await ringfence(live, tmp_path, "evidence", "export", "press-1", "--out", out)
+    assert again.returncode == 1 and "not empty" in again.stderr
+    stranger = ec.generate_private_key(ec.SECP256R1()).public_key()
+    (tmp_path / "other.pem").write_bytes(
+        stranger.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    wrong = await ringfence(live, tmp_path, "evidence", "verify", out, "--key", tmp_path / "other.pem")
+    assert wrong.returncode == 1 and "result.signature" in wrong.stdout
+    (out / bundle.QUOTE).unlink()
+    assert (await ringfence(live, tmp_path, "evidence", "verify", out)).returncode == 2
+    token = (await ringfence(live, tmp_path, "evidence", "result", "press-1")).stdout.strip()
+    assert (
+        verify_result(token.encode(), load_result_key(key.stdout.encode()), now=time.time()).sub == "press-1"
+    )
