@@ -121,7 +121,9 @@ class Fleet(Enrolling, Referencing):
     ) -> Outcome:
         """Record evidence that did not verify (c07). For a failure of our own use code `verification.failed`."""
         return await self._store.run(
-            lambda tx: reports.reject_evidence(tx, self._settings, node, rejected, now=now, presented=presented)
+            lambda tx: reports.reject_evidence(
+                tx, self._settings, node, rejected, now=now, presented=presented
+            )
         )
 
     async def renew_certificate(
