@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -41,12 +42,23 @@ def one(name: str, arguments: list[str]) -> None:
         except Rejected:
             pass
 
-    atheris.Setup([sys.argv[0], *arguments], run)
+    atheris.Setup([str(_again(name)), *arguments], run)
     atheris.Fuzz()
+
+
+def _again(name: str) -> Path:
+    """Return a program that fuzzes one harness: what libFuzzer runs for each step of a merge."""
+    program = GROWN / f"{name}.sh"
+    line = shlex.join([sys.executable, "-m", "tests.fuzz", "--one", name])
+    path = shlex.quote(os.environ.get("PYTHONPATH", ""))
+    program.write_text(f'#!/bin/sh\ncd {shlex.quote(str(TREE))}\nPYTHONPATH={path} exec {line} "$@"\n')
+    program.chmod(0o755)
+    return program
 
 
 def child(name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run this module again for one harness."""
+    GROWN.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tests.fuzz", "--one", name, *map(str, arguments)]
     paths = f"{TREE}:{TREE / 'build/fuzz'}:{os.environ.get('PYTHONPATH', '')}"
     return subprocess.run(
