@@ -22,9 +22,10 @@ def test_the_page_names_what_is_only_worth_a_look() -> None:
     listed = PAGE.read_text().partition("## Findings")[2].partition("<!-- codes")[0]
     for code in ADVISORY_CODES:
         assert code.endswith("-noted") or f"`{code}`" in listed
-    assert ADVISORY_CODES - {"boot.not-compared"} | {
-        "ima.catching-up"
-    } == boot.ADVISORY_CODES | ima.ADVISORY_CODES
+    assert (
+        ADVISORY_CODES - {"boot.not-compared"} | {"ima.catching-up"}
+        == boot.ADVISORY_CODES | ima.ADVISORY_CODES
+    )
 
 
 def test_what_is_only_noted_has_the_cure_of_what_is_refused() -> None:
