@@ -121,6 +121,31 @@ async def enrol(
     """
     keys = await asyncio.to_thread(store.keys, lambda: make_keys(tpm))
     await asyncio.to_thread(tpm.use_ak, blobs_of(keys))
+    finish = await _proof(config, tpm, post, keys)
+    while True:
+        reply = await post(ENROL_FINISH_PATH, finish)
+        if isinstance(reply, EnrolPending):
+            wanted = reply.waiting_for.replace("-", " ")
+            waiting(f"proved; waiting for {wanted}, asking again in {reply.retry_s:g} s")
+            await asyncio.sleep(reply.retry_s)
+            continue
+        if isinstance(reply, Refused):
+            raise Rejected(reply.code, reply.detail)
+        if not isinstance(reply, EnrolApproved) or reply.node != config.node:
+            raise Rejected("enrol.unexpected", "the reply is no approval of this node")
+        identity_of(reply.chain, keys)
+        enrolled = Enrolled(
+            site=reply.site,
+            chain=reply.chain,
+            directive_key=reply.directive_key,
+            root_metadata=reply.root_metadata,
+        )
+        await asyncio.to_thread(store.save_enrolled, enrolled)
+        return enrolled
+
+
+async def _proof(config: AgentConfig, tpm: Tpm, post: Post, keys: Keys) -> EnrolFinish:
+    """Begin, have the TPM open the challenge, and return the proof. Raises as `enrol` does."""
     ek_public, ek_certificate = await asyncio.to_thread(tpm.endorsement)
     ek_chain = await asyncio.to_thread(tpm.endorsement_chain)
     if config.tpm.ek_certificate:
@@ -153,27 +178,7 @@ async def enrol(
         csr=csr,
     )
     devids = await asyncio.to_thread(_devids, config, tpm, challenge.enrolment, keys)
-    finish = EnrolFinish(enrolment=challenge.enrolment, proof=proof(secret, message), devids=devids)
-    while True:
-        reply = await post(ENROL_FINISH_PATH, finish)
-        if isinstance(reply, EnrolPending):
-            wanted = reply.waiting_for.replace("-", " ")
-            waiting(f"proved; waiting for {wanted}, asking again in {reply.retry_s:g} s")
-            await asyncio.sleep(reply.retry_s)
-            continue
-        if isinstance(reply, Refused):
-            raise Rejected(reply.code, reply.detail)
-        if not isinstance(reply, EnrolApproved) or reply.node != config.node:
-            raise Rejected("enrol.unexpected", "the reply is no approval of this node")
-        identity_of(reply.chain, keys)
-        enrolled = Enrolled(
-            site=reply.site,
-            chain=reply.chain,
-            directive_key=reply.directive_key,
-            root_metadata=reply.root_metadata,
-        )
-        await asyncio.to_thread(store.save_enrolled, enrolled)
-        return enrolled
+    return EnrolFinish(enrolment=challenge.enrolment, proof=proof(secret, message), devids=devids)
 
 
 def _from_file(path: Path, chain: bytes) -> tuple[bytes, bytes]:

@@ -204,13 +204,14 @@ class Sessions:
         try:
             message: Report | Renew = decode(untrusted, FromAgent, max_bytes=MAX_FRAME_BYTES)  # type: ignore[arg-type]
         except Rejected as rejected:
-            await self._fleet.reject_evidence(session.node, rejected, now=time.time())
+            over = session.identity.fingerprint
+            await self._fleet.reject_evidence(session.node, rejected, now=time.time(), over=over)
             self._bell.ring()
             raise
         if isinstance(message, Renew):
             issue = self._issuing.issue(time.time())
             certificate = await self._fleet.renew_certificate(
-                session.node, message.csr, issue, now=time.time()
+                session.node, message.csr, issue, now=time.time(), over=session.identity.fingerprint
             )
             await session.send(Certificate(chain=certificate.chain))
         else:
@@ -270,7 +271,11 @@ class Sessions:
         try:
             evidence = await session.appraised(report, self._fleet)
             outcome = await self._fleet.take_report(
-                session.node, evidence, presented=session.presented, now=time.time()
+                session.node,
+                evidence,
+                presented=session.presented,
+                now=time.time(),
+                over=session.identity.fingerprint,
             )
             if evidence.body.keys_wanted:
                 session.keys_wanted = evidence.body.keys_wanted, evidence.counters
@@ -286,7 +291,9 @@ class Sessions:
             rejected = Rejected("verification.failed", "a fault of the controller; its log says more")
         self._metrics.rejected.labels(rejected.code).inc()
         presented, session.presented = session.presented, None
-        return await self._fleet.reject_evidence(session.node, rejected, presented=presented, now=time.time())
+        return await self._fleet.reject_evidence(
+            session.node, rejected, presented=presented, now=time.time(), over=session.identity.fingerprint
+        )
 
     async def _tell_others(self, nodes: Sequence[str]) -> None:
         try:

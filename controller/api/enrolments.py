@@ -68,13 +68,15 @@ async def list_enrolments(call: Call[EnrolmentQuery, Nothing]) -> Page[Enrolment
 
 async def approve(call: Call[Nothing, Approval]) -> EnrolmentView:
     """Let a node in; it gets its certificate when it asks next."""
-    return await call.services.fleet.approve(
+    view = await call.services.fleet.approve(
         _enrolment(call),
         actor=call.person.name,
         now=call.now,
         site=call.body.site,
         replace=call.body.replace,
     )
+    await call.services.sessions.drop(view.node)  # one that is open with the keys that were just revoked
+    return view
 
 
 async def reject(call: Call[Nothing, Reasoned]) -> EnrolmentView:

@@ -109,28 +109,47 @@ class Fleet(Enrolling, Referencing):
         return await self._store.run(lambda tx: baselines.sections(tx, name, version))
 
     async def take_report(
-        self, node: str, evidence: Evidence, *, now: float, presented: Presented | None = None
+        self,
+        node: str,
+        evidence: Evidence,
+        *,
+        now: float,
+        presented: Presented | None = None,
+        over: bytes | None = None,
     ) -> Outcome:
-        """Judge verified evidence, store it, and say what follows: one transaction. `presented`: as it came."""
+        """Judge verified evidence, store it, and say what follows: one transaction. `presented`: as it came; `over`: the
+        SHA-256 of its session's certificate. Raises Rejected `session.certificate` where that is no longer bound."""
         return await self._store.run(
-            lambda tx: reports.take(tx, self._settings, node, evidence, now=now, presented=presented)
+            lambda tx: reports.take(
+                tx, self._settings, node, evidence, now=now, presented=presented, over=over
+            )
         )
 
     async def reject_evidence(
-        self, node: str, rejected: Rejected, *, now: float, presented: Presented | None = None
+        self,
+        node: str,
+        rejected: Rejected,
+        *,
+        now: float,
+        presented: Presented | None = None,
+        over: bytes | None = None,
     ) -> Outcome:
-        """Record evidence that did not verify (c07). For a failure of our own use code `verification.failed`."""
+        """Record evidence that did not verify (c07). For a failure of our own use code `verification.failed`. `over` as
+        for `take_report`: what comes over a void session is not held against the node."""
         return await self._store.run(
             lambda tx: reports.reject_evidence(
-                tx, self._settings, node, rejected, now=now, presented=presented
+                tx, self._settings, node, rejected, now=now, presented=presented, over=over
             )
         )
 
     async def renew_certificate(
-        self, node: str, csr: bytes, issue: Issue, *, now: float
+        self, node: str, csr: bytes, issue: Issue, *, now: float, over: bytes | None = None
     ) -> IssuedCertificate:
-        """Issue and bind a new certificate; the old one stays good until a session opens with the new one."""
-        return await self._store.run(lambda tx: sessions.renew_certificate(tx, node, csr, issue, now=now))
+        """Issue and bind a new certificate; the old one stays good until a session opens with the new one. `over` as for
+        `take_report`."""
+        return await self._store.run(
+            lambda tx: sessions.renew_certificate(tx, node, csr, issue, now=now, over=over)
+        )
 
     async def directive_for(self, node: str, *, now: float) -> Directive:
         """A new directive with the next number. Raises Rejected `session.unknown-node`."""

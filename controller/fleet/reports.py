@@ -33,9 +33,10 @@ def take(
     *,
     now: float,
     presented: Presented | None = None,
+    over: bytes | None = None,
 ) -> Outcome:
     """See Fleet.take_report."""
-    row = sessions.known(tx, node, lock=True)
+    row = sessions.known(tx, node, lock=True, over=over)
     body = evidence.body
     appraisal = judge.appraise(
         [*evidence.findings, *_obedience(row, body, now)],
@@ -89,9 +90,10 @@ def reject_evidence(
     *,
     now: float,
     presented: Presented | None = None,
+    over: bytes | None = None,
 ) -> Outcome:
     """See Fleet.reject_evidence. Nothing of the refused report is stored but the refusal."""
-    row = sessions.known(tx, node, lock=True)
+    row = sessions.known(tx, node, lock=True, over=over)
     appraisal = judge.appraise_rejection(rejected, row.tier)
     grave = appraisal.tier == "contraindicated" and bool(appraisal.suspicions)
     if presented is not None:

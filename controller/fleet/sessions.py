@@ -10,11 +10,17 @@ from controller.store import Refused, Transaction, events, nodes
 from controller.store.nodes import NodeRow
 
 
-def known(tx: Transaction, node: str, *, lock: bool = False) -> NodeRow:
-    """Return the node. Raises Rejected `session.unknown-node`."""
+def known(tx: Transaction, node: str, *, lock: bool = False, over: bytes | None = None) -> NodeRow:
+    """Return the node. Raises Rejected `session.unknown-node`.
+
+    `over` is the SHA-256 of the certificate of the session that asks. The node may have enrolled anew since it was opened,
+    at another controller perhaps: then what comes over it is nobody's word, good or bad (`session.certificate`; b04).
+    """
     row = nodes.load(tx, node, lock=lock)
     if row is None:
         raise Rejected("session.unknown-node", node[:63])
+    if over is not None and over not in {row.certificate_sha256, row.next_certificate_sha256}:
+        raise Rejected("session.certificate", f"not the certificate that is bound to {node}")
     return row
 
 
@@ -64,9 +70,7 @@ def open_session(
 
 def check_certificate(tx: Transaction, node: str, certificate_sha256: bytes) -> None:
     """See Fleet.check_certificate."""
-    row = known(tx, node)
-    if certificate_sha256 not in {row.certificate_sha256, row.next_certificate_sha256}:
-        raise Rejected("session.certificate", f"not the certificate that is bound to {node}")
+    known(tx, node, over=certificate_sha256)
 
 
 def close_session(tx: Transaction, node: str, *, now: float) -> None:
@@ -80,10 +84,10 @@ def session(tx: Transaction, node: str) -> SessionRecord:
 
 
 def renew_certificate(
-    tx: Transaction, node: str, csr: bytes, issue: Issue, *, now: float
+    tx: Transaction, node: str, csr: bytes, issue: Issue, *, now: float, over: bytes | None = None
 ) -> IssuedCertificate:
     """See Fleet.renew_certificate."""
-    row = known(tx, node, lock=True)
+    row = known(tx, node, lock=True, over=over)
     issued = issue(NodeIdentity(node=node, site=row.site), csr)
     nodes.set_certificates(
         tx, node, current=row.certificate_sha256, following=issued.sha256, not_after=issued.not_after

@@ -30,7 +30,7 @@ from controller.config import Limits
 from tests.controller.live import Live, running
 from tests.controller.test_sessions import request
 from tests.parts.simulator import ek_id, new_fleet
-from tests.parts.softtpm import SoftTpm
+from tests.parts.softtpm import SoftTpm, new_scalar
 
 
 @pytest_asyncio.fixture
@@ -206,3 +206,31 @@ async def test_strangers_who_fail_too_often_must_wait(tmp_path: Path) -> None:
     async with running(tmp_path, limits=Limits(failures_per_minute=3)) as live:
         codes = [await refused(live, ENROL_BEGIN_PATH, b"\xc1") for _ in range(5)]
         assert codes == ["message.malformed"] * 3 + ["limit.failures"] * 2
+
+
+async def test_b04_a_session_from_before_ends_when_new_keys_are_approved(live: Live) -> None:
+    node = await live.node("press-1")
+    await node.exchange(node.report())
+    since = (await live.fleet.node("press-1")).summary.last_report_at
+    disk = SoftTpm(node.identity.ek, new_scalar())
+    begin = begin_of(disk)
+    _, challenge = await post(live, ENROL_BEGIN_PATH, begin)
+    assert isinstance(challenge, EnrolChallenge)
+    finish = finish_of(disk, begin, challenge)
+    _, pending = await post(live, ENROL_FINISH_PATH, finish)
+    assert isinstance(pending, EnrolPending)
+    await node.exchange(node.report())  # nothing has changed for it yet
+    _, listed = await live.call("GET", "/api/v1/enrolments?state=proved")
+    assert listed["items"][0]["approve_with"].endswith("--replace")  # type: ignore[index]
+    path = f"/api/v1/enrolments/{challenge.enrolment}/approve"
+    assert (await live.call("POST", path, {}))[0] == 409
+    status, _ = await live.call("POST", path, {"replace": True})
+    assert status == 200
+    with pytest.raises((ConnectionError, RuntimeError)):
+        await node.exchange(node.report())
+        await node.exchange(node.report())
+    shown = await live.fleet.node("press-1")
+    assert shown.summary.tier != "contraindicated" and not shown.summary.connected
+    assert since is not None
+    _, approved = await post(live, ENROL_FINISH_PATH, finish)
+    assert isinstance(approved, EnrolApproved)

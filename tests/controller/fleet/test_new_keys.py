@@ -13,7 +13,7 @@ from controller.enrolment_records import Admitted, DevIds, EnrolmentRequest
 from controller.policy import SitePolicy
 from controller.store import Store
 from controller.tpmrecord import TpmRecord
-from tests.parts.fleets import ACTOR, T0, FleetLab, finding, finish_of, issue, request
+from tests.parts.fleets import ACTOR, T0, FleetLab, evidence, finding, finish_of, issue, request
 
 
 async def _code(awaitable: object) -> str:
@@ -221,3 +221,23 @@ async def test_what_is_known_of_the_tpm_is_shown(lab: FleetLab) -> None:
     assert (shown.kind, shown.manufacturer, shown.devids) == ("hardware", "Infineon", (device,))
     assert shown.notes == ("ek.x: y", "devid.certificate-path: by nobody")
     assert "devid.refused" in [event.kind for event in await lab.fleet.list_events(limit=500)]
+
+
+async def test_b04_what_comes_over_a_session_from_before_is_nobodys_word(lab: FleetLab) -> None:
+    """The session may be open at another controller, which does not know yet: neither praise nor blame, and no certificate."""
+    await lab.site("factory", SitePolicy(reenrol="same-ek"))
+    before = await lab.enrol("cam-1")
+    await lab.report("cam-1")
+    old = before.certificate.sha256
+    _, after = await comes(lab, request("cam-1", ak="new disk"))
+    assert after is not None
+    for refused in (
+        lab.fleet.take_report("cam-1", evidence("cam-1", number=9), now=T0 + 70, over=old),
+        lab.fleet.reject_evidence("cam-1", Rejected("quote.signature"), now=T0 + 70, over=old),
+        lab.fleet.renew_certificate("cam-1", b"CSR old", issue, now=T0 + 70, over=old),
+    ):
+        assert await _code(refused) == "session.certificate"
+    node = await lab.fleet.node("cam-1")
+    assert (node.summary.tier, node.certificate_sha256) == ("affirming", after.certificate.sha256.hex())
+    good = after.certificate.sha256
+    await lab.fleet.take_report("cam-1", evidence("cam-1", number=9), now=T0 + 71, over=good)
