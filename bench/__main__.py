@@ -39,10 +39,14 @@ def main() -> int:
     """Run the benches named, or all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="short: figures of the right order, no more")
+    parser.add_argument("--profile", action="store_true", help="only: where the controller's time goes")
     parser.add_argument(
         "only", nargs="*", choices=[[], *BENCHES], help="run only these; results.json is not written"
     )
     options = parser.parse_args()
+    if options.profile:
+        print(fleet.profile(quick=options.quick))
+        return 0
     figures: list[Figure] = []
     for name in options.only or BENCHES:
         print(f"{name} ...", flush=True)

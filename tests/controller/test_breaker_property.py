@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from msgspec import Struct
 
@@ -62,6 +62,12 @@ LIMITS = st.builds(
     window_s=st.just(600.0),
     same_value_nodes=st.integers(1, 3),
 )
+
+STORM = [
+    Step(what="bad", site=n % SITES, node=n // SITES, value=n, after_s=1.0) for n in range(SITES * NODES)
+]
+"""Every node compromised in its own way within seconds: what the breaker is for."""
+TIGHT = BreakerLimits(nodes=2, fleet_fraction=0.0, sites=1, window_s=600.0, same_value_nodes=3)
 
 
 def _appraisal(step: Step) -> Appraisal:
@@ -130,6 +136,7 @@ class Model:
 
 
 @given(steps=STEPS, limits=LIMITS)
+@example(steps=STORM, limits=TIGHT)
 @settings(max_examples=300, deadline=None)
 def test_c17_never_more_isolated_than_the_breaker_allows(steps: list[Step], limits: BreakerLimits) -> None:
     model, now = Model(limits), T0
@@ -190,6 +197,7 @@ async def _do(lab: FleetLab, step: Step, number: int, now: float) -> None:
 
 
 @given(steps=STEPS, limits=LIMITS)
+@example(steps=STORM, limits=TIGHT)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_c17_the_real_fleet_never_isolates_more_than_the_breaker_allows(
     sqlite_ready: Path, tmp_path: Path, steps: list[Step], limits: BreakerLimits
