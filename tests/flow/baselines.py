@@ -6,6 +6,12 @@ import hashlib
 
 WEIGHTS = hashlib.shake_128(b"vision-7").digest(256 * 1024)
 GUARDRAILS = b'{"refuse": ["faces", "plates"], "version": 3}\n'
+MEASURED = {
+    "/opt/models/vision-7.onnx": hashlib.sha256(WEIGHTS).digest(),
+    "/opt/models/guardrails.json": hashlib.sha256(GUARDRAILS).digest(),
+    "/usr/bin/inference": hashlib.sha256(b"inference").digest(),
+}
+"""What IMA measures on a node of the lab while it boots."""
 
 
 def text(
@@ -23,6 +29,7 @@ def text(
     `extra_port` opens one more TCP port to the enclave; `way` names the only interface to the controller;
     `boot` adds lines to that section.
     """
+    allowed = "".join(f'"{path}" = ["sha256:{digest.hex()}"]\n' for path, digest in MEASURED.items())
     ports = f"[8080, {extra_port}]" if extra_port else "[8080]"
     controller = f'[firewall.controller]\ninterface = "{way}"\n' if way else ""
     return f"""\
@@ -110,6 +117,8 @@ address = "any"
 port = 8080
 reason = "the inference service"
 
+[ima.allow]
+{allowed}
 [boot]
 event_log = "required"
 reference = "enrolment"

@@ -27,8 +27,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from tests.flow import baselines
-from tests.parts import inference
+from tests.parts import imalog, inference
 from tests.parts.adminapi import AdminApi, ApiError
+from tests.parts.simulator import replayed
 from tests.parts.swtpm import EkAuthority, SoftwareTpm
 from tests.parts.topology import Host, Topology
 from tests.parts.usbtree import UsbTree
@@ -94,10 +95,26 @@ class Node:
         """Return the file that the agent reads as the firmware's log."""
         return self.folder / "binary_bios_measurements"
 
+    @property
+    def ima_log(self) -> Path:
+        """Return the file that the agent reads as the kernel's IMA log."""
+        return self.folder / "binary_runtime_measurements"
+
     def boot(self, log: bytes) -> None:
-        """Switch the TPM on (again) and measure this log, as the firmware does; the agent must not be running."""
+        """Switch the TPM on (again), measure this log, as the firmware does, and what runs first, as the kernel does.
+
+        The agent must not be running.
+        """
         self.tpm.reboot(log)
         self.firmware_log.write_bytes(log)
+        self.ima_log.write_bytes(b"")
+        self.measure(imalog.of_boot(replayed(log), baselines.MEASURED))
+
+    def measure(self, lines: bytes) -> None:
+        """Append records to the IMA log, then extend PCR 10 with them: in the kernel's order."""
+        with self.ima_log.open("ab") as file:
+            file.write(lines)
+        self.tpm.extend(imalog.measurements(lines))
 
     def start_agent(self) -> None:
         """Run `ringfence-agent run`."""
@@ -399,6 +416,7 @@ ca = "{self.ca}"
 [tpm]
 tcti = "{node.tpm.tcti}"
 event_log = "{node.firmware_log}"
+ima_log = "{node.ima_log}"
 
 [roots]
 sysfs = "{node.folder}/sys"

@@ -19,6 +19,7 @@ from tests.parts import imalog
 from tests.parts.simulator import replayed
 from tests.parts.softtpm import SoftTpm, new_scalar
 
+MAX_REPORTS = 100
 CERTIFICATE_SHA256 = hashlib.sha256(b"certificate").digest()
 
 
@@ -140,9 +141,8 @@ def attest(
     node: Attester, appraiser: Appraiser, policies: Policies, reference: bytes | None = None
 ) -> tuple[Appraiser, Evidence, int]:
     """Report until the logs are all there; return the session's next appraiser, the evidence and the number of reports."""
-    asked, rounds = appraiser.asking(), 0
-    while True:
-        rounds += 1
+    asked = appraiser.asking()
+    for rounds in range(1, MAX_REPORTS):
         nonce = node.nonce()
         report = node.report(nonce, asked)
         try:
@@ -151,3 +151,4 @@ def attest(
             asked = more.asked
             continue
         return appraiser.renewed(after(appraiser.record, evidence), policies), evidence, rounds
+    raise AssertionError("always asked for more")
