@@ -13,7 +13,7 @@ from contract.references import NOTHING_EXPECTED, Expected, policy_fingerprint
 from controller.records import Record, Sections
 
 
-class Policies(Record, frozen=True, kw_only=True):
+class Policies(Record, frozen=True, kw_only=True, weakref=True):
     """What one baseline says of attestation."""
 
     boot: BootPolicy
@@ -23,12 +23,14 @@ class Policies(Record, frozen=True, kw_only=True):
     """Of the [boot] section and what is announced: a boot that was judged by another one is judged again."""
     ima: ImaRules | None
     """None: the baseline has no [ima] section, and nobody wants the log."""
+    without: Policies | None = None
+    """The same where nothing is announced: lives for as long as any site's do."""
 
 
 def expecting(policies: Policies, expected: Expected) -> Policies:
     """Return the same policies at a site for which something is announced."""
     fingerprint = policy_fingerprint(policies.boot, None, expected)
-    return msgspec.structs.replace(policies, expected=expected, fingerprint=fingerprint)
+    return msgspec.structs.replace(policies, expected=expected, fingerprint=fingerprint, without=policies)
 
 
 def compiled(sections: Sections) -> Policies:

@@ -1,14 +1,16 @@
 """The compiled policies of this process: read from the store when the first session needs them, shared by all others.
 
-An allow-list is megabytes and takes a while to compile: it is kept by the content of its baseline, never once a node.
+An allow-list is megabytes and takes a while to compile: there is one for each baseline, never one for each node. It lives
+for as long as a session uses it, and the ones used last a little longer, for nodes that come back.
 Refuses nothing: sections were checked when they were pushed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import deque
 from typing import Final
+from weakref import WeakValueDictionary
 
 from contract.directive import WantedBaseline
 from contract.references import announced_at
@@ -16,10 +18,8 @@ from controller.fleet import Fleet
 from controller.policies import STRICTEST, Policies, compiled, expecting
 from controller.records import SessionRecord
 
-MAX_KEPT: Final = 32
-"""Baselines whose rules are kept: those of a rollout and the ones before it."""
-MAX_SITES_KEPT: Final = 1024
-"""Sites for which something is announced and whose nodes report at this time."""
+MAX_KEPT: Final = 8
+"""Policies that are kept although no session uses them, the newest: some 10 to 50 MB each with a whole release in them."""
 
 
 class PolicyBook:
@@ -27,8 +27,9 @@ class PolicyBook:
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
-        self._kept: OrderedDict[str, Policies] = OrderedDict()
-        self._at_sites: OrderedDict[tuple[str, str, str, str], Policies] = OrderedDict()
+        self._known: WeakValueDictionary[str, Policies] = WeakValueDictionary()
+        self._at_sites: WeakValueDictionary[tuple[str, str, str, str], Policies] = WeakValueDictionary()
+        self._newest: deque[Policies] = deque(maxlen=MAX_KEPT)
         self._one_at_a_time = asyncio.Lock()
 
     async def of(self, record: SessionRecord, *, now: float) -> Policies:
@@ -44,22 +45,20 @@ class PolicyBook:
         if kept is None:
             expected = await self._fleet.expected(record.site, now=now)
             kept = self._at_sites.setdefault(key, expecting(policies, expected))
-            while len(self._at_sites) > MAX_SITES_KEPT:
-                self._at_sites.popitem(last=False)
+            self._newest.append(kept)
         return kept
 
     async def _of_baseline(self, baseline: WantedBaseline | None) -> Policies:
         if baseline is None:
             return STRICTEST
-        kept = self._kept.get(baseline.sha256)
-        if kept is not None:
-            return kept
+        known = self._known.get(baseline.sha256)
+        if known is not None:
+            return known
         async with self._one_at_a_time:
-            kept = self._kept.get(baseline.sha256)
-            if kept is None:
+            known = self._known.get(baseline.sha256)
+            if known is None:
                 sections = await self._fleet.sections(baseline.name, baseline.version)
-                kept = await asyncio.to_thread(compiled, sections)
-                self._kept[baseline.sha256] = kept
-                while len(self._kept) > MAX_KEPT:
-                    self._kept.popitem(last=False)
-        return kept
+                known = await asyncio.to_thread(compiled, sections)
+                self._known[baseline.sha256] = known
+                self._newest.append(known)
+        return known
