@@ -7,18 +7,21 @@ root user: it can explain an upgrade to people, and vouch for nothing.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import stat
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 RPM_TIMEOUT_S: Final = 120.0
 _HASH_BYTES: Final = 1024 * 1024
 _RPM_FOLDERS: Final = ("usr/lib/sysimage/rpm", "var/lib/rpm")
+_RPM_NAMES: Final = ("rpmdb.sqlite", "Packages", "Packages.db")
+_RPM_VERSIONS: Final = r"%{=NAME}\t%{=EVR}\n"
 _RPM_FORMAT: Final = (
     r"[%{=NAME}\t%{=EVR}\t%{=INSTALLTIME}\t%{=FILEDIGESTALGO}\t%{FILEMODES}\t%{FILEDIGESTS}\t%{FILENAMES}\n]"
 )
@@ -46,6 +49,17 @@ class InstalledPackage(NamedTuple):
     files: tuple[PackageFile, ...]
 
 
+class PackageVersion(NamedTuple):
+    """A package without its files."""
+
+    name: str
+    version: str
+    kind: Literal["dpkg", "rpm"]
+    """Whose order of versions holds."""
+    state: str
+    """`installed`, or how far dpkg came with it: `unpacked`, `half-configured` and the like."""
+
+
 class PackageDatabase:
     """All packages below one root. Reads when asked, and remembers nothing."""
 
@@ -56,7 +70,7 @@ class PackageDatabase:
     def stamp(self) -> tuple[int, ...]:
         """Return what differs as soon as a package was changed."""
         watched = ["var/lib/dpkg/status", "var/lib/dpkg/info"]
-        watched += [f"{folder}/{name}" for folder in _RPM_FOLDERS for name in ("rpmdb.sqlite", "Packages")]
+        watched += [f"{folder}/{name}" for folder in _RPM_FOLDERS for name in _RPM_NAMES]
         found = []
         for path in watched:
             try:
@@ -69,6 +83,46 @@ class PackageDatabase:
         """Yield every package. A database that is not there has none; raises OSError if `rpm` itself fails."""
         yield from self._dpkg()
         yield from self._rpm()
+
+    def versions(self) -> list[PackageVersion]:
+        """Return every package with its version. Raises OSError: no database at all, or `rpm` fails."""
+        found, databases = [], 0
+        try:
+            for fields in self._paragraphs():
+                name, version, state = fields["Package"], fields.get("Version", ""), fields["State"]
+                found.append(PackageVersion(name, version, "dpkg", state))
+            databases += 1
+        except FileNotFoundError:
+            pass
+        if (folder := self._rpm_folder()) is not None:
+            for line in self._ask_rpm(folder, _RPM_VERSIONS):
+                name, _, version = line.partition("\t")
+                if name != "gpg-pubkey":  # a key, not a package
+                    found.append(PackageVersion(name, version, "rpm", "installed"))
+            databases += 1
+        if not databases:
+            raise OSError(errno.ENOENT, "neither dpkg's nor rpm's database is there")
+        return found
+
+    def dpkg_sums(self, folders: Sequence[str]) -> dict[str, str]:
+        """Return path to MD5 of what dpkg's packages have below some folders (real paths, with `/` at the end).
+
+        Raises OSError if there is no dpkg.
+        """
+        # The last two parts are what a path has left where `/lib` is a link to `/usr/lib`.
+        needles = [("/".join(folder.strip("/").split("/")[-2:]) + "/").encode() for folder in folders]
+        base = self._root / "var/lib/dpkg"
+        status = (base / "status").read_text("utf-8", "surrogateescape")
+        found = {self._real(path): digest for path, digest in _CONFFILE.findall(status)}
+        for sums in (base / "info").glob("*.md5sums"):
+            content = sums.read_bytes()
+            if not any(needle in content for needle in needles):
+                continue
+            for line in content.splitlines():
+                if any(needle in line for needle in needles):
+                    digest, _, path = line.decode("utf-8", "surrogateescape").partition("  ")
+                    found[self._real("/" + path)] = digest
+        return {path: digest for path, digest in found.items() if path.startswith(tuple(folders))}
 
     def sha256_of(self, file: PackageFile) -> str | None:
         """Return the SHA-256 of a file as it is now, or None if it is not what the database records, or is not there."""
@@ -107,14 +161,10 @@ class PackageDatabase:
     def _dpkg(self) -> Iterator[InstalledPackage]:
         base = self._root / "var/lib/dpkg"
         try:
-            status = (base / "status").read_text("utf-8", "surrogateescape")
+            paragraphs = list(self._paragraphs())
         except OSError:
             return
-        for paragraph in status.split("\n\n"):
-            fields = dict(_FIELD.findall(paragraph))
-            state = fields.get("Status", "").split()
-            if len(state) != 3 or state[2] in ("not-installed", "config-files") or "Package" not in fields:
-                continue
+        for fields in paragraphs:
             name = fields["Package"]
             stem = name
             if fields.get("Multi-Arch") == "same":
@@ -123,8 +173,17 @@ class PackageDatabase:
                 changed_at = (base / f"info/{stem}.list").stat().st_mtime
             except OSError:
                 continue
-            files = tuple(self._dpkg_files(base, stem, paragraph))
+            files = tuple(self._dpkg_files(base, stem, fields["Text"]))
             yield InstalledPackage(name, fields.get("Version", ""), changed_at, files)
+
+    def _paragraphs(self) -> Iterator[dict[str, str]]:
+        """Yield the fields of each package that is there in any part. `State` is dpkg's word, `Text` the whole. Raises OSError."""
+        status = (self._root / "var/lib/dpkg/status").read_text("utf-8", "surrogateescape")
+        for paragraph in status.split("\n\n"):
+            fields = dict(_FIELD.findall(paragraph))
+            state = fields.get("Status", "").split()
+            if len(state) == 3 and state[2] not in ("not-installed", "config-files") and "Package" in fields:
+                yield {**fields, "State": state[2], "Text": paragraph}
 
     def _dpkg_files(self, base: Path, stem: str, paragraph: str) -> Iterator[PackageFile]:
         try:
@@ -141,20 +200,11 @@ class PackageDatabase:
             yield PackageFile(f"/var/lib/dpkg/info/{stem}.{script}", "", "")
 
     def _rpm(self) -> Iterator[InstalledPackage]:
-        for folder in _RPM_FOLDERS:
-            if any(
-                (self._root / folder / name).exists() for name in ("rpmdb.sqlite", "Packages", "Packages.db")
-            ):
-                break
-        else:
+        folder = self._rpm_folder()
+        if folder is None:
             return
-        command = ["rpm", "--dbpath", str((self._root / folder).absolute()), "-qa", "--qf", _RPM_FORMAT]
-        try:
-            done = subprocess.run(command, capture_output=True, check=True, timeout=RPM_TIMEOUT_S)
-        except subprocess.SubprocessError as error:
-            raise OSError(f"rpm did not answer: {error}") from None
         found: dict[tuple[str, str], tuple[float, list[PackageFile]]] = {}
-        for line in done.stdout.decode("utf-8", "surrogateescape").splitlines():
+        for line in self._ask_rpm(folder, _RPM_FORMAT):
             fields = line.split("\t", 6)
             if len(fields) != 7:
                 continue
@@ -165,6 +215,21 @@ class PackageDatabase:
                 files.append(PackageFile(self._real(path), kind, digest))
         for (name, version), (installed_at, files) in found.items():
             yield InstalledPackage(name, version, installed_at, tuple(files))
+
+    def _rpm_folder(self) -> Path | None:
+        for folder in _RPM_FOLDERS:
+            if any((self._root / folder / name).exists() for name in _RPM_NAMES):
+                return self._root / folder
+        return None
+
+    def _ask_rpm(self, folder: Path, form: str) -> list[str]:
+        """Return the lines rpm prints for all packages. Raises OSError."""
+        command = ["rpm", "--dbpath", str(folder.absolute()), "-qa", "--qf", form]
+        try:
+            done = subprocess.run(command, capture_output=True, check=True, timeout=RPM_TIMEOUT_S)
+        except subprocess.SubprocessError as error:
+            raise OSError(f"rpm did not answer: {error}") from None
+        return done.stdout.decode("utf-8", "surrogateescape").splitlines()
 
 
 _FIELD = re.compile(r"^(Package|Status|Version|Architecture|Multi-Arch): (.*)$", re.MULTILINE)
