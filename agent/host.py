@@ -22,7 +22,9 @@ from typing import NamedTuple
 import psutil
 
 from agent.devices import DeviceEvents, UsbTree
+from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
+from agent.tree import Tree
 
 __all__ = ["FileFacts", "Host", "Identity", "Listener", "printable"]
 
@@ -57,6 +59,8 @@ class Host:
         self._root = root
         self._proc_root = proc_root
         self.usb = UsbTree(sysfs_root)
+        self.tree = Tree(root)
+        self.packages = PackageDatabase(root)
         self.processes = ProcTree(proc_root)
 
     # Facts
