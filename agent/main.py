@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files.
+"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files, learn-model.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -28,6 +28,7 @@ from agent.host import Host
 from agent.learn_files import learn, toml_of
 from agent.loop import Loop, boottime
 from agent.machine import POSTURES
+from agent.models.learn import learn_model
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
 from agent.packages import PackageDatabase
@@ -213,6 +214,9 @@ def learn_files(
         click.echo(
             f"more than a baseline holds ({MAX_TOML_BYTES} bytes): use --exclude or --only-measured", err=True
         )
+
+
+cli.add_command(learn_model)
 
 
 def main() -> NoReturn:

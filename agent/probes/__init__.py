@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "UNSEEN",
+    "Contradiction",
     "ControllerEndpoint",
     "Difference",
     "Notice",
@@ -84,6 +85,14 @@ class Notice(NamedTuple):
     severity: Severity
     summary: str
     detail: dict[str, str]
+
+
+class Contradiction(NamedTuple):
+    """Something in one section that cannot stand beside another section."""
+
+    at: tuple[str | int, ...]
+    """The key that is refused, from the section's name on."""
+    expected: str
 
 
 S = TypeVar("S", bound=SectionBase)
@@ -171,8 +180,14 @@ def could_not_look(key: str, wanted: str, error: Exception) -> Difference:
     return Difference(key, f"{wanted} (could not look: {reason})", UNSEEN)
 
 
+Check = Callable[[Mapping[str, SectionBase]], Iterable[Contradiction]]
+
+
 class ProbeModule(Protocol):
-    """What a file in this folder exposes."""
+    """What a file in this folder exposes; besides, where sections must agree, `contradictions(sections)`.
+
+    That is called for baselines that have the module's section, with all sections, and yields `Contradiction`.
+    """
 
     Section: type[SectionBase]
     Probe: type[Probe[Any]]
@@ -187,7 +202,8 @@ def sections() -> dict[str, ProbeModule]:
 def parse_sections(baseline: baselines.Baseline) -> dict[str, SectionBase]:
     """Return every section of a baseline, typed by its probe, in the order of the text.
 
-    Raises Rejected `baseline.key`, with file, line, key and what was expected, also for a section that no probe has.
+    Raises Rejected `baseline.key`, with file, line, key and what was expected, also for a section that no probe has
+    and for sections that contradict each other.
     """
     known = sections()
     parsed: dict[str, SectionBase] = {}
@@ -195,6 +211,10 @@ def parse_sections(baseline: baselines.Baseline) -> dict[str, SectionBase]:
         if name not in known:
             raise baselines.refuse(baseline, (name,), f"unknown section; expected one of: {', '.join(known)}")
         parsed[name] = baselines.section(baseline, name, known[name].Section)
+    for name in parsed:
+        check: Check | None = getattr(known[name], "contradictions", None)
+        for found in check(parsed) if check is not None else ():
+            raise baselines.refuse(baseline, found.at, found.expected)
     return parsed
 
 

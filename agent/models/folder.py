@@ -1,0 +1,32 @@
+"""What lies below a model's root, at any depth, within bounds."""
+
+from __future__ import annotations
+
+import errno
+
+from agent.host import Host
+
+MAX_ENTRIES = 65_536
+MAX_DEPTH = 32
+
+
+def files_below(host: Host, root: str) -> dict[str, bool]:
+    """Return path, relative to `root`, of all that is no folder, and whether it is a regular file.
+
+    Names that are no UTF-8 are shown with `\\xNN`. Raises OSError; E2BIG for more than MAX_ENTRIES or deeper than MAX_DEPTH.
+    """
+    found: dict[str, bool] = {}
+    folders = [""]
+    while folders:
+        above = folders.pop()
+        if above.count("/") > MAX_DEPTH:
+            raise OSError(errno.E2BIG, f"folders deeper than {MAX_DEPTH}", root)
+        for entry in host.tree.entries(f"{root}/{above}".rstrip("/")):
+            if entry.kind == "folder":
+                folders.append(f"{above}{entry.name}/")
+            else:
+                path = (above + entry.name).encode("utf-8", "surrogateescape")
+                found[path.decode("utf-8", "backslashreplace")] = entry.kind == "file"
+            if len(found) + len(folders) > MAX_ENTRIES:
+                raise OSError(errno.E2BIG, f"more than {MAX_ENTRIES} files", root)
+    return found

@@ -1,0 +1,273 @@
+"""`[models]`: AI models as manifests of digests: weights, tokenizer, prompt, guardrails, configuration.
+
+Refuses to follow symbolic links. Small files are hashed in the pass, big ones in slices beside it
+(`agent.models.hashing`), without pushing the running model server out of the page cache. A digest holds as long as `stat` shows the very
+same file, and for `verify_every_h` at most; a file whose `stat` changed goes first. Weights cannot be restored
+from here; prompts and guardrails whose text the baseline carries are written anew.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from agent import probes
+from agent.firewall.section import ForwardRule, Rule, checked_network
+from agent.firewall.section import Section as FirewallSection
+from agent.host import Identity
+from agent.models.folder import files_below
+from agent.models.hashing import Hashed, Verifier, hash_now, identity_of
+from agent.models.quiet import verity_of
+from agent.models.section import CARRIED, File, Model, Section
+from agent.probes import Contradiction, Difference, Notice, could_not_look
+from agent.probes._bounds import bounded
+from agent.probes.files import Section as FilesSection
+from agent.tree import Kept, file_of
+from contract.messages import Drift
+
+__all__ = ["Probe", "Section", "contradictions"]
+
+SMALL_FILE_BYTES = 1024 * 1024
+"""Up to this size a file is hashed in the pass itself (some 1 to 5 ms)."""
+PASS_BYTES = 8 * 1024 * 1024
+"""No more than this is read in one pass; the rest goes to the thread."""
+PROGRESS_S = 300.0
+"""A verification that goes on for longer says so this often."""
+MAX_DRIFTS = 64
+"""For one model; past it one more tells how many."""
+MAX_NAMED = 8
+"""Unlisted files that are named; the others are counted."""
+_NOT_KEPT = "?"
+"""Remembered where nothing can be put back."""
+_PRIVATE_4 = [
+    ipaddress.IPv4Network(text)
+    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")
+]
+_PRIVATE_6 = [ipaddress.IPv6Network(text) for text in ("fc00::/7", "fe80::/10")]
+
+
+class Known(NamedTuple):
+    """The last digest of a file, and when it was made."""
+
+    hashed: Hashed
+    at: float
+
+
+class Probe(probes.Probe[Section]):
+    """Compares models with their manifests."""
+
+    def __init__(self, section: Section, around: probes.Surroundings) -> None:
+        super().__init__(section, around)
+        self._known: dict[str, Known] = {}
+        self._failed: dict[str, OSError] = {}
+        self._verifier = Verifier(around.host, read_bytes_s=section.read_mb_s * 1e6)
+        self._left_bytes = 0
+        self._changed: dict[str, Identity] = {}
+        self._told_changed: dict[str, Identity] = {}
+        self._told_at: float | None = None
+
+    def observe(self, now: float) -> list[Drift]:
+        """Return a drift for each file that is not as listed, is missing, or cannot be read, and for what is not listed."""
+        self._left_bytes = PASS_BYTES
+        for path, result in self._verifier.take().items():
+            self._failed.pop(path, None)
+            if isinstance(result, OSError):
+                self._failed[path] = result
+            else:
+                self._known[path] = Known(result, now)
+        found: list[Difference] = []
+        for model in self.section.model:
+            found += bounded(f"{model.root} more", self._differences(model, now), MAX_DRIFTS)
+        return self.drifts(found, now)
+
+    def repair(self, drifts: Sequence[Drift], now: float) -> None:
+        """Write prompts and guardrails whose text the baseline carries. Raises the first OSError after trying all."""
+        wrong = {drift.key for drift in drifts}
+        failed: OSError | None = None
+        for model in self.section.model:
+            for file in model.file:
+                path = model.at(file)
+                if file.content is None or not {path, f"{path} size", f"{path} sha256"} & wrong:
+                    continue
+                try:
+                    self._rewrite(path, file.content.encode())
+                except OSError as error:
+                    failed = failed or error
+        if failed is not None:
+            raise failed
+
+    def undo(self) -> None:
+        """Put back the texts from before the first repair, and stop reading."""
+        self._verifier.stop()
+        for path, value in self.remembered():
+            try:
+                if value != _NOT_KEPT:
+                    self.around.host.tree.put(path, msgspec.json.decode(value, type=Kept))
+            except OSError:  # its folder has gone
+                pass
+            self.forget(path)
+
+    def notices(self, now: float) -> list[Notice]:
+        """Return how far a verification is, its end, and each file whose `stat` changed since its digest was made."""
+        out = []
+        for path, identity in self._changed.items():
+            if self._told_changed.get(path) != identity:
+                self._told_changed[path] = identity
+                summary = f"{path} was touched or replaced; it is read before all others"
+                out.append(Notice("models.changed", "warning", summary, {"path": path}))
+        self._changed = {}
+        progress = self._verifier.progress()
+        read = f"{progress.files_done} of {progress.files} files, "
+        read += f"{progress.bytes_done / 1e9:.2f} of {progress.bytes / 1e9:.2f} GB"
+        detail = {
+            "files_done": str(progress.files_done),
+            "files": str(progress.files),
+            "bytes_done": str(progress.bytes_done),
+            "bytes": str(progress.bytes),
+            "seconds": f"{progress.seconds:.0f}",
+        }
+        if progress.running and (self._told_at is None or abs(now - self._told_at) >= PROGRESS_S):
+            self._told_at = now
+            detail["path"] = progress.path
+            out.append(Notice("models.verifying", "info", f"{read} read", detail))
+        elif not progress.running and self._told_at is not None:
+            self._told_at = None
+            out.append(Notice("models.verified", "info", f"{read} read in {progress.seconds:.0f} s", detail))
+        return out
+
+    def verifying(self) -> bool:
+        """True while the thread has something to do."""
+        return self._verifier.progress().running
+
+    def _differences(self, model: Model, now: float) -> Iterator[Difference]:
+        # What steers the model first: it is small, and it is what can be mended.
+        listed = sorted(model.file, key=lambda file: file.kind not in CARRIED)
+        unlisted: list[str] = []
+        try:
+            there = files_below(self.around.host, model.root)
+        except FileNotFoundError:
+            yield Difference(model.root, f"{model.name} {model.version}", "not there")
+            return
+        except OSError as error:
+            yield could_not_look(model.root, "a look at the folder", error)
+        else:
+            unlisted = sorted(there.keys() - {file.path for file in listed}) if model.complete else []
+        for file in listed:
+            path = model.at(file)
+            try:
+                yield from self._wrong(file, path, now)
+            except FileNotFoundError:
+                yield Difference(path, "there", "not there")
+            except OSError as error:
+                yield could_not_look(path, "a look at the file", error)
+        if unlisted:
+            named = ", ".join(unlisted[:MAX_NAMED]) + (", ..." if len(unlisted) > MAX_NAMED else "")
+            yield Difference(f"{model.root} unlisted", "no other file", f"{len(unlisted)}: {named}")
+
+    def _wrong(self, file: File, path: str, now: float) -> Iterator[Difference]:
+        descriptor = self.around.host.open_file(path)
+        try:
+            identity = identity_of(descriptor)
+            verity = verity_of(descriptor) if file.verity else None
+        finally:
+            os.close(descriptor)
+        if file.verity and verity != file.verity:
+            yield Difference(f"{path} verity", file.verity, verity or "none")
+        if identity[2] != file.size_bytes:
+            yield Difference(f"{path} size", str(file.size_bytes), str(identity[2]))
+            return  # its digest cannot be right, and need not be computed
+        found = self._digest(path, identity, now)
+        if found not in (None, file.sha256):
+            yield Difference(f"{path} sha256", file.sha256, str(found))
+
+    def _digest(self, path: str, identity: Identity, now: float) -> str | None:
+        """Return the digest, the last one known while a new one is being computed, or None before the first."""
+        known = self._known.get(path)
+        same = known is not None and known.hashed.identity == identity
+        if known is not None and not same:
+            self._changed[path] = identity
+        if known is not None and same and known.hashed.settled and self._young(known, now):
+            return known.hashed.sha256
+        size = identity[2]
+        if size <= min(SMALL_FILE_BYTES, self._left_bytes):
+            self._left_bytes -= size
+            hashed = hash_now(self.around.host, path)
+            self._known[path] = Known(hashed, now)
+            return hashed.sha256
+        self._verifier.ask(path, size, first=known is not None and not same)
+        if path in self._failed:  # until it succeeds: a file that is written to all the time is never proved
+            raise self._failed[path]
+        return known.hashed.sha256 if known else None
+
+    def _young(self, known: Known, now: float) -> bool:
+        return 0 <= now - known.at < self.section.verify_every_h * 3600
+
+    def _rewrite(self, path: str, content: bytes) -> None:
+        tree, like = self.around.host.tree, Kept(kind="file", mode=0o644)
+        try:
+            before = tree.keep(path)
+            self.remember_first(path, msgspec.json.encode(before).decode())
+            if before.kind == "file":
+                like = msgspec.structs.replace(before, mode=before.mode & 0o777)
+        except OSError as error:
+            if error.errno not in (errno.EFBIG, errno.EINVAL):
+                raise
+            self.remember_first(path, _NOT_KEPT)  # huge, or no plain file: must not save it from repair
+        tree.put(path, file_of(content, like))
+
+
+def contradictions(sections: Mapping[str, probes.SectionBase]) -> Iterator[Contradiction]:
+    """Yield what no node can keep: a restricted model beside a way out, a file with two digests."""
+    models = sections.get("models")
+    assert isinstance(models, Section)  # noqa: S101  (called for baselines that have the section)
+    restricted = [f"{m.name} {m.version}" for m in models.model if m.classification == "restricted"]
+    firewall = sections.get("firewall")
+    if restricted and isinstance(firewall, FirewallSection):
+        yield from _ways_out(restricted[0], models.restricted_zones, firewall)
+    files = sections.get("files")
+    if isinstance(files, FilesSection):
+        digests = {model.at(file): file.sha256 for model in models.model for file in model.file}
+        for place, file in enumerate(files.file):
+            if file.sha256 is not None and digests.get(file.path, file.sha256) != file.sha256:
+                expected = f"expected the digest of [models] or none; {file.path} cannot have two"
+                yield Contradiction(("files", "file", place, "sha256"), expected)
+
+
+def _ways_out(model: str, allowed: list[str], firewall: FirewallSection) -> Iterator[Contradiction]:
+    rules: list[tuple[tuple[str, ...], Sequence[Rule | ForwardRule]]] = [
+        (("outbound",), firewall.outbound),
+        (("forward",), firewall.forward),
+        (("isolated", "outbound"), firewall.isolated.outbound),
+        (("maintenance", "outbound"), firewall.maintenance.outbound),
+        (("maintenance", "forward"), firewall.maintenance.forward),
+    ]
+    expected = (
+        f"expected no way out beside the restricted model {model!r}: one of the zones {', '.join(allowed)}"
+    )
+    used = set()
+    for at, listed in rules:
+        for place, rule in enumerate(listed):
+            zone, key = (rule.zone, "zone") if isinstance(rule, Rule) else (rule.destination, "to")
+            used.add(zone)
+            if zone not in allowed:
+                yield Contradiction(("firewall", *at, place, key), f"{expected}; got {zone!r}")
+    for zone in sorted(used & set(allowed)):
+        for place, text in enumerate(firewall.zones[zone].addresses):
+            if _too_wide(text):
+                yield Contradiction(
+                    ("firewall", "zones", zone, "addresses", place),
+                    "expected private addresses, or a prefix of at least /16 (IPv6: /48), "
+                    f"beside the restricted model {model!r}; {text} is no enclave",
+                )
+
+
+def _too_wide(text: str) -> bool:
+    network = checked_network(text)
+    if isinstance(network, ipaddress.IPv4Network):
+        return network.prefixlen < 16 and not any(network.subnet_of(private) for private in _PRIVATE_4)
+    return network.prefixlen < 48 and not any(network.subnet_of(private) for private in _PRIVATE_6)
