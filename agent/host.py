@@ -22,6 +22,7 @@ from typing import NamedTuple
 import psutil
 
 from agent.devices import DeviceEvents, UsbTree
+from agent.kernelmodules import ModuleTree
 from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
 from agent.tree import Tree
@@ -59,6 +60,7 @@ class Host:
         self._root = root
         self._proc_root = proc_root
         self.usb = UsbTree(sysfs_root)
+        self.modules = ModuleTree(proc_root, sysfs_root)
         self.tree = Tree(root)
         self.packages = PackageDatabase(root)
         self.processes = ProcTree(proc_root)
