@@ -1,0 +1,125 @@
+"""What the probes of accounts and services share: small files read once, package files, things put aside. Not a probe."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from agent.host import Host, Identity, facts_of
+from agent.probes import Probe
+from agent.tree import Kept
+
+T = TypeVar("T")
+
+SMALL_BYTES = 1024 * 1024
+KEPT_FOR_S = 3600.0
+"""A file is read anew after so long even if `stat` shows no change: a clock set back can hide one."""
+_SETTLED_NS = 2_000_000_000
+"""A file changed this lately may be changed again without another ctime."""
+MAX_ASIDE = 64
+"""Things put aside by one section; more stay where they are, and stay a drift."""
+_ASIDE = "aside "
+
+Path = Annotated[str, Meta(max_length=1024, pattern=r"\A(/[^/\x00-\x1f\x7f]+)+\Z")]
+Sha256 = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+Reason = Annotated[str, Meta(min_length=3, max_length=512)]
+
+
+class Small(NamedTuple, Generic[T]):
+    """A small file as it was read."""
+
+    parsed: T
+    sha256: str
+    md5: str
+    uid: int
+    names: int
+    """Hard links."""
+
+
+class Reader(Generic[T]):
+    """Reads files of one kind, each again only when it changed."""
+
+    def __init__(self, parse: Callable[[bytes], T]) -> None:
+        self._parse = parse
+        self._known: dict[str, tuple[Identity, float, Small[T]]] = {}
+
+    def read(self, host: Host, path: str) -> Small[T]:
+        """Return a file. Raises OSError; EFBIG for more than SMALL_BYTES."""
+        descriptor = host.open_file(path)
+        try:
+            identity, at = facts_of(descriptor).identity, time.monotonic()
+            found = os.fstat(descriptor)
+            known = self._known.get(path)
+            if (
+                known
+                and known[0] == identity
+                and at - known[1] < KEPT_FOR_S
+                and known[2].names == found.st_nlink
+            ):
+                return known[2]
+            content = b""
+            while part := os.read(descriptor, SMALL_BYTES):
+                content += part
+                if len(content) > SMALL_BYTES:
+                    raise OSError(errno.EFBIG, f"more than {SMALL_BYTES} bytes", path)
+        finally:
+            os.close(descriptor)
+        md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
+        sha256 = hashlib.sha256(content).hexdigest()
+        small = Small(self._parse(content), sha256, md5, found.st_uid, found.st_nlink)
+        if abs(time.time_ns() - found.st_ctime_ns) > _SETTLED_NS:
+            self._known[path] = (identity, at, small)
+        return small
+
+
+class PackagedFiles:
+    """Which files below some folders are as dpkg's packages brought them. Where there is no dpkg, none is."""
+
+    def __init__(self, host: Host, folders: Sequence[str]) -> None:
+        self._host = host
+        self._folders = folders
+        self._stamp: tuple[int, ...] | None = None
+        self._sums: dict[str, str] = {}
+
+    def has(self, path: str, md5: str) -> bool:
+        """True if a package brought this path with this content."""
+        stamp = self._host.packages.stamp()
+        if stamp != self._stamp:
+            try:
+                self._sums = self._host.packages.dpkg_sums(self._folders)
+            except OSError:
+                self._sums = {}
+            self._stamp = stamp
+        return self._sums.get(path) == md5
+
+
+def remember(probe: Probe[Any], path: str, kept: Kept) -> None:
+    """Keep what stood under a path before its first repair. Raises OSError if there is no room for more."""
+    known = {key for key, _ in probe.remembered()}
+    if _ASIDE + path not in known and len(known) >= MAX_ASIDE:
+        raise OSError(errno.ENOSPC, f"{MAX_ASIDE} things are put aside already", path)
+    probe.remember_first(_ASIDE + path, msgspec.json.encode(kept).decode())
+
+
+def put_aside(probe: Probe[Any], path: str) -> None:
+    """Take a file or link away, kept whole in the agent's state. Raises OSError; it then stays where it is."""
+    tree = probe.around.host.tree
+    kept = tree.keep(path)
+    if kept.kind != "absent":
+        remember(probe, path, kept)
+        tree.remove(path)
+
+
+def put_asides(probe: Probe[Any]) -> Iterator[tuple[str, Kept]]:
+    """Yield what was kept, by path; each is forgotten after the caller has done with it."""
+    for key, value in probe.remembered():
+        if key.startswith(_ASIDE):
+            yield key.removeprefix(_ASIDE), msgspec.json.decode(value, type=Kept)
+            probe.forget(key)
