@@ -26,6 +26,7 @@ MAX_CONTENT_BYTES = 64 * 1024
 MAX_CARRIED = 16
 MAX_FILES = 4096
 MAX_MODELS = 64
+Reason = Annotated[str, Meta(min_length=3, max_length=512)]
 _SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.[^/]+)?", re.DOTALL)
 """`model-00002-of-00004.safetensors`: how safetensors, GGUF and others number the parts of one file."""
 _PART = r"[^/\x00-\x1f\x7f]+"
@@ -43,6 +44,8 @@ class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """fs-verity digest, as `fsverity measure` prints it; absent: not looked at."""
     content: str | None = None
     """The text itself, for `prompt` and `guardrails`: written again in mode `enforce`."""
+    reason: Reason | None = None
+    """Where it says more than the model's."""
 
     def __post_init__(self) -> None:
         if {".", ".."} & set(self.path.split("/")):
@@ -71,7 +74,7 @@ class Model(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Of the data that the model holds and sees."""
     complete: bool = True
     """Whether no other file may be below the root."""
-    reason: Annotated[str, Meta(min_length=3, max_length=512)]
+    reason: Reason
     file: Annotated[list[File], Meta(min_length=1, max_length=MAX_FILES)]
 
     def __post_init__(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
+import struct
 import subprocess
 import threading
 import time
@@ -594,3 +596,75 @@ def test_a_file_cannot_have_two_digests() -> None:
     with pytest.raises(Rejected, match=r"files\.file\[0\]\.sha256: .*cannot have two"):
         section_of("models", model(entry("a", WEIGHTS)) + files)
     section_of("models", model(entry("a", b"other")) + files)
+
+
+# ---- fs-verity, on a file system that has it
+
+FS_IOC_ENABLE_VERITY = 0x40806685
+
+
+def _verity_digest(content: bytes) -> str:
+    """Return the digest as Documentation/filesystems/fsverity.rst defines it: SHA-256, blocks of 4096, no salt."""
+    level, size = content, len(content)
+    root = bytes(32)
+    while size:
+        blocks = [level[place : place + 4096].ljust(4096, b"\0") for place in range(0, len(level), 4096)]
+        hashes = [hashlib.sha256(block).digest() for block in blocks]
+        if len(hashes) == 1:
+            root = hashes[0]
+            break
+        level = b"".join(hashes)
+    descriptor = struct.pack("<BBBBIQ64s32s144s", 1, 1, 12, 0, 0, size, root, b"", b"")
+    return "sha256:" + hashlib.sha256(descriptor).hexdigest()
+
+
+@pytest.fixture
+def verity_folder(tmp_path: Path) -> Iterator[Path]:
+    image, mounted = tmp_path / "disk", tmp_path / "root"
+    image.write_bytes(bytes(32 * MIB))
+    mounted.mkdir()
+    for argv in (
+        ["mkfs.ext4", "-q", "-b", "4096", "-O", "verity", str(image)],
+        ["mount", "-o", "loop", str(image), str(mounted)],
+    ):
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip(f"{argv[0]} is not here")
+        if done.returncode:
+            pytest.skip(f"no file system with verity here: {done.stderr.strip()}")
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", str(mounted)], check=True)
+
+
+def test_a_verity_digest_is_asked_of_the_kernel(verity_folder: Path) -> None:
+    root = verity_folder / "opt/models/vision-7"
+    root.mkdir(parents=True)
+    content = os.urandom(MIB + 77)
+    (root / "w.onnx").write_bytes(content)
+    wanted = _verity_digest(content)
+    probe = _probe(verity_folder, model(entry("w.onnx", content, more=f'verity = "{wanted}"\n')))
+    assert [(drift.key[-6:], drift.found) for drift in probe.observe(1.0)] == [("verity", "none")]
+    _until_verified(probe)  # a file that is open keeps the file system mounted
+    with (root / "w.onnx").open("rb") as file:
+        argument = struct.pack("=IIIIQIIQ88x", 1, 1, 4096, 0, 0, 0, 0, 0)
+        try:
+            fcntl.ioctl(file.fileno(), FS_IOC_ENABLE_VERITY, argument)
+        except OSError as error:
+            pytest.skip(f"no fs-verity in this kernel: {error.strerror}")
+    probe.observe(2.0)
+    _until_verified(probe)
+    assert probe.observe(3.0) == []
+    other = "sha256:" + "0" * 64
+    probe = _probe(verity_folder, model(entry("w.onnx", content, more=f'verity = "{other}"\n')))
+    assert [drift.found for drift in probe.observe(1.0)] == [wanted]
+    _until_verified(probe)
+
+
+def test_a_file_system_without_verity_is_told(root: Path, tmp_path: Path) -> None:
+    (root / "w.onnx").write_bytes(WEIGHTS)
+    toml = model(entry("w.onnx", WEIGHTS, more=f'verity = "{_verity_digest(WEIGHTS)}"\n'))
+    (drift,) = _probe(tmp_path, toml).observe(1.0)
+    assert (drift.key, drift.found) == ("/opt/models/vision-7/w.onnx verity", "none")
