@@ -23,6 +23,7 @@ import psutil
 
 from agent.devices import DeviceEvents, UsbTree
 from agent.kernelmodules import ModuleTree
+from agent.mounttable import MountTable
 from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
 from agent.tree import Tree
@@ -55,12 +56,18 @@ class Host:
     """The machine."""
 
     def __init__(
-        self, *, root: Path = Path("/"), sysfs_root: Path = Path("/sys"), proc_root: Path = Path("/proc")
+        self,
+        *,
+        root: Path = Path("/"),
+        sysfs_root: Path = Path("/sys"),
+        proc_root: Path = Path("/proc"),
+        mounts_of: str = "1",
     ) -> None:
         self._root = root
         self._proc_root = proc_root
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
+        self.mounts = MountTable(proc_root, mounts_of)
         self.tree = Tree(root)
         self.packages = PackageDatabase(root)
         self.processes = ProcTree(proc_root)
