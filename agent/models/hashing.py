@@ -14,7 +14,7 @@ import time
 from typing import NamedTuple
 
 from agent.host import Host, Identity
-from agent.models.quiet import SLICE_BYTES, idle_thread, no_readahead, read_slice
+from agent.models.quiet import PAGE_BYTES, SLICE_BYTES, idle_thread, no_readahead, read_slice
 
 _RACY_NS = 50_000_000
 """A write within the same tick of the kernel's clock (at most 10 ms) leaves `stat` as it is."""
@@ -56,7 +56,9 @@ class Reading:
             self.close()
             raise
         self._digest = hashlib.sha256()
-        self._room = bytearray(SLICE_BYTES)
+        # One page more than the file has: a read that does not fill it has met the end.
+        pages = self._identity[2] // PAGE_BYTES + 1
+        self._room = bytearray(min(SLICE_BYTES, pages * PAGE_BYTES))
         self.offset = 0
 
     def step(self) -> Hashed | None:
@@ -66,7 +68,7 @@ class Reading:
         self.offset += count
         if identity_of(self._descriptor) != self._identity:
             raise OSError(_CHANGING)
-        if count == SLICE_BYTES:
+        if count == len(self._room):
             return None
         if self.offset != self._identity[2]:
             raise OSError(f"read {self.offset} bytes of {self._identity[2]}")

@@ -36,6 +36,8 @@ SMALL_FILE_BYTES = 1024 * 1024
 """Up to this size a file is hashed in the pass itself (some 1 to 5 ms)."""
 PASS_BYTES = 8 * 1024 * 1024
 """No more than this is read in one pass; the rest goes to the thread."""
+PASS_FILES = 256
+"""Nor are more files than this (some 20 ms)."""
 PROGRESS_S = 300.0
 """A verification that goes on for longer says so this often."""
 MAX_DRIFTS = 64
@@ -66,14 +68,14 @@ class Probe(probes.Probe[Section]):
         self._known: dict[str, Known] = {}
         self._failed: dict[str, OSError] = {}
         self._verifier = Verifier(around.host, read_bytes_s=section.read_mb_s * 1e6)
-        self._left_bytes = 0
+        self._left_bytes = self._left_files = 0
         self._changed: dict[str, Identity] = {}
         self._told_changed: dict[str, Identity] = {}
         self._told_at: float | None = None
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each file that is not as listed, is missing, or cannot be read, and for what is not listed."""
-        self._left_bytes = PASS_BYTES
+        self._left_bytes, self._left_files = PASS_BYTES, PASS_FILES
         for path, result in self._verifier.take().items():
             self._failed.pop(path, None)
             if isinstance(result, OSError):
@@ -194,8 +196,9 @@ class Probe(probes.Probe[Section]):
         if known is not None and same and known.hashed.settled and self._young(known, now):
             return known.hashed.sha256
         size = identity[2]
-        if size <= min(SMALL_FILE_BYTES, self._left_bytes):
+        if self._left_files and size <= min(SMALL_FILE_BYTES, self._left_bytes):
             self._left_bytes -= size
+            self._left_files -= 1
             hashed = hash_now(self.around.host, path)
             self._known[path] = Known(hashed, now)
             return hashed.sha256

@@ -421,6 +421,26 @@ def test_one_pass_reads_a_bounded_amount(root: Path, tmp_path: Path) -> None:
     assert probe.observe(2.0) == []
 
 
+def test_one_pass_reads_a_bounded_number_of_files(root: Path, tmp_path: Path) -> None:
+    count = models_probe.PASS_FILES + 3
+    for number in range(count):
+        (root / f"{number}.bin").write_bytes(WEIGHTS)
+    time.sleep(0.1)
+    probe = _probe(tmp_path, model(*[entry(f"{number}.bin", WEIGHTS) for number in range(count)]))
+    assert probe.observe(1.0) == []
+    assert probe.notices(1.0)[0].detail["files"] == "3"
+    _until_verified(probe)
+    assert probe.observe(2.0) == []
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 4097, MIB - 1, MIB, MIB + 1, 2 * MIB])
+def test_digests_are_right_at_the_edges_of_pages_and_slices(size: int, tmp_path: Path) -> None:
+    content = os.urandom(size)
+    (tmp_path / "w").write_bytes(content)
+    found = hashing.hash_now(Host(root=tmp_path), "/w")
+    assert (found.sha256, found.identity[2]) == (hashlib.sha256(content).hexdigest(), size)
+
+
 def test_a_file_that_changed_goes_before_the_rest_of_a_big_one(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(bytes(40 * MIB))
     (tmp_path / "other").write_bytes(bytes(40 * MIB))
