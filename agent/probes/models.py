@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -68,6 +69,8 @@ class Probe(probes.Probe[Section]):
         self._known: dict[str, Known] = {}
         self._failed: dict[str, OSError] = {}
         self._verifier = Verifier(around.host, read_bytes_s=section.read_mb_s * 1e6)
+        # A baseline with the same section brings another probe, and nobody undoes this one: two must not read at once.
+        weakref.finalize(self, self._verifier.stop)
         self._left_bytes = self._left_files = 0
         self._changed: dict[str, Identity] = {}
         self._told_changed: dict[str, Identity] = {}

@@ -475,6 +475,17 @@ def test_reading_keeps_to_its_pace_and_stops_when_told(tmp_path: Path) -> None:
     assert verifier.take() == {}
 
 
+def test_a_probe_that_is_replaced_stops_reading(root: Path, tmp_path: Path) -> None:
+    content = bytes(40 * MIB)
+    (root / "w.onnx").write_bytes(content)
+    probe = _probe(tmp_path, model(entry("w.onnx", content), head="read_mb_s = 1\n"))
+    probe.observe(1.0)
+    thread = next(each for each in threading.enumerate() if each.name == "model-hashing")
+    del probe
+    thread.join(4)
+    assert not thread.is_alive()
+
+
 def test_the_thread_asks_for_idle_disk_priority() -> None:
     told: list[str] = []
 
