@@ -107,13 +107,15 @@ class PackageDatabase:
     def dpkg_sums(self, folders: Sequence[str]) -> dict[str, str]:
         """Return path to MD5 of what dpkg's packages have below some folders (real paths, with `/` at the end).
 
-        Raises OSError if there is no dpkg.
+        A link, which has no content, is there with an empty digest. Raises OSError if there is no dpkg.
         """
         # The last two parts are what a path has left where `/lib` is a link to `/usr/lib`.
         needles = [("/".join(folder.strip("/").split("/")[-2:]) + "/").encode() for folder in folders]
         base = self._root / "var/lib/dpkg"
         status = (base / "status").read_text("utf-8", "surrogateescape")
-        found = {self._real(path): digest for path, digest in _CONFFILE.findall(status)}
+        tails = tuple(needle.decode() for needle in needles)
+        conffiles = _CONFFILE.findall(status)
+        found = {self._real(p): digest for p, digest in conffiles if any(tail in p for tail in tails)}
         for sums in (base / "info").glob("*.md5sums"):
             content = sums.read_bytes()
             if not any(needle in content for needle in needles):
@@ -122,6 +124,13 @@ class PackageDatabase:
                 if any(needle in line for needle in needles):
                     digest, _, path = line.decode("utf-8", "surrogateescape").partition("  ")
                     found[self._real("/" + path)] = digest
+        for listed in (base / "info").glob("*.list"):
+            content = listed.read_bytes()
+            for needle in needles:
+                if needle in content:
+                    for line in content.splitlines():
+                        if needle in line:
+                            found.setdefault(self._real(line.decode("utf-8", "surrogateescape")), "")
         return {path: digest for path, digest in found.items() if path.startswith(tuple(folders))}
 
     def sha256_of(self, file: PackageFile) -> str | None:

@@ -87,16 +87,21 @@ class PackagedFiles:
         self._folders = folders
         self._stamp: tuple[int, ...] | None = None
         self._sums: dict[str, str] = {}
+        self.missing: OSError | None = None
+        """Why dpkg's database could not be read: what is not known then is reported, and not taken away."""
 
     def has(self, path: str, md5: str) -> bool:
-        """True if a package brought this path with this content."""
+        """True if a package brought this path with this content; of a link (empty `md5`): if it brought the path."""
         stamp = self._host.packages.stamp()
         if stamp != self._stamp:
             try:
                 self._sums = self._host.packages.dpkg_sums(self._folders)
-            except OSError:
-                self._sums = {}
+                self.missing = None
+            except OSError as error:
+                self._sums, self.missing = {}, error
             self._stamp = stamp
+        if not md5:
+            return path in self._sums
         return self._sums.get(path) == md5
 
 

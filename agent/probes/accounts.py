@@ -64,6 +64,9 @@ class Probe(probes.Probe[Section]):
             return
         wrong = {drift.key for drift in drifts}
         listed = {each.path for each in self.section.sudoers}
+        unread = self._packaged.missing
+        if self.section.packaged == "accept" and unread and not isinstance(unread, FileNotFoundError):
+            listed |= wrong  # a package's file might be among them
         for path in self._in_folder(SUDOERS_FOLDER, wrong):
             if path not in listed:
                 with suppress(OSError):  # the next observation reports it
@@ -224,8 +227,7 @@ class Probe(probes.Probe[Section]):
     def _strange_keys(self, path: str, users: set[str], found: Small[list[Key]]) -> Iterator[Difference]:
         for key in found.parsed:
             if not self._may(users, key):
-                if found.names == 1:
-                    self._strange[path] = users
+                self._strange[path] = users
                 what = key.fingerprint or f"line {key.number}"
                 yield Difference(f"{path} {what}", "a listed key", f"{key.options} {key.label}".strip())
 
