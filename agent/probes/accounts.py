@@ -291,7 +291,10 @@ class Probe(probes.Probe[Section]):
         name = path.rpartition("/")[2]
         if "." in name or name.endswith("~"):
             return False
-        found = self._sudoers.read(self.around.host, path)
+        try:
+            found = self._sudoers.read(self.around.host, path)
+        except OSError:
+            return True  # a link: sudo would follow it
         known = self.section.packaged == "accept" and self._packaged.has(path, found.md5)
         return bool(found.parsed) and not known
 

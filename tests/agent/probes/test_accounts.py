@@ -318,6 +318,7 @@ def test_output_stays_short(root: Path) -> None:
 def test_many_unknown_sudoers_files_all_go(root: Path) -> None:
     for number in range(40):
         (root / f"etc/sudoers.d/evil{number:02}").write_text(f"u{number} ALL=(ALL) ALL\n")
+    (root / "etc/sudoers.d/link").symlink_to("/tmp/evil")
     probe = _probe(root)
     probe.repair(probe.observe(1.0), 1.0)
     assert probe.observe(2.0) == []
