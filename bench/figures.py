@@ -34,14 +34,27 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return ordered[int(rank) - 1]
 
 
-def per_second(work: Callable[[], object], *, seconds: float) -> float:
-    """Return how often `work` runs in a second of this thread's processor time, after a short warm-up."""
-    for _ in range(20):
-        work()
-    times, batch = 0, 20
-    began = time.thread_time()
-    while (took := time.thread_time() - began) < seconds:
-        for _ in range(batch):
-            work()
-        times += batch
-    return times / took
+_TURNS = 12
+
+
+def side_by_side(
+    work: Callable[[], object], reference: Callable[[], object], *, seconds: float
+) -> tuple[float, float]:
+    """Return how often each runs in a second of this thread's processor time; `seconds` for each, after a warm-up.
+
+    They take short turns, so that a machine that slows down for a while slows both.
+    """
+    both = (work, reference)
+    times, took = [0, 0], [0.0, 0.0]
+    for each in both:
+        for _ in range(20):
+            each()
+    for _ in range(_TURNS):
+        for number, each in enumerate(both):
+            began = time.thread_time()
+            while (now := time.thread_time() - began) < seconds / _TURNS:
+                for _ in range(10):
+                    each()
+                times[number] += 10
+            took[number] += now
+    return times[0] / took[0], times[1] / took[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from struct import Struct
 
 IMA_PCR = 10
 """Where Linux's integrity measurement architecture extends each line of its log; it grows while the machine runs."""
@@ -13,6 +14,7 @@ QUOTED_PCRS = BOOT_PCRS | {IMA_PCR}
 
 _REPORT_LABEL = b"ringfence report 1\0"
 _ENROL_LABEL = b"ringfence enrolment 1\0"
+_SIZE = Struct(">I").pack
 _DEVID_LABEL = b"ringfence devid 1\0"
 
 
@@ -28,8 +30,13 @@ def qualifying_data(
     Every field is length-prefixed. `certificate_sha256` is the SHA-256 of the DER client certificate of
     the session, so a quote is of no use on another connection.
     """
-    values = (nonce, node.encode(), certificate_sha256, hashlib.sha256(body).digest(), event_log_sha256)
-    return hashlib.sha256(_REPORT_LABEL + b"".join(map(_field, values))).digest()
+    name, body_sha256 = node.encode(), hashlib.sha256(body).digest()
+    values = (
+        *(_REPORT_LABEL, _SIZE(len(nonce)), nonce, _SIZE(len(name)), name),
+        *(_SIZE(len(certificate_sha256)), certificate_sha256, _SIZE(len(body_sha256)), body_sha256),
+        *(_SIZE(len(event_log_sha256)), event_log_sha256),
+    )
+    return hashlib.sha256(b"".join(values)).digest()
 
 
 def enrolment_proof_message(

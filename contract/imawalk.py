@@ -162,22 +162,27 @@ class Walk:
         known, length, at = rules.known.get, _LENGTH.unpack_from, 0
         allowed = MAX_REMEMBERED_LINE_BYTES if lines else -1  # the first line is never taken from memory
         head = HEAD_BYTES + 11  # up to the data, if the template's name is as long as that of the line before
+        front = head - 4
         try:
             while at < size:
-                wanted = length(tail, at + head - 4)[0]
-                raw = untrusted[at : at + head + wanted] if wanted <= allowed else b""
+                (wanted,) = length(tail, at + front)
+                end = at + head + wanted
+                raw = untrusted[at:end] if wanted <= allowed else b""
                 extension = known(raw)
                 if extension is None:
                     record = read_record(untrusted, at, lines, base)
                     head = HEAD_BYTES + 4 + len(record.template)
-                    raw = untrusted[at : record.end]
+                    front, end = head - 4, record.end
+                    raw = untrusted[at:end]
                     extension = (lines and rules.recall(raw)) or self._examine(record, raw, lines, base)
                     allowed = MAX_REMEMBERED_LINE_BYTES
-                if padded and extension:
+                    if not extension:  # of another PCR
+                        at, lines = end, lines + 1
+                        continue
+                if padded:
                     extension = _VIOLATION_PADDED if extension == _VIOLATION else raw[4:24] + _ZEROS
-                if extension:
-                    value = sha256(value + extension).digest()
-                at += len(raw)
+                value = sha256(value + extension).digest()
+                at = end
                 lines += 1
                 if value == quoted:
                     self.met = True
