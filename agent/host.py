@@ -15,25 +15,29 @@ import pwd
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import psutil
 
 from agent.clock import Clock
-from agent.devices import DeviceEvents, UsbTree
+from agent.devices import UsbTree
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
 from agent.tree import Tree
+from agent.uevents import DeviceEvents
 
 __all__ = ["FileFacts", "Host", "Identity", "Listener", "printable"]
 
 _MAX_SYSCTL_BYTES = 4096
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_@:.-]+", re.ASCII)
 _EPHEMERAL_DEFAULT = (32768, 60999)
+_POLL_S = 5.0
+_POLL_ELSEWHERE_S = 0.25
+"""A tree that is not the kernel's raises no uevents."""
 
 Identity = tuple[int, int, int, int, int]
 """Device, inode, size, mtime and ctime in ns: another one whenever the content can have changed by a write."""
@@ -66,6 +70,7 @@ class Host:
     ) -> None:
         self._root = root
         self._proc_root = proc_root
+        self._sysfs_root = sysfs_root
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
         self.clock = Clock(sysfs_root)
@@ -209,9 +214,15 @@ class Host:
 
     # Events
 
-    def watch_devices(self, on_change: Callable[[], None]) -> DeviceEvents:
-        """Return a started listener that calls `on_change()` from its own thread when USB devices change."""
-        events = DeviceEvents(self.usb, on_change)
+    def watch_devices(
+        self, subsystems: Mapping[str, Sequence[str]], on_change: Callable[[str], None]
+    ) -> DeviceEvents:
+        """Return a started listener that calls `on_change(section)` from its own thread when devices change.
+
+        `subsystems`: the kernel's name of each to the sections that look at it.
+        """
+        poll_s = _POLL_S if self._sysfs_root == Path("/sys") else _POLL_ELSEWHERE_S
+        events = DeviceEvents(subsystems, on_change, lambda: {"usb": self.usb.entries()}, poll_s=poll_s)
         events.start()
         return events
 

@@ -32,7 +32,7 @@ from agent.models.learn import learn_model
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
 from agent.packages import PackageDatabase
-from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections
+from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections, subsystems
 from agent.spool import Spool
 from agent.store import Damaged, Store
 from agent.tpm import Tpm, TpmUnavailable
@@ -342,7 +342,7 @@ async def _serve(config: AgentConfig) -> int:
     uplink = Uplink(config, store, loop, tpm)
     # Listen before the first rules are loaded: nothing that happens in between is missed.
     watches: list[Callable[[], object]] = [Events(loop.firewall_changed, proc=Path(config.roots.proc)).close]
-    watches.append(host.watch_devices(lambda: loop.wake("usb")).stop)
+    watches.append(host.watch_devices(subsystems(), loop.wake).stop)
     watches.append((await uplink.unlocks.serve(config.state)).close)
     tasks: list[asyncio.Task[None]] = []
     try:
