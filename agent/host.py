@@ -22,6 +22,7 @@ from typing import NamedTuple
 import psutil
 
 from agent.clock import Clock
+from agent.devicenodes import DeviceNodes
 from agent.devices import UsbTree
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
@@ -78,6 +79,7 @@ class Host:
         self.tree = Tree(root)
         self.packages = PackageDatabase(root)
         self.processes = ProcTree(proc_root)
+        self.nodes = DeviceNodes(root, sysfs_root, self.processes)
 
     # Facts
 
