@@ -164,7 +164,7 @@ class DeviceNodes:
     def set_access(self, node: Node, wanted: Access) -> None:
         """Make owner, mode and access control list of a node what is wanted. Raises OSError; ESTALE if another stands there."""
         with self._opened(node.path) as descriptor:
-            self._same(descriptor, node)
+            self._same(descriptor, node.path, node.kind, node.number)
             itself = f"/proc/self/fd/{descriptor}"
             acl = _acl(descriptor)
             if acl and not wanted.acl:
@@ -175,12 +175,10 @@ class DeviceNodes:
             if wanted.acl and acl != wanted.acl:  # last: it holds the bits of the group as well
                 os.setxattr(itself, _ACL, base64.b64decode(wanted.acl))
 
-    def set_read_only(self, node: Node, on: bool) -> None:
+    def set_read_only(self, path: str, number: Number, on: bool) -> None:
         """Set or lift the kernel's read-only flag of a block device (ioctl BLKROSET). Raises OSError; ESTALE as above."""
-        with self._opened(node.path) as descriptor:
-            self._same(descriptor, node)
-            if node.kind != "block":
-                raise OSError(errno.ENOTBLK, os.strerror(errno.ENOTBLK), node.path)
+        with self._opened(path) as descriptor:
+            self._same(descriptor, path, "block", number)
             opened = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             fcntl.ioctl(opened, _BLKROSET, struct.pack("i", on))
@@ -259,11 +257,10 @@ class DeviceNodes:
                 pci = vendor, product, ""
         return pci
 
-    def _same(self, descriptor: int, node: Node) -> None:
+    def _same(self, descriptor: int, path: str, kind: Kind, number: Number) -> None:
         found = os.fstat(descriptor)
-        number = (os.major(found.st_rdev), os.minor(found.st_rdev))
-        if _kind(found.st_mode) != node.kind or number != node.number:
-            raise OSError(errno.ESTALE, "another device stands there by now", node.path)
+        if (_kind(found.st_mode), (os.major(found.st_rdev), os.minor(found.st_rdev))) != (kind, number):
+            raise OSError(errno.ESTALE, "another device stands there by now", path)
 
     @contextmanager
     def _opened(self, path: str) -> Iterator[int]:

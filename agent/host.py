@@ -26,8 +26,10 @@ from agent.devicenodes import DeviceNodes
 from agent.devices import UsbTree
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
+from agent.netlinks import Links
 from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
+from agent.sysfsbuses import Disks, PciBus, ThunderboltBus
 from agent.tree import Tree
 from agent.uevents import DeviceEvents
 
@@ -80,6 +82,10 @@ class Host:
         self.packages = PackageDatabase(root)
         self.processes = ProcTree(proc_root)
         self.nodes = DeviceNodes(root, sysfs_root, self.processes)
+        self.pci = PciBus(sysfs_root)
+        self.thunderbolt = ThunderboltBus(sysfs_root)
+        self.disks = Disks(sysfs_root)
+        self.links = Links()
 
     # Facts
 

@@ -1,6 +1,6 @@
 """Kernel uevents: which sections to look at again because devices came, went or changed.
 
-A uevent only wakes: the probes read the whole state again, so a lost or forged message costs a look, never a decision.
+Network interfaces are announced by rtnetlink as well: one that is set up raises no uevent. An event only wakes: the probes read the whole state again, so a lost or forged message costs a look, never a decision.
 The first event of a burst is passed on at once; while more keep coming the pauses between two calls grow, so that a storm
 of thousands a second is two calls a second (a device that waits in it is shut out by the kernel meanwhile).
 Refuses to carry data. Relies on: NETLINK_KOBJECT_UEVENT of the network namespace in which it is made.
@@ -18,6 +18,7 @@ from contextlib import suppress
 
 _NETLINK_KOBJECT_UEVENT = 15
 _KERNEL_GROUP = 1
+_LINK_GROUP = 1
 _RECEIVE_BUFFER_BYTES = 1024 * 1024
 _SO_RCVBUFFORCE = 33
 _MESSAGES_AT_ONCE = 4096
@@ -50,16 +51,8 @@ class DeviceEvents:
         self._listing = listing
         self._poll_s = poll_s
         self._thread = threading.Thread(target=self._run, name="device-events", daemon=True)
-        self._socket = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC,
-            _NETLINK_KOBJECT_UEVENT,
-        )
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
-        except OSError:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        self._socket.bind((0, _KERNEL_GROUP))
+        self._socket = _listening(_NETLINK_KOBJECT_UEVENT, _KERNEL_GROUP)
+        self._links = _listening(socket.NETLINK_ROUTE, _LINK_GROUP)
         self._stop_reader, self._stop_writer = os.pipe2(os.O_CLOEXEC)
 
     def start(self) -> None:
@@ -72,16 +65,18 @@ class DeviceEvents:
         if self._thread.is_alive():
             self._thread.join()
         self._socket.close()
+        self._links.close()
         os.close(self._stop_reader)
         os.close(self._stop_writer)
 
     def _run(self) -> None:
         known, pause_s, quiet_since = self._listed(), self.PAUSE_S, time.monotonic()
         while True:
-            ready, _, _ = select.select([self._socket.fileno(), self._stop_reader], [], [], self._poll_s)
+            listened = [self._socket, self._links, self._stop_reader]
+            ready, _, _ = select.select(listened, [], [], self._poll_s)
             if self._stop_reader in ready:
                 return
-            due = self._drain() if ready else set()
+            due = self._drain() | self._drain_links() if ready else set()
             if not ready or due:
                 found = self._listed()
                 due |= {name for name in found if found[name] != known.get(name)}
@@ -117,3 +112,26 @@ class DeviceEvents:
             with suppress(KeyError):
                 found.update(self._subsystems[subsystem])
         return found
+
+    def _drain_links(self) -> set[str]:
+        found: set[str] = set()
+        for _ in range(_MESSAGES_AT_ONCE):
+            try:
+                self._links.recv(8192)
+            except BlockingIOError:
+                break
+            except OSError:  # ENOBUFS
+                pass
+            found.update(self._subsystems.get(b"net", ()))
+        return found
+
+
+def _listening(protocol: int, group: int) -> socket.socket:
+    kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+    listening = socket.socket(socket.AF_NETLINK, kind, protocol)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
+    except OSError:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
+    listening.bind((0, group))
+    return listening

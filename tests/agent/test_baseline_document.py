@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/baseline.md").read_text()
 SHIPPED = sorted((ROOT / "baselines").glob("*.toml"))
 LEARNED = {"accounts", "ima", "packages", "services"}
-DEVICES = {"accelerators", "cameras", "serials"}
+DEVICES = {"accelerators", "blocks", "cameras", "netdevs", "pci", "serials", "thunderbolt"}
 """Also written from the very machine: `ringfence-agent devices learn`."""
 _ROW = re.compile(r"^\| `([a-z_0-9]+)` \| (.*?) \| (.*?) \| (.*) \|$")
 
