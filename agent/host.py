@@ -243,8 +243,8 @@ def facts_of(descriptor: int) -> FileFacts:
     """Return the facts of an open file. Raises OSError."""
     found = os.fstat(descriptor)
     return FileFacts(
-        owner=_user_name(found.st_uid),
-        group=_group_name(found.st_gid),
+        owner=user_name(found.st_uid),
+        group=group_name(found.st_gid),
         uid=found.st_uid,
         gid=found.st_gid,
         mode=stat.S_IMODE(found.st_mode),
@@ -284,14 +284,16 @@ def group_id(name: str) -> int:
         raise OSError(errno.ENOENT, "no such group", name) from None
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """Return the name of a user, or its number where it has no name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
 
 
-def _group_name(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """Return the name of a group, or its number where it has no name."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files, learn-model.
+"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files, learn-model, devices.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -25,6 +25,7 @@ from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
+from agent.learn_devices import devices
 from agent.learn_files import learn, toml_of
 from agent.loop import Loop, boottime
 from agent.machine import POSTURES
@@ -217,6 +218,7 @@ def learn_files(
 
 
 cli.add_command(learn_model)
+cli.add_command(devices)
 
 
 def main() -> NoReturn:

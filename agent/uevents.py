@@ -72,7 +72,7 @@ class DeviceEvents:
     def _run(self) -> None:
         known, pause_s, quiet_since = self._listed(), self.PAUSE_S, time.monotonic()
         while True:
-            listened = [self._socket, self._links, self._stop_reader]
+            listened = [self._socket.fileno(), self._links.fileno(), self._stop_reader]
             ready, _, _ = select.select(listened, [], [], self._poll_s)
             if self._stop_reader in ready:
                 return
