@@ -15,7 +15,7 @@ import pwd
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -23,18 +23,25 @@ import psutil
 
 from agent.cgroups import CgroupTree
 from agent.clock import Clock
-from agent.devices import DeviceEvents, UsbTree
+from agent.devicenodes import DeviceNodes
+from agent.devices import UsbTree
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
+from agent.netlinks import Links
 from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
+from agent.sysfsbuses import Disks, PciBus, ThunderboltBus
 from agent.tree import Tree
+from agent.uevents import DeviceEvents
 
 __all__ = ["FileFacts", "Host", "Identity", "Listener", "printable"]
 
 _MAX_SYSCTL_BYTES = 4096
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_@:.-]+", re.ASCII)
 _EPHEMERAL_DEFAULT = (32768, 60999)
+_POLL_S = 5.0
+_POLL_ELSEWHERE_S = 0.25
+"""A tree that is not the kernel's raises no uevents."""
 
 Identity = tuple[int, int, int, int, int]
 """Device, inode, size, mtime and ctime in ns: another one whenever the content can have changed by a write."""
@@ -67,6 +74,7 @@ class Host:
     ) -> None:
         self._root = root
         self._proc_root = proc_root
+        self._sysfs_root = sysfs_root
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
         self.cgroups = CgroupTree(sysfs_root)
@@ -75,6 +83,11 @@ class Host:
         self.tree = Tree(root)
         self.packages = PackageDatabase(root)
         self.processes = ProcTree(proc_root)
+        self.nodes = DeviceNodes(root, sysfs_root, self.processes)
+        self.pci = PciBus(sysfs_root)
+        self.thunderbolt = ThunderboltBus(sysfs_root)
+        self.disks = Disks(sysfs_root)
+        self.links = Links()
 
     # Facts
 
@@ -211,9 +224,15 @@ class Host:
 
     # Events
 
-    def watch_devices(self, on_change: Callable[[], None]) -> DeviceEvents:
-        """Return a started listener that calls `on_change()` from its own thread when USB devices change."""
-        events = DeviceEvents(self.usb, on_change)
+    def watch_devices(
+        self, subsystems: Mapping[str, Sequence[str]], on_change: Callable[[str], None]
+    ) -> DeviceEvents:
+        """Return a started listener that calls `on_change(section)` from its own thread when devices change.
+
+        `subsystems`: the kernel's name of each to the sections that look at it.
+        """
+        poll_s = _POLL_S if self._sysfs_root == Path("/sys") else _POLL_ELSEWHERE_S
+        events = DeviceEvents(subsystems, on_change, lambda: {"usb": self.usb.entries()}, poll_s=poll_s)
         events.start()
         return events
 
@@ -226,8 +245,8 @@ def facts_of(descriptor: int) -> FileFacts:
     """Return the facts of an open file. Raises OSError."""
     found = os.fstat(descriptor)
     return FileFacts(
-        owner=_user_name(found.st_uid),
-        group=_group_name(found.st_gid),
+        owner=user_name(found.st_uid),
+        group=group_name(found.st_gid),
         uid=found.st_uid,
         gid=found.st_gid,
         mode=stat.S_IMODE(found.st_mode),
@@ -267,14 +286,16 @@ def group_id(name: str) -> int:
         raise OSError(errno.ENOENT, "no such group", name) from None
 
 
-def _user_name(uid: int) -> str:
+def user_name(uid: int) -> str:
+    """Return the name of a user, or its number where it has no name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return str(uid)
 
 
-def _group_name(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """Return the name of a group, or its number where it has no name."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

@@ -39,6 +39,7 @@ __all__ = [
     "mode_of",
     "parse_sections",
     "sections",
+    "subsystems",
 ]
 
 UNSEEN = "?"
@@ -186,7 +187,8 @@ Check = Callable[[Mapping[str, SectionBase]], Iterable[Contradiction]]
 class ProbeModule(Protocol):
     """What a file in this folder exposes; besides, where sections must agree, `contradictions(sections)`.
 
-    That is called for baselines that have the module's section, with all sections, and yields `Contradiction`.
+    That is called for baselines that have the module's section, with all sections, and yields `Contradiction`. A module
+    that names `SUBSYSTEMS` (of the kernel's uevents) is looked at again as soon as a device of one of them comes or goes.
     """
 
     Section: type[SectionBase]
@@ -197,6 +199,15 @@ def sections() -> dict[str, ProbeModule]:
     """Return every probe module by section name, found by listing this folder. Names with a leading '_' are not probes."""
     names = sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
     return {name: cast(ProbeModule, importlib.import_module(f"{__name__}.{name}")) for name in names}
+
+
+def subsystems() -> dict[str, list[str]]:
+    """Return which sections look at which of the kernel's subsystems: those that a probe module names as `SUBSYSTEMS`."""
+    found: dict[str, list[str]] = {}
+    for name, module in sections().items():
+        for subsystem in getattr(module, "SUBSYSTEMS", ()):
+            found.setdefault(subsystem, []).append(name)
+    return found
 
 
 def parse_sections(baseline: baselines.Baseline) -> dict[str, SectionBase]:
