@@ -66,13 +66,24 @@ class Host:
     ) -> None:
         self._root = root
         self._proc_root = proc_root
+        self.let_in: Callable[[], None] | None = None
+        """What `breathe` calls; the loop sets it."""
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
         self.clock = Clock(sysfs_root)
         self.mounts = MountTable(proc_root, mounts_of)
-        self.tree = Tree(root)
-        self.packages = PackageDatabase(root)
-        self.processes = ProcTree(proc_root)
+        self.tree = Tree(root, self.breathe)
+        self.packages = PackageDatabase(root, self.breathe)
+        self.processes = ProcTree(proc_root, self.breathe)
+
+    def breathe(self) -> None:
+        """Let more urgent work in; to be called at least every 10 ms or so by whatever takes long on the machine's thread.
+
+        The firewall may be looked at and an order carried out before it returns, so nothing half done may be open
+        to them. Does nothing on other threads.
+        """
+        if self.let_in is not None:
+            self.let_in()
 
     # Facts
 
@@ -104,6 +115,15 @@ class Host:
         except (OSError, ValueError):
             low, high = _EPHEMERAL_DEFAULT
         return range(low, high + 1)
+
+    def written_bytes(self) -> int:
+        """Return how much the calling thread has written to files since it began; 0 where the kernel does not count."""
+        try:
+            with (self._proc_root / "thread-self/io").open("rb") as file:
+                fields = dict(line.split(b":") for line in file.read(_MAX_SYSCTL_BYTES).splitlines())
+            return int(fields[b"wchar"])
+        except (OSError, KeyError, ValueError):
+            return 0
 
     # Processes and sockets
 
@@ -201,6 +221,7 @@ class Host:
             found = os.fstat(descriptor)
             if found.st_nlink != 1:
                 raise OSError(errno.EMLINK, f"has {found.st_nlink} names, not changed", path)
+            self.tree.tell(path)
             if (found.st_uid, found.st_gid) != (uid, gid):
                 os.fchown(descriptor, uid, gid)  # before the mode: chown clears set-uid and set-gid
             os.fchmod(descriptor, mode)

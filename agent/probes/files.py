@@ -125,6 +125,10 @@ class Probe(probes.Probe[Section]):
                 pass
             self.forget(path)
 
+    def governs(self, key: str) -> bool:
+        """True if the section has the file and mends it."""
+        return any(file.path == key and file.repair == "mode" for file in self.section.file)
+
     def notices(self, now: float) -> list[Notice]:
         """Return `files.hashing` once for each file whose first digest is not ready yet."""
         fresh = sorted(self._unproved - self._told)

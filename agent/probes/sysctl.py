@@ -70,6 +70,10 @@ class Probe(probes.Probe[Section]):
                 pass
             self.forget(key)
 
+    def governs(self, key: str) -> bool:
+        """True if the section has the setting."""
+        return any(sysctl_path(setting.key) == sysctl_path(key) for setting in self.section.set)
+
     def _differences(self) -> Iterator[Difference]:
         for setting in self.section.set:
             try:
