@@ -154,6 +154,21 @@ class Host:
         finally:
             os.close(descriptor)
 
+    def sysctls(self, key: str) -> list[str]:
+        """Return the paths of the settings that a key with `*` as whole parts stands for now, sorted; a plain one stands for itself.
+
+        Raises OSError for a folder that is not there, ValueError for a bad key.
+        """
+        found = [""]
+        for part in sysctl_path(key).split("/"):
+            if part != "*":
+                found = [f"{above}/{part}".strip("/") for above in found]
+                continue
+            base = self._proc_root / "sys"
+            names = {above: os.listdir(base / above) for above in found}  # noqa: PTH208
+            found = [f"{above}/{name}" for above in found for name in sorted(names[above])]
+        return found
+
     # Files
 
     def open_file(self, path: str) -> int:
@@ -261,7 +276,12 @@ def sysctl_path(key: str) -> str:
     Raises ValueError for what is no such key.
     """
     parts = key.split("/") if "/" in key else key.split(".")
-    if len(parts) < 2 or any(_SYSCTL_PART.fullmatch(part) is None or part in (".", "..") for part in parts):
+    plain = [part for part in parts if part != "*"]
+    if (
+        len(parts) < 2
+        or parts[0] == "*"
+        or any(_SYSCTL_PART.fullmatch(part) is None or part in (".", "..") for part in plain)
+    ):
         raise ValueError(f"expected the name of a kernel setting, got {key!r}")
     return "/".join(parts)
 
