@@ -15,7 +15,7 @@ import pwd
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -23,13 +23,15 @@ import psutil
 
 from agent.clock import Clock
 from agent.devices import DeviceEvents, UsbTree
+from agent.fileaccess import AclEntry, attributes_of, set_acl, set_attributes, set_capabilities
+from agent.filewatch import FileWatch
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
 from agent.tree import Tree
 
-__all__ = ["FileFacts", "Host", "Identity", "Listener", "printable"]
+__all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "printable"]
 
 _MAX_SYSCTL_BYTES = 4096
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_@:.-]+", re.ASCII)
@@ -42,15 +44,34 @@ Identity = tuple[int, int, int, int, int]
 class FileFacts(NamedTuple):
     """What `stat` says of one regular file."""
 
-    owner: str
-    """Name of the user, or its number where it has no name."""
-    group: str
     uid: int
     gid: int
     mode: int
     """Permission bits, with set-uid, set-gid and sticky."""
     size: int
     identity: Identity
+
+    @property
+    def owner(self) -> str:
+        """Name of the user, or its number where it has no name."""
+        return _user_name(self.uid)
+
+    @property
+    def group(self) -> str:
+        """Name of the group, or its number."""
+        return _group_name(self.gid)
+
+
+class Wanted(NamedTuple):
+    """What a file is to grant."""
+
+    uid: int
+    gid: int
+    mode: int
+    acl: frozenset[AclEntry] = frozenset()
+    capabilities: str = ""
+    attributes: Sequence[str] | None = None
+    """None: left alone."""
 
 
 class Host:
@@ -68,6 +89,9 @@ class Host:
         self._proc_root = proc_root
         self.let_in: Callable[[], None] | None = None
         """What `breathe` calls; the loop sets it."""
+        self.wake: Callable[[str], None] | None = None
+        """Makes the loop look at a section again; the loop sets it."""
+        self._watch: FileWatch | None = None
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
         self.clock = Clock(sysfs_root)
@@ -229,19 +253,51 @@ class Host:
         found = Path(path).stat()
         return found.st_dev, found.st_ino
 
-    def set_owner_and_mode(self, path: str, *, uid: int, gid: int, mode: int) -> None:
-        """Give a regular file its owner and mode back. Raises OSError; EMLINK if the file has a second name."""
+    def set_access(self, path: str, wanted: Wanted) -> None:
+        """Make a regular file grant what is wanted. Raises OSError; EMLINK if the file has a second name.
+
+        Everything by one descriptor. Immutable and append-only are taken off first only where `wanted` decides about them.
+        """
         descriptor = self.open_file(path)
         try:
             found = os.fstat(descriptor)
             if found.st_nlink != 1:
                 raise OSError(errno.EMLINK, f"has {found.st_nlink} names, not changed", path)
             self.tree.tell(path)
-            if (found.st_uid, found.st_gid) != (uid, gid):
-                os.fchown(descriptor, uid, gid)  # before the mode: chown clears set-uid and set-gid
-            os.fchmod(descriptor, mode)
+            if wanted.attributes is not None and attributes_of(descriptor):
+                set_attributes(descriptor, [])
+            if (found.st_uid, found.st_gid) != (wanted.uid, wanted.gid):
+                os.fchown(
+                    descriptor, wanted.uid, wanted.gid
+                )  # before the mode: chown clears set-uid and set-gid
+            set_acl(descriptor, wanted.acl, wanted.mode)
+            os.fchmod(descriptor, wanted.mode)
+            set_capabilities(descriptor, wanted.capabilities)
+            if wanted.attributes is not None:
+                set_attributes(descriptor, wanted.attributes)
         finally:
             os.close(descriptor)
+
+    def watch_files(self, section: str, paths: frozenset[str], folders: frozenset[str] = frozenset()) -> None:
+        """Have `section` woken when one of these files, or anything in one of these folders, is touched.
+
+        Nothing happens where nobody is to be woken, and where the kernel gives no inotify: looks find it later.
+        """
+        if self.wake is None:
+            return
+        try:
+            if self._watch is None:
+                self._watch = FileWatch(self._root, self.wake)
+            self._watch.cover(section, paths, folders)
+        except OSError:  # no inotify left for root: the looks of every interval go on
+            return
+
+    def close(self) -> None:
+        """End the threads that watch. Idempotent."""
+        self.wake = None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     # Events
 
@@ -260,8 +316,6 @@ def facts_of(descriptor: int) -> FileFacts:
     """Return the facts of an open file. Raises OSError."""
     found = os.fstat(descriptor)
     return FileFacts(
-        owner=_user_name(found.st_uid),
-        group=_group_name(found.st_gid),
         uid=found.st_uid,
         gid=found.st_gid,
         mode=stat.S_IMODE(found.st_mode),

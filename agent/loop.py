@@ -93,7 +93,7 @@ class Loop:
             ima_log=config.tpm.ima_log,
         )
         self.machine = Machine(around, netfilter, Exhibits(config.state / "exhibits"), monotonic)
-        host.let_in = self._let_in
+        host.let_in, host.wake = self._let_in, self.wake
         self._in_firewall = self._interruptible = False
         self.stance = plan.Stance("normal", (), "")
         self._requests: list[directives.Response] = []
@@ -120,6 +120,7 @@ class Loop:
         self._wakes.stop()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
+        self.host.close()
 
     def firewall_changed(self, culprit: Culprit | None) -> None:
         """Somebody else committed to nftables."""
