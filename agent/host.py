@@ -29,6 +29,7 @@ from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
+from agent.socketends import Ended, SocketEnds
 from agent.tree import Tree
 
 __all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "printable"]
@@ -92,6 +93,7 @@ class Host:
         self.wake: Callable[[str], None] | None = None
         """Makes the loop look at a section again; the loop sets it."""
         self._watch: FileWatch | None = None
+        self._ends: SocketEnds | None = None
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
         self.clock = Clock(sysfs_root)
@@ -158,6 +160,15 @@ class Host:
     def listeners(self) -> list[Listener]:
         """Return every listening socket of this network namespace. Raises OSError."""
         return self.processes.listeners()
+
+    def ended_sockets(self, limit: int) -> tuple[list[Ended], bool]:
+        """Return sockets without a peer that were closed since the last call, and whether some were missed. Raises OSError.
+
+        The first call begins to listen, in the network namespace of its thread.
+        """
+        if self._ends is None:
+            self._ends = SocketEnds()
+        return self._ends.take(limit)
 
     def end_listener(self, listener: Listener) -> None:
         """Kill the process behind a listening socket, if it still is that one. Raises OSError."""
@@ -298,6 +309,9 @@ class Host:
         if self._watch is not None:
             self._watch.close()
             self._watch = None
+        if self._ends is not None:
+            self._ends.close()
+            self._ends = None
 
     # Events
 
