@@ -40,6 +40,8 @@ _MAX_BLAMED = 4
 class Probe(probes.Probe[Section]):
     """Observes and repairs the firewall."""
 
+    rationed = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._rendered: tuple[object, nft.Rules, str] | None = None
