@@ -223,9 +223,9 @@ class ProbeModule(Protocol):
     """What a file in this folder exposes; besides, where sections must agree, `contradictions(sections)`.
 
     That is called for baselines that have the module's section, with all sections, and yields `Contradiction`. A module
-    that names `SUBSYSTEMS` (of the kernel's uevents) is looked at again as soon as a device of one of them comes or goes. And, where
-    there is something to warn an author of, `advice(sections, interfaces)`, which yields the same and refuses nothing;
-    `interfaces` are those of this machine, or None where it is not such a node.
+    that names `SUBSYSTEMS` (of the kernel's uevents) is looked at again as soon as a device of one of them comes or goes.
+    And, where there is something to warn an author of, `advice(sections, interfaces)`, which yields the same and refuses
+    nothing; `interfaces` are those of this machine, or None where it is not such a node.
     """
 
     Section: type[SectionBase]
