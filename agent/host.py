@@ -22,6 +22,7 @@ from typing import NamedTuple
 import psutil
 
 from agent.clock import Clock
+from agent.containers import ContainerTree
 from agent.devices import DeviceEvents, UsbTree
 from agent.fileaccess import AclEntry, attributes_of, set_acl, set_attributes, set_capabilities
 from agent.filewatch import FileWatch
@@ -96,6 +97,7 @@ class Host:
         self._ends: SocketEnds | None = None
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
+        self.containers = ContainerTree(root, proc_root, self.breathe)
         self.clock = Clock(sysfs_root)
         self.mounts = MountTable(proc_root, mounts_of)
         self.tree = Tree(root, self.breathe)
