@@ -22,12 +22,13 @@ def text(
     extra_port: int | None = None,
     way: str | None = None,
     boot: str = "",
+    extra: str = "",
     summary: str = "inference node of the lab",
 ) -> str:
     """Return a baseline for nodes of site number `site`.
 
     `extra_port` opens one more TCP port to the enclave; `way` names the only interface to the controller;
-    `boot` adds lines to that section.
+    `boot` adds lines to that section, `extra` stands at the end.
     """
     allowed = "".join(f'"{path}" = ["sha256:{digest.hex()}"]\n' for path, digest in MEASURED.items())
     ports = f"[8080, {extra_port}]" if extra_port else "[8080]"
@@ -122,4 +123,4 @@ reason = "the inference service"
 [boot]
 event_log = "required"
 reference = "enrolment"
-{boot}"""
+{boot}{extra}"""
