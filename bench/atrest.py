@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.figures import Figure, figure
-from tests.flow import baselines
 from tests.flow.lab import Lab, Node
 from tests.parts import cleanroot
 
@@ -104,7 +103,9 @@ def run(*, quick: bool) -> list[Figure]:
         figure("agent at rest: memory of its own", private_mb, "MB"),
         figure("agent at rest: processor", share * 100, "% of a core", "promise", 0.2),
         figure("agent at rest: wake-ups", (after.wakeups - before.wakeups) / passed, "/s"),
-        figure("agent at rest: written", (after.written_bytes - before.written_bytes) / passed * 60, "bytes/min"),
+        figure(
+            "agent at rest: written", (after.written_bytes - before.written_bytes) / passed * 60, "bytes/min"
+        ),
         figure("agent at rest: on the wire", day_mb, "MB/day", "promise", 2.0),
     ]
 

@@ -26,7 +26,9 @@ def mirror() -> str:
     asked = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(REPO_URI)", "Created-By: Packages"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     found = [line.partition("|") for line in done.stdout.splitlines()]
-    main = [uri for origin, _, uri in found if origin in ("Debian", "") and uri.rstrip("/").endswith("/debian")]
+    main = [
+        uri for origin, _, uri in found if origin in ("Debian", "") and uri.rstrip("/").endswith("/debian")
+    ]
     return main[0] if main else _FALLBACK
 
 
