@@ -42,6 +42,8 @@ class Machine:
         self._netfilter = netfilter
         self._head: Head
         self._firewall_times: deque[float] = deque(maxlen=_STORM)
+        self._fenced_in = True
+        """Whether our tables may stand: not while a signed baseline only observes the firewall."""
 
     def surround(self, **changes: object) -> None:
         """Change posture, fences or the controller's addresses for all probes."""
@@ -59,6 +61,7 @@ class Machine:
     def replace_probes(self, held: Held) -> list[Probe[SectionBase]]:
         """Take the sections of another baseline; return the old probes whose doing is to be undone."""
         old, self._head = self.probes, held.baseline.head
+        self._fenced_in = True  # what an earlier one loaded may stand there still
         self.probes = {
             name: sections()[name].Probe(section, self.around) for name, section in held.sections.items()
         }
@@ -72,16 +75,17 @@ class Machine:
             self._pace()
         before = self.drifts.get(name, [])
         mode = mode_of(probe.section, self._head)
-        if plan.enforced(name, mode, held):
+        enforced = plan.enforced(name, mode, held)
+        failed = self._stand_back(enforced) if name == "firewall" else []
+        if enforced:
             probe.settle(now)
         found = left = probe.observe(now)
-        failed: list[Told] = []
         repair = plan.to_repair(name, mode, held, found)
         if repair:
             try:
                 probe.repair(repair, now)
             except (OSError, Rejected) as error:
-                failed = [Told(kind=f"{name}.repair-failed", severity="critical", summary=str(error))]
+                failed += [Told(kind=f"{name}.repair-failed", severity="critical", summary=str(error))]
             left = probe.observe(now)
         self.drifts[name] = left
         remaining = {drift.key for drift in left}
@@ -92,6 +96,21 @@ class Machine:
         noticed = probe.notices(now)
         told += [Told(kind=n.kind, severity=n.severity, summary=n.summary, detail=n.detail) for n in noticed]
         return failed + told
+
+    def _stand_back(self, enforced: bool) -> list[Told]:
+        """Take our tables away, once, where the firewall is only observed: lock-down, or what was enforced before, is over.
+
+        Left standing they would still drop what the signed baseline in force only wants to be told of.
+        """
+        was, self._fenced_in = self._fenced_in, enforced
+        try:
+            if not was or enforced or not self._netfilter.withdraw():
+                return []
+        except (OSError, Rejected) as error:
+            self._fenced_in = True  # tried again at the next look
+            return [Told(kind="firewall.withdraw-failed", severity="critical", summary=str(error))]
+        said = "the baseline only observes the firewall: our rules were taken away"
+        return [Told(kind="firewall.withdrawn", severity="warning", summary=said)]
 
     def _pace(self) -> None:
         now = time.monotonic()
