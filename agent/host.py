@@ -26,7 +26,7 @@ from agent.devices import DeviceEvents, UsbTree
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.packages import PackageDatabase
-from agent.proc import Listener, ProcTree, printable
+from agent.proc import Flow, Listener, ProcTree, printable
 from agent.tree import Tree
 
 __all__ = ["FileFacts", "Host", "Identity", "Listener", "printable"]
@@ -97,6 +97,22 @@ class Host:
                     found.add(address)
         return [str(address) for address in sorted(found, key=lambda each: (each.version, int(each)))]
 
+    def networks(self) -> dict[str, list[ipaddress.IPv4Network | ipaddress.IPv6Network]]:
+        """Return the networks on each interface but loopback, without link-local ones; by interface, sorted."""
+        found: dict[str, list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
+        for name, addresses in sorted(psutil.net_if_addrs().items()):
+            for each in addresses:
+                try:
+                    mask = each.netmask or ""
+                    # psutil gives the mask of IPv6 as an address, which ipaddress does not take.
+                    bits = bin(int(ipaddress.ip_address(mask))).count("1")
+                    network = ipaddress.ip_network(f"{each.address.partition('%')[0]}/{bits}", strict=False)
+                except ValueError:  # a MAC address
+                    continue
+                if not (network.is_loopback or network.is_link_local) and network not in found.get(name, []):
+                    found.setdefault(name, []).append(network)
+        return found
+
     def ephemeral_ports(self) -> range:
         """Return the ports that the kernel gives to sockets that ask for none."""
         try:
@@ -114,6 +130,10 @@ class Host:
     def listeners(self) -> list[Listener]:
         """Return every listening socket of this network namespace. Raises OSError."""
         return self.processes.listeners()
+
+    def flows(self) -> list[Flow]:
+        """Return every socket of this network namespace that has a peer. Raises OSError."""
+        return self.processes.flows()
 
     def end_listener(self, listener: Listener) -> None:
         """Kill the process behind a listening socket, if it still is that one. Raises OSError."""

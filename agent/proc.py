@@ -35,6 +35,15 @@ class Listener(NamedTuple):
     """Path of the executable, empty where unknown."""
 
 
+class Flow(NamedTuple):
+    """A socket with a peer."""
+
+    protocol: str
+    local_port: int
+    remote: str
+    remote_port: int
+
+
 class ProcTree:
     """A procfs tree."""
 
@@ -69,6 +78,21 @@ class ProcTree:
             except psutil.Error as error:
                 raise OSError(str(error)) from error
         return sorted(found, key=lambda each: (each.protocol, each.port, each.address, each.pid or 0))
+
+    def flows(self) -> list[Flow]:
+        """Return every socket of this network namespace that has a peer, each way once, sorted. Raises OSError."""
+        found: set[Flow] = set()
+        with self._psutil():
+            try:
+                for each in psutil.net_connections("inet"):
+                    if each.raddr and each.laddr:
+                        address = ipaddress.ip_address(each.raddr.ip.partition("%")[0])
+                        peer = getattr(address, "ipv4_mapped", None) or address
+                        protocol = "tcp" if each.type == socket.SOCK_STREAM else "udp"
+                        found.add(Flow(protocol, each.laddr.port, str(peer), each.raddr.port))
+            except psutil.Error as error:
+                raise OSError(str(error)) from error
+        return sorted(found)
 
     def program(self, pid: int) -> str:
         """Return the path of a process's executable, as it is now; empty where it cannot be read."""

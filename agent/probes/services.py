@@ -127,6 +127,11 @@ class Probe(probes.Probe[Section]):
                 if there.kind == "absent" or (there.kind == "link" and path.startswith(ETC)):
                     tree.put(path, kept)
 
+    def unlisted(self) -> list[Difference]:
+        """Return everything that no entry names and no package brought, however much it is."""
+        list(self._differences())
+        return [*self._unknown_pieces(), *self._unknown_files()]
+
     def _differences(self) -> Iterator[Difference]:
         tree = self.around.host.tree
         self._pieces, self._strange = [], []

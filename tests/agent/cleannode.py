@@ -1,5 +1,7 @@
 """A clean Debian in namespaces of its own, and the agent's machine side over it: `python -m tests.agent.cleannode BASELINE FOLDER`
 
+BASELINE may be `draft`: then `ringfence-agent learn` writes it first, `check` takes it, and it is applied to the same node.
+
 Run by `unshare --pid --fork --mount --mount-proc`, inside a network namespace: nothing here can reach the machine's own
 settings. Kernel settings that belong to no namespace are plain files that lie over /proc/sys, with Debian's own values.
 Writes FOLDER/found.json: what was there before, after the first pass and after the second, by `stat`, `nft` and /proc/sys.
@@ -13,8 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from tests.agent.rig import Rig, nft
-from tests.parts.usbtree import UsbTree
+from tests.agent.rig import CONTROLLER, NODE, Rig, nft
+from tests.parts.usbtree import KNOWN_KEYBOARD, UsbTree
 
 DEBIAN = {
     "dev.tty.ldisc_autoload": "1",
@@ -97,12 +99,29 @@ def witnessed(root: Path) -> dict[str, object]:
     }
 
 
+def learned(folder: Path) -> bytes:
+    """Return what the command writes about this node, after the command has checked it."""
+    config, draft = folder / "agent.toml", folder / "draft.toml"
+    config.write_text(
+        f'node = "{NODE}"\n[controller]\nurl = "https://{CONTROLLER}:8440"\nca = "/nowhere"\n'
+        f'[roots]\nroot = "{folder}/root"\nsysfs = "{folder}/sys"\n'
+    )
+    agent = [sys.executable, "-m", "agent.main"]
+    done = subprocess.run(
+        [*agent, "learn", "--config", config, "--output", draft], capture_output=True, text=True, check=True
+    )
+    (folder / "left-out").write_text(done.stderr)
+    subprocess.run([*agent, "check", draft], check=True)
+    return draft.read_bytes()
+
+
 def main() -> None:
     """Adopt the baseline, look once more, and write down what was seen."""
-    text, folder = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2])
+    folder = Path(sys.argv[2])
     root = folder / "root"
     lay_over()
-    UsbTree(folder / "sys")
+    UsbTree(folder / "sys").plug(KNOWN_KEYBOARD)
+    text = learned(folder) if sys.argv[1] == "draft" else Path(sys.argv[1]).read_bytes()
     rig = Rig(folder, root=root, name=Path(sys.argv[1]).stem)
     rig.start()
     try:
