@@ -12,11 +12,15 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from agent.host import Host
+from agent.learning import learners
+from agent.probes import Surroundings
 from bench.figures import Figure, figure
 from tests.flow.lab import Lab, Node
 from tests.parts import cleanroot
 
 FILES, MODEL_FILES = 4000, 1000
+LEARNED = ("accounts", "packages", "services", "time")
 REPORT_S, PASS_S = 60.0, 30.0
 """The defaults of a site's policy and of agent.toml."""
 _SETTLE_S = 75.0
@@ -36,31 +40,6 @@ unknown = "ignore"
 [[mounts.forbid]]
 types = ["nfs"]
 reason = "no network file system"
-
-[time]
-synchronised = false
-unknown = "ignore"
-
-[services]
-unknown = "report"
-[[services.unit]]
-name = "*.service"
-reason = "all"
-[[services.unit]]
-name = "*.timer"
-reason = "all"
-[[services.unit]]
-name = "*.target"
-reason = "all"
-[[services.unit]]
-name = "*.socket"
-reason = "all"
-
-[accounts]
-packaged = "accept"
-
-[packages]
-unknown = "ignore"
 
 [models]
 [[models.model]]
@@ -88,7 +67,7 @@ def run(*, quick: bool) -> list[Figure]:
     with Lab({"bench": 1}, interval_s=REPORT_S, pass_s=PASS_S) as lab:
         node = lab.nodes[0]
         prepare(node)
-        lab.bring_up(within_s=120, extra=sections())
+        lab.bring_up(within_s=120, extra=sections(node))
         print(f"  the agent is up; at rest for {seconds:g} s", flush=True)
         time.sleep(_SETTLE_S)
         before = reading(node)
@@ -130,8 +109,10 @@ def content(number: int) -> bytes:
     return hashlib.shake_128(number.to_bytes(4, "big")).digest(2000)
 
 
-def sections() -> str:
-    """Return the sections that the lab's baseline does not have, as TOML."""
+def sections(node: Node) -> str:
+    """Return the sections that the lab's baseline does not have, as TOML: those that `learn` can write, by it."""
+    around = Surroundings(host=Host(root=node.folder / "root"))
+    learned = [learners()[name].draft(around).text for name in LEARNED]
     files = [
         f'[[files.file]]\npath = "/srv/watched/{number // 250:02}/{number:04}.conf"\n'
         f'sha256 = "{hashlib.sha256(content(number)).hexdigest()}"\nreason = "watched"\n'
@@ -142,7 +123,7 @@ def sections() -> str:
         f'sha256 = "{hashlib.sha256(content(number)).hexdigest()}"\n'
         for number in range(MODEL_FILES)
     ]
-    return "\n".join(["", *files, _OTHERS, *parts])
+    return "\n".join(["", *files, *learned, _OTHERS, *parts])
 
 
 def pid_of(node: Node) -> int:
