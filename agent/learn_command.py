@@ -119,7 +119,7 @@ def _section_command(name: str) -> click.Command:
     def run(asked: _Asked) -> None:
         _learn(asked, name)
 
-    said = (learners()[name].__doc__ or "").partition("\n")[0].replace("`", "")
+    said = (getattr(learners()[name], "__doc__", None) or "").partition("\n")[0].replace("`", "")
     return click.Command(name, callback=run, help=said)
 
 

@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn.
+"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn, devices.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -23,14 +23,16 @@ import click
 from agent import VERSION
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
+from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
 from agent.learn_command import learn
+from agent.learn_devices import devices
 from agent.loop import Loop, boottime
 from agent.machine import POSTURES
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
-from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections
+from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections, subsystems
 from agent.spool import Spool
 from agent.store import Damaged, Store
 from agent.tpm import Tpm, TpmUnavailable
@@ -173,6 +175,7 @@ def render_command(file: Path, posture: Posture, config_path: Path) -> None:
 
 
 cli.add_command(learn)
+cli.add_command(devices)
 
 
 def main() -> NoReturn:
@@ -225,9 +228,8 @@ def _endpoints(config: AgentConfig | None) -> tuple[ControllerEndpoint, ...]:
 
 
 def _rendered(firewall: FirewallSection, posture: Posture, config: AgentConfig | None) -> str:
-    return render(
-        firewall, posture, Surroundings(host=_host(config), controller=_endpoints(config), posture=posture)
-    )
+    around = Surroundings(host=_host(config), controller=_endpoints(config), posture=posture)
+    return render(firewall, posture, around, resolved(firewall, around.host))
 
 
 def _drifts(parsed: Mapping[str, object], config: AgentConfig | None) -> list[Drift]:
@@ -298,7 +300,7 @@ async def _serve(config: AgentConfig) -> int:
     uplink = Uplink(config, store, loop, tpm)
     # Listen before the first rules are loaded: nothing that happens in between is missed.
     watches: list[Callable[[], object]] = [Events(loop.firewall_changed, proc=Path(config.roots.proc)).close]
-    watches.append(host.watch_devices(lambda: loop.wake("usb")).stop)
+    watches.append(host.watch_devices(subsystems(), loop.wake).stop)
     watches.append((await uplink.unlocks.serve(config.state)).close)
     tasks: list[asyncio.Task[None]] = []
     try:

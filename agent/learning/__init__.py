@@ -1,6 +1,6 @@
 """Drafts of baseline sections from a running node, for a person to cut down. One file for each section; its name is the section's.
 
-A module exposes `draft(around)`; those that need to be told more (ima, models) have a command of their own instead. Modules are
+A module exposes `draft(around)`; device sections come from `agent.learn_devices`; those that need to be told more (ima, models) have a command of their own instead. Modules are
 found by listing this folder. What a node has now is not what it should have: a draft vouches for nothing, says `# DECIDE` where a
 person has to, and observes only. Never learned: contents, secrets, and digests of files that not everybody may read.
 """
@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, cast
 
+from agent import learn_devices
 from agent.probes import Surroundings
 from contract.tomltext import literal
 
@@ -33,14 +34,25 @@ class Learner(Protocol):
         """Return the section as this node would fulfil it. Raises OSError where it cannot be looked at."""
 
 
+class _Device(NamedTuple):
+    """A device section, drafted by `agent.learn_devices`."""
+
+    name: str
+
+    def draft(self, around: Surroundings) -> Draft:
+        """Return the section. Raises OSError."""
+        decide = "# DECIDE: what is plugged in by chance, or by somebody, is here too\n"
+        return Draft(decide + learn_devices.section_draft(around.host, self.name), [])
+
+
 def learners() -> dict[str, Learner]:
     """Return every module with a `draft`, by section name."""
-    found = {}
+    found: dict[str, Learner] = {name: _Device(name) for name in learn_devices.SECTIONS}
     for each in pkgutil.iter_modules(__path__):
         module = importlib.import_module(f"{__name__}.{each.name}")
         if hasattr(module, "draft"):
             found[each.name] = cast(Learner, module)
-    return found
+    return dict(sorted(found.items()))
 
 
 def section(name: str, keys: Mapping[str, object] | None = None, *, decide: str = "") -> str:

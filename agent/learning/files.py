@@ -5,11 +5,14 @@ The digest only of files that everybody may read: a digest of a secret tells whe
 
 from __future__ import annotations
 
+import os
 import stat
 
+from agent.fileaccess import access_of
+from agent.filehashing import hash_file
+from agent.host import facts_of
 from agent.learning import Draft, entry, section
 from agent.probes import Surroundings
-from agent.probes.files import hash_file
 
 WATCHED = (
     "/etc/fstab", "/etc/group", "/etc/gshadow", "/etc/hosts", "/etc/ld.so.preload", "/etc/nsswitch.conf", "/etc/passwd",
@@ -33,9 +36,16 @@ def draft(around: Surroundings) -> Draft:
     text = [section("files", decide="add the files of your own services")]
     for path in sorted(paths):
         try:
-            facts = host.file_facts(path)
+            descriptor = host.open_file(path)
+            try:
+                facts, access = facts_of(descriptor), access_of(descriptor)
+            finally:
+                os.close(descriptor)
+            if access.acl or access.capabilities:
+                left_out.append(f"files: {path}: has an ACL or capabilities, write them by hand")
+                continue
             public = bool(facts.mode & stat.S_IROTH) and path not in _CHANGING
-            digest = hash_file(host, path)[1] if public else None
+            digest = hash_file(host, path).sha256 if public else None
         except FileNotFoundError:
             continue
         except OSError as error:
