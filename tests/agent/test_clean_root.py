@@ -70,6 +70,8 @@ def changed(found: dict[str, Any], usb: Path) -> list[str]:
     for file in ("authorized_default", "interface_authorized_default", "authorized"):
         if (now := (hub / file).read_text().strip()) != "1":
             out.append(f"usb1 {file}: 1 -> {now}")
+    if (now := (usb / "module/usbcore/parameters/authorized_default").read_text().strip()) != "-1":
+        out.append(f"usbcore authorized_default: -1 -> {now}")
     return out
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from agent import learning, probes
+from agent import learn_devices, learning, probes
 from agent.learning import sysctl
 from agent.learning.firewall import zone_name
 from contract.baseline import parse_baseline
@@ -89,6 +89,7 @@ def test_nothing_drifts_under_what_was_learned_but_that_the_guards_are_not_up(le
     # What only enforcing puts up: our table, and the kernel's default for new USB devices. No finding of the machine's own.
     guards = {("firewall", "inet ringfence table ringfence")}
     guards |= {("usb", f"usb1 {each}_default") for each in ("authorized", "interface_authorized")}
+    guards |= {("usb", "usbcore authorized_default")}
     assert drifts == guards
     assert learned.found["second"]["drifts"] == learned.found["first"]["drifts"]
 
@@ -147,15 +148,16 @@ def test_a_person_is_told_where_to_decide(learned: Learned) -> None:
     lines = learned.draft.splitlines()
     rules = [number for number, line in enumerate(lines) if line.startswith("[[accounts.key")]
     assert all(lines[number - 1].startswith("# DECIDE: ") for number in rules)
-    assert learned.draft.count(learning.LEARNED) == learned.draft.count("\n[[")
+    reasons = learned.draft.count(learning.LEARNED) + learned.draft.count(learn_devices.REASON)
+    assert reasons == learned.draft.count("\n[[")
     assert "udp port" not in learned.draft
 
 
 def test_every_section_that_can_be_learned_is(learned: Learned) -> None:
     there = set(parse_baseline(learned.draft.encode()).sections)
     assert set(learning.learners()) == set(probes.sections()) - NOT_LEARNED
-    # A kernel without modules has nothing to draft there.
-    assert set(learning.learners()) - there <= {"modules"}
+    # A kernel without modules has nothing to draft there, nor has the test's sysfs, which has no disks.
+    assert set(learning.learners()) - there <= {"modules", "blocks"}
 
 
 def test_settings_learned_are_those_of_the_shipped_baselines() -> None:
