@@ -14,7 +14,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -25,6 +25,7 @@ from agent.devicenodes import DeviceNodes
 from agent.devices import UsbTree
 from agent.fileaccess import AclEntry, attributes_of, set_acl, set_attributes, set_capabilities
 from agent.filewatch import FileWatch
+from agent.glance import Glance
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.netlinks import Links
@@ -245,8 +246,8 @@ class Host:
 
         No part of the path may be a symbolic link. Raises OSError; EINVAL for what is no regular file.
         """
-        parts = PurePosixPath(path).relative_to("/").parts
-        if not parts or ".." in parts:
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if not parts or ".." in parts or not path.startswith("/"):
             raise OSError(errno.EINVAL, "no path of a file", path)
         folder = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -264,6 +265,10 @@ class Host:
             os.close(descriptor)
             raise OSError(errno.EINVAL, "not a regular file", path)
         return descriptor
+
+    def glance(self) -> Glance:
+        """Return a way to ask of many files whether they are still the same."""
+        return Glance(self._root)
 
     def file_facts(self, path: str) -> FileFacts:
         """Return what is known of a regular file without reading it. Raises OSError."""

@@ -58,6 +58,7 @@ class Probe(probes.Probe[Section]):
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each account, member, rule, key and file that is not listed, or that cannot be read."""
+        self._packaged.refresh()
         return self.drifts(self._differences(), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:

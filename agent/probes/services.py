@@ -114,6 +114,7 @@ class Probe(probes.Probe[Section]):
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each unit in another state, each unknown file or link, and each that cannot be read."""
+        self._packaged.refresh()
         return self.drifts(self._differences(), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
