@@ -172,7 +172,8 @@ class Probe(probes.Probe[Section]):
                 host.breathe()
                 known = self._as_wanted.get(file.path)
                 if known is not None:
-                    if 0 <= now - known[1] < self.section.rehash_s and glance.same(file.path, known[0]):
+                    young = 0 <= now - known[1] < self.section.rehash_s
+                    if young and self._proved(file) and glance.same(file.path, known[0]):
                         continue
                     del self._as_wanted[file.path]
                 yield from self._look_at(file, now)
@@ -183,6 +184,10 @@ class Probe(probes.Probe[Section]):
             self._id(kind, name)
         if self._ids != self._known_ids:
             self._as_wanted = {}
+
+    def _proved(self, file: File) -> bool:
+        """True if the last digest of a file is the wanted one, or none is wanted."""
+        return file.sha256 is None or self._hashed[file.path].digest.sha256 == file.sha256
 
     def _look_at(self, file: File, now: float) -> Iterator[Difference]:
         host = self.around.host
