@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +18,7 @@ from agent import probes
 from agent.config import DEFAULT_PATH, load_config
 from agent.devicenodes import Node
 from agent.devices import MALFORMED, ROOT, ROOT_HUB, UsbDevice
-from agent.host import Host
+from agent.host import Host, printable
 from agent.probes._nodes import NodeProbe
 from agent.usbrules import MAX_KINDS, is_keyboard, matches
 from agent.userdb import group_name, user_name
@@ -77,36 +77,47 @@ def learn_command(config_path: Path, output: Path | None) -> None:
 
 
 def listing(host: Host) -> dict[str, list[dict[str, object]]]:
-    """Return every device by section. Raises OSError for what cannot be read."""
-    found: dict[str, list[dict[str, object]]] = {
-        "usb": [_usb_facts(each) for each in _usb(host)],
-        "thunderbolt": [each._asdict() for each in host.thunderbolt.devices()],
-        "pci": [each._asdict() for each in host.pci.devices()],
-        "blocks": [each._asdict() for each in host.disks.all()],
-        "netdevs": [each._asdict() for each in host.links.all() if not each.loopback],
+    """Return every device by section; where it could not be looked, one entry says why."""
+    looks: dict[str, Callable[[], list[dict[str, object]]]] = {
+        "usb": lambda: [_usb_facts(each) for each in _usb(host)],
+        "thunderbolt": lambda: [each._asdict() for each in host.thunderbolt.devices()],
+        "pci": lambda: [each._asdict() for each in host.pci.devices()],
+        "blocks": lambda: [each._asdict() for each in host.disks.all()],
+        "netdevs": lambda: [each._asdict() for each in host.links.all() if not each.loopback],
+        "cameras": lambda: _node_facts(host, "cameras"),
+        "accelerators": lambda: _node_facts(host, "accelerators"),
+        "serials": lambda: _node_facts(host, "serials"),
     }
-    for section in NODE_SECTIONS:
-        found[section] = [
-            {
-                "node": node.path,
-                "number": f"{node.number[0]}:{node.number[1]}",
-                "owner": user_name(node.access.uid),
-                "group": group_name(node.access.gid),
-                "mode": f"{node.access.mode:04o}",
-                "acl": ", ".join(node.access.named()),
-                "driver": node.driver,
-                "vendor": node.vendor,
-                "product": node.product,
-                "serial": node.serial,
-                "open": ", ".join(_openers(host, node)),
-            }
-            for node in _nodes(host, section)
-        ]
+    found: dict[str, list[dict[str, object]]] = {}
+    for section, look in looks.items():
+        try:
+            found[section] = look()
+        except OSError as error:
+            found[section] = [{"could_not_look": str(error)}]
     return found
 
 
+def _node_facts(host: Host, section: str) -> list[dict[str, object]]:
+    return [
+        {
+            "node": node.path,
+            "number": f"{node.number[0]}:{node.number[1]}",
+            "owner": user_name(node.access.uid),
+            "group": group_name(node.access.gid),
+            "mode": f"{node.access.mode:04o}",
+            "acl": ", ".join(node.access.named()),
+            "driver": node.driver,
+            "vendor": node.vendor,
+            "product": node.product,
+            "serial": node.serial,
+            "open": ", ".join(_openers(host, node)),
+        }
+        for node in _nodes(host, section)
+    ]
+
+
 def draft(host: Host) -> str:
-    """Return the sections as TOML. Raises OSError for what cannot be read."""
+    """Return the sections as TOML; where it could not be looked, a comment says why and nothing is allowed."""
     lines = [
         "# A draft, from one look at one machine: strike out what does not belong here and write the reasons.",
         "# What a device says of itself (ids, serials, names) can be copied; where it hangs cannot be chosen by it.",
@@ -117,16 +128,19 @@ def draft(host: Host) -> str:
 
 
 def section_draft(host: Host, name: str) -> str:
-    """Return one of SECTIONS as TOML. Raises OSError for what cannot be read."""
+    """Return one of SECTIONS as TOML; where it could not be looked, a comment says why."""
     return "\n".join(_section_lines(host, name)) + "\n"
 
 
 def _section_lines(host: Host, name: str) -> list[str]:
     keys, rules = _drafted(host, name)
     lines = [f"[{name}]", *keys]
-    for comments, rule in rules:
-        lines += ["", *(f"# {comment}" for comment in comments), f"[[{name}.allow]]"]
-        lines += tomltext.render({**rule, "reason": REASON}).splitlines()
+    try:
+        for comments, rule in rules:
+            lines += ["", *(f"# {comment}" for comment in comments), f"[[{name}.allow]]"]
+            lines += tomltext.render({**rule, "reason": REASON}).splitlines()
+    except OSError as error:
+        lines.append(f"# could not look: {printable(str(error))}")
     return lines
 
 

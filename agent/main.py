@@ -21,6 +21,7 @@ from typing import NoReturn
 import click
 
 from agent import VERSION
+from agent.checking import check
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.local import resolved
@@ -29,7 +30,6 @@ from agent.host import Host
 from agent.learn_command import learn
 from agent.learn_devices import devices
 from agent.loop import Loop, boottime
-from agent.machine import POSTURES
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
 from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections, subsystems
@@ -106,24 +106,6 @@ def status(config_path: Path, as_json: bool) -> None:
 
 @cli.command()
 @_file_argument
-def check(file: Path) -> None:
-    """Check a baseline with the code that will enforce it; as root also against the kernel (dry run)."""
-    baseline = parse_baseline(file.read_bytes(), file=file.name)
-    parsed = parse_sections(baseline)
-    firewall = parsed.get("firewall")
-    dry = "no firewall section: default deny"
-    if isinstance(firewall, FirewallSection):
-        dry = "rules not tried on the kernel: not root"
-        if os.geteuid() == 0:
-            netfilter = Netfilter()
-            for posture in POSTURES:
-                netfilter.check(_rendered(firewall, posture, None))
-            dry = "the kernel takes the rules of every posture"
-    click.echo(f"{file}: {baseline.head.name} version {baseline.head.version}, {len(parsed)} sections; {dry}")
-
-
-@cli.command()
-@_file_argument
 @_config_option
 @_json_option
 def diff(file: Path, config_path: Path, as_json: bool) -> None:
@@ -174,6 +156,7 @@ def render_command(file: Path, posture: Posture, config_path: Path) -> None:
     click.echo(_rendered(firewall, posture, config), nl=False)
 
 
+cli.add_command(check)
 cli.add_command(learn)
 cli.add_command(devices)
 
