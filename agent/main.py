@@ -26,6 +26,7 @@ from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
+from agent.frugal import few_arenas
 from agent.host import Host
 from agent.learn_command import learn
 from agent.learn_devices import devices
@@ -66,6 +67,7 @@ def cli() -> None:
 @_config_option
 def run(config_path: Path) -> None:
     """Hold this machine to its signed baseline, for ever. Enrols by itself when that was not done yet."""
+    few_arenas()
     config = load_config(config_path)
     _log_to_stderr()
     sys.exit(asyncio.run(_serve(config)))

@@ -51,6 +51,21 @@ reason = "watched"
 """
 
 
+_USB = 'mode = "observe"\ndefault = "allow"'
+"""The agent looks at the machine's own /sys here, whose uevents it gets: it must change nothing there."""
+
+
+class Resting(Lab):
+    """A lab whose agents look at the kernel's own sysfs: others raise no uevents and are polled four times a second."""
+
+    def write_agent_configs(self) -> None:
+        """Write every node's agent.toml."""
+        super().write_agent_configs()
+        for node in self.nodes:
+            text = node.config.read_text()
+            node.config.write_text(text.replace(f'sysfs = "{node.folder}/sys"', 'sysfs = "/sys"'))
+
+
 class Reading(NamedTuple):
     """The agent's counters at one instant."""
 
@@ -64,10 +79,10 @@ class Reading(NamedTuple):
 def run(*, quick: bool) -> list[Figure]:
     """Let one agent rest for ten minutes (one when `quick`)."""
     seconds = 60.0 if quick else 600.0
-    with Lab({"bench": 1}, interval_s=REPORT_S, pass_s=PASS_S) as lab:
+    with Resting({"bench": 1}, interval_s=REPORT_S, pass_s=PASS_S) as lab:
         node = lab.nodes[0]
         prepare(node)
-        lab.bring_up(within_s=120, extra=sections(node))
+        lab.bring_up(within_s=120, extra=sections(node), usb=_USB)
         print(f"  the agent is up; at rest for {seconds:g} s", flush=True)
         time.sleep(_SETTLE_S)
         before = reading(node)
