@@ -19,7 +19,7 @@ SLICE_BYTES = 1024 * 1024
 _REST_FACTOR = 3.0
 _CHANGING = "changes while it is read"
 _SWAPPED = "was swapped while it was read"
-_RACY_NS = 50_000_000
+RACY_NS = 50_000_000
 """A write within the same tick of the kernel's clock (at most 10 ms) leaves `stat` as it is."""
 
 
@@ -51,7 +51,7 @@ def hash_open(host: Host, path: str, descriptor: int, *, rest_factor: float = 0.
         raise OSError(_CHANGING)
     if host.file_facts(path).identity[:2] != before[:2]:
         raise OSError(_SWAPPED)
-    return Digest(before, digest.hexdigest(), abs(begun_ns - max(before[3:])) > _RACY_NS)
+    return Digest(before, digest.hexdigest(), abs(begun_ns - max(before[3:])) > RACY_NS)
 
 
 def hash_file(host: Host, path: str, *, rest_factor: float = 0.0) -> Digest:

@@ -323,7 +323,9 @@ def _held(ref: BaselineRef | None, baseline: Baseline) -> Held:
     sections = parse_sections(baseline)
     if "firewall" not in sections:
         sections = {"firewall": parse_sections(lockdown())["firewall"], **sections}
-    return Held(ref=ref, baseline=baseline, sections=sections)
+    # The text and its raw tables have done their work; of a big baseline they are several megabytes.
+    head_only = msgspec.structs.replace(baseline, sections={}, text="")
+    return Held(ref=ref, baseline=head_only, sections=sections)
 
 
 def _file(ref: BaselineRef) -> str:

@@ -14,7 +14,7 @@ import re
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import psutil
@@ -26,11 +26,12 @@ from agent.devicenodes import DeviceNodes
 from agent.devices import UsbTree
 from agent.fileaccess import AclEntry, attributes_of, set_acl, set_attributes, set_capabilities
 from agent.filewatch import FileWatch
+from agent.glance import Glance
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.netlinks import Links
 from agent.packages import PackageDatabase
-from agent.proc import Listener, ProcTree, printable
+from agent.proc import Flow, Listener, ProcTree, printable
 from agent.socketends import Ended, SocketEnds
 from agent.sysfsbuses import Disks, PciBus, ThunderboltBus
 from agent.tree import Tree
@@ -150,6 +151,22 @@ class Host:
                     found.add(address)
         return [str(address) for address in sorted(found, key=lambda each: (each.version, int(each)))]
 
+    def networks(self) -> dict[str, list[ipaddress.IPv4Network | ipaddress.IPv6Network]]:
+        """Return the networks on each interface but loopback, without link-local ones; by interface, sorted."""
+        found: dict[str, list[ipaddress.IPv4Network | ipaddress.IPv6Network]] = {}
+        for name, addresses in sorted(psutil.net_if_addrs().items()):
+            for each in addresses:
+                try:
+                    mask = each.netmask or ""
+                    # psutil gives the mask of IPv6 as an address, which ipaddress does not take.
+                    bits = bin(int(ipaddress.ip_address(mask))).count("1")
+                    network = ipaddress.ip_network(f"{each.address.partition('%')[0]}/{bits}", strict=False)
+                except ValueError:  # a MAC address
+                    continue
+                if not (network.is_loopback or network.is_link_local) and network not in found.get(name, []):
+                    found.setdefault(name, []).append(network)
+        return found
+
     def ephemeral_ports(self) -> range:
         """Return the ports that the kernel gives to sockets that ask for none."""
         try:
@@ -176,6 +193,10 @@ class Host:
     def listeners(self) -> list[Listener]:
         """Return every listening socket of this network namespace. Raises OSError."""
         return self.processes.listeners()
+
+    def flows(self) -> list[Flow]:
+        """Return every socket of this network namespace that has a peer. Raises OSError."""
+        return self.processes.flows()
 
     def ended_sockets(self, limit: int) -> tuple[list[Ended], bool]:
         """Return sockets without a peer that were closed since the last call, and whether some were missed. Raises OSError.
@@ -227,8 +248,8 @@ class Host:
 
         No part of the path may be a symbolic link. Raises OSError; EINVAL for what is no regular file.
         """
-        parts = PurePosixPath(path).relative_to("/").parts
-        if not parts or ".." in parts:
+        parts = [part for part in path.split("/") if part not in ("", ".")]
+        if not parts or ".." in parts or not path.startswith("/"):
             raise OSError(errno.EINVAL, "no path of a file", path)
         folder = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -246,6 +267,10 @@ class Host:
             os.close(descriptor)
             raise OSError(errno.EINVAL, "not a regular file", path)
         return descriptor
+
+    def glance(self) -> Glance:
+        """Return a way to ask of many files whether they are still the same."""
+        return Glance(self._root)
 
     def file_facts(self, path: str) -> FileFacts:
         """Return what is known of a regular file without reading it. Raises OSError."""

@@ -25,6 +25,7 @@ from agent.userdb import group_name, user_name
 from contract import tomltext
 
 NODE_SECTIONS: Final = ("cameras", "accelerators", "serials")
+SECTIONS: Final = ("usb", "thunderbolt", "pci", "blocks", "netdevs", *NODE_SECTIONS)
 REASON: Final = "found plugged in: write why it may be here"
 ANYBODYS: Final = frozenset(
     ["0403", "0483", "10c4", "1209", "16c0", "1a86", "1d50", "1d6b", "2341", "239a", "2e8a", "303a"]
@@ -117,27 +118,41 @@ def _node_facts(host: Host, section: str) -> list[dict[str, object]]:
 
 def draft(host: Host) -> str:
     """Return the sections as TOML; where it could not be looked, a comment says why and nothing is allowed."""
-    sections: list[tuple[str, Sequence[str], Iterable[Rule]]] = [
-        ("usb", ('default = "block"', 'keyboards = "one"'), _usb_rules(host)),
-        ("thunderbolt", (), _thunderbolt_rules(host)),
-        ("pci", ('unknown = "report"',), _pci_rules(host)),
-        ("blocks", ('unknown = "report"',), _disk_rules(host)),
-        ("netdevs", ('unknown = "report"',), _link_rules(host)),
-        *((name, ('unknown = "report"',), _node_rules(host, name)) for name in NODE_SECTIONS),
-    ]
     lines = [
         "# A draft, from one look at one machine: strike out what does not belong here and write the reasons.",
         "# What a device says of itself (ids, serials, names) can be copied; where it hangs cannot be chosen by it.",
     ]
-    for name, keys, rules in sections:
-        lines += ["", f"[{name}]", *keys]
-        try:
-            for comments, rule in rules:
-                lines += ["", *(f"# {comment}" for comment in comments), f"[[{name}.allow]]"]
-                lines += tomltext.render({**rule, "reason": REASON}).splitlines()
-        except OSError as error:
-            lines.append(f"# could not look: {printable(str(error))}")
+    for name in SECTIONS:
+        lines += ["", *_section_lines(host, name)]
     return "\n".join(lines) + "\n"
+
+
+def section_draft(host: Host, name: str) -> str:
+    """Return one of SECTIONS as TOML; where it could not be looked, a comment says why."""
+    return "\n".join(_section_lines(host, name)) + "\n"
+
+
+def _section_lines(host: Host, name: str) -> list[str]:
+    keys, rules = _drafted(host, name)
+    lines = [f"[{name}]", *keys]
+    try:
+        for comments, rule in rules:
+            lines += ["", *(f"# {comment}" for comment in comments), f"[[{name}.allow]]"]
+            lines += tomltext.render({**rule, "reason": REASON}).splitlines()
+    except OSError as error:
+        lines.append(f"# could not look: {printable(str(error))}")
+    return lines
+
+
+def _drafted(host: Host, name: str) -> tuple[Sequence[str], Iterable[Rule]]:
+    if name == "usb":
+        return ('default = "block"', 'keyboards = "one"'), _usb_rules(host)
+    if name == "thunderbolt":
+        return (), _thunderbolt_rules(host)
+    if name in NODE_SECTIONS:
+        return ('unknown = "report"',), _node_rules(host, name)
+    by_name = {"pci": _pci_rules, "blocks": _disk_rules, "netdevs": _link_rules}
+    return ('unknown = "report"',), by_name[name](host)
 
 
 def _host(config_path: Path) -> Host:

@@ -21,6 +21,7 @@ from agent import plan, responses
 from agent.config import AgentConfig
 from agent.exhibits import Exhibits
 from agent.firewall.events import Culprit
+from agent.frugal import give_back
 from agent.hold import Held, Hold
 from agent.host import Host
 from agent.machine import Machine
@@ -40,7 +41,10 @@ from contract.trust import TrustedBaseline
 T = TypeVar("T")
 
 TICK_S = 1.0
-_OFFLINE_SAVED_S = 30.0
+RESTING_TICK_S = 5.0
+"""While the controller answers and nothing is pending, nothing but passes and orders is waited for, and orders wake."""
+_OFFLINE_SAVED_S = 150.0
+"""More than two of the usual intervals: at rest nothing is written."""
 
 
 def boottime() -> float:
@@ -198,7 +202,7 @@ class Loop:
         try:
             self._hold_at_start()
             self._started.set()
-            while self._wakes.wait(TICK_S):
+            while self._wakes.wait(self._tick_s()):
                 self._turn()
         except BaseException as error:  # the outermost place: whatever it is, the process must end
             self.failure = error
@@ -224,6 +228,11 @@ class Loop:
                 self._look(name)
                 self._interruptible = False
         self.spool.flush()
+
+    def _tick_s(self) -> float:
+        resting = self._in_contact and self.hold.state.pending is None
+        longest = RESTING_TICK_S if resting else TICK_S
+        return max(0.01, min(longest, self._next_full - self._monotonic()))
 
     def _do_jobs(self) -> None:
         while (job := self._wakes.job()) is not None:
@@ -315,6 +324,7 @@ class Loop:
         for name in sorted(set(held.sections) - {"firewall"}):
             self._look(name, silent=True)
         self._next_full = self._monotonic() + self._config.interval_s
+        give_back()
 
     def _look(self, name: str, *, silent: bool = False) -> None:
         before = self._in_firewall

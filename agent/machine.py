@@ -59,6 +59,8 @@ class Machine:
         self._monotonic = monotonic
         self._head: Head
         self._firewall_times: deque[float] = deque(maxlen=_STORM)
+        self._fenced_in = True
+        """Whether our tables may stand: not while a signed baseline only observes the firewall."""
         self._accounts: dict[str, budget.Account] = {}
         self._resting: dict[str, dict[str, str]] = {}
         """Keys whose repair waits, and why, by section."""
@@ -87,6 +89,7 @@ class Machine:
         machine as it was before.
         """
         old, self._head = self.probes, held.baseline.head
+        self._fenced_in = True  # what an earlier one loaded may stand there still
         self.probes = {
             name: sections()[name].Probe(section, self.around) for name, section in held.sections.items()
         }
@@ -106,12 +109,14 @@ class Machine:
             self._pace()
         before = self.drifts.get(name, [])
         mode = mode_of(probe.section, self._head)
-        if plan.enforced(name, mode, held):
+        enforced = plan.enforced(name, mode, held)
+        backed = self._stand_back(enforced) if name == "firewall" else []
+        if enforced:
             probe.settle(now)
         found = left = self._observe(probe, now)
         if self.probes.get(name) is not probe:
             return []  # an order came in between, and brought another baseline
-        told: list[Told] = []
+        told = backed
         kept: list[Exhibit] = []
         wrong = plan.to_repair(name, mode, held, found)
         repair = wrong if silent or not probe.rationed else self._within_budget(name, wrong, told)
@@ -175,6 +180,21 @@ class Machine:
             keys = [drift.key for drift in wrong]
             self._accounts[probe.name] = budget.charge(account, keys, cost, self._monotonic())
         return self._exhibits.take() if self._exhibits is not None else []
+
+    def _stand_back(self, enforced: bool) -> list[Told]:
+        """Take our tables away, once, where the firewall is only observed: lock-down, or what was enforced before, is over.
+
+        Left standing they would still drop what the signed baseline in force only wants to be told of.
+        """
+        was, self._fenced_in = self._fenced_in, enforced
+        try:
+            if not was or enforced or not self._netfilter.withdraw():
+                return []
+        except (OSError, Rejected) as error:
+            self._fenced_in = True  # tried again at the next look
+            return [Told(kind="firewall.withdraw-failed", severity="critical", summary=str(error))]
+        said = "the baseline only observes the firewall: our rules were taken away"
+        return [Told(kind="firewall.withdrawn", severity="warning", summary=said)]
 
     def _pace(self) -> None:
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files, learn-model, devices.
+"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn, devices.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -26,14 +26,13 @@ from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
+from agent.frugal import few_arenas
 from agent.host import Host
+from agent.learn_command import learn
 from agent.learn_devices import devices
-from agent.learn_files import learn, toml_of
 from agent.loop import Loop, boottime
-from agent.models.learn import learn_model
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
-from agent.packages import PackageDatabase
 from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections, subsystems
 from agent.spool import Spool
 from agent.store import Damaged, Store
@@ -43,7 +42,6 @@ from agent.uplink import Uplink
 from contract.baseline import parse_baseline
 from contract.errors import Rejected
 from contract.messages import Drift, Posture
-from contract.toml import MAX_TOML_BYTES
 
 log = logging.getLogger("ringfence")
 
@@ -69,6 +67,7 @@ def cli() -> None:
 @_config_option
 def run(config_path: Path) -> None:
     """Hold this machine to its signed baseline, for ever. Enrols by itself when that was not done yet."""
+    few_arenas()
     config = load_config(config_path)
     _log_to_stderr()
     sys.exit(asyncio.run(_serve(config)))
@@ -159,49 +158,8 @@ def render_command(file: Path, posture: Posture, config_path: Path) -> None:
     click.echo(_rendered(firewall, posture, config), nl=False)
 
 
-@cli.command("learn-files")
-@click.option("--root", type=click.Path(exists=True, file_okay=False, path_type=Path), default=Path("/"))
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write; else shown.")
-@click.option(
-    "--exclude", multiple=True, help="A rule of `exclude`: left out here, not judged there. Repeatable."
-)
-@click.option(
-    "--ima-log", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of a good boot."
-)
-@click.option("--only-measured", is_flag=True, help="Of the packages' files only those that the log names.")
-def learn_files(
-    root: Path, output: Path | None, exclude: tuple[str, ...], ima_log: Path | None, only_measured: bool
-) -> None:
-    """Print the [ima] allow-list of this machine, by package, to put into a baseline and sign."""
-    if only_measured and ima_log is None:
-        raise click.UsageError("--only-measured needs --ima-log")
-    log = ima_log.read_bytes() if ima_log else None
-    try:
-        learned = learn(
-            PackageDatabase(root), exclude=exclude, untrusted_log=log, only_measured=only_measured
-        )
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    text = toml_of(learned)
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        output.write_text(text)
-    for line in learned.left_out:
-        click.echo(f"left out: {line}", err=True)
-    files = sum(len(package.sha256_bytes()) // 32 for package in learned.packages)
-    click.echo(
-        f"{files} files of {len(learned.packages)} packages, {len(learned.allow)} others; {len(text)} bytes",
-        err=True,
-    )
-    if len(text) > MAX_TOML_BYTES:
-        click.echo(
-            f"more than a baseline holds ({MAX_TOML_BYTES} bytes): use --exclude or --only-measured", err=True
-        )
-
-
 cli.add_command(check)
-cli.add_command(learn_model)
+cli.add_command(learn)
 cli.add_command(devices)
 
 

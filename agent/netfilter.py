@@ -141,6 +141,15 @@ class Netfilter:
             raise NetfilterError(errno.EINVAL, f"table {table!r} has a name that cannot be written")
         self.load(f"delete table {family} {table}\n")
 
+    def withdraw(self) -> bool:
+        """Delete our own tables, all in one batch; return whether one was there. Raises NetfilterError."""
+        with self._lock:
+            there = {(table.family, table.name) for table in netlink.tables(self._talk)}
+        own = [each for each in OWN_TABLES if each in there]
+        if own:
+            self.load("".join(f"delete table {family} {name}\n" for family, name in own))
+        return bool(own)
+
     def cut_now(self, text: str, keep: Iterable[flows.Peer]) -> tuple[int, int]:
         """Isolate at once: commit the cut table (`render_cut`), then end open flows but those to `keep`.
 

@@ -32,6 +32,15 @@ class Listener(NamedTuple):
     """Path of the executable, empty where unknown."""
 
 
+class Flow(NamedTuple):
+    """A socket with a peer."""
+
+    protocol: str
+    local_port: int
+    remote: str
+    remote_port: int
+
+
 class ProcTree:
     """A procfs tree."""
 
@@ -62,6 +71,10 @@ class ProcTree:
             program = self.program(pid) if pid else ""
             found.add(Listener(each.protocol, each.address, each.port, pid, program))
         return sorted(found, key=lambda each: (each.protocol, each.port, each.address, each.pid or 0))
+
+    def flows(self) -> list[Flow]:
+        """Return every socket of this network namespace that has a peer, each way once, sorted. Raises OSError."""
+        return sorted({Flow(*each) for each in self._sockets.connected()})
 
     def program(self, pid: int) -> str:
         """Return the path of a process's executable, as it is now; empty where it cannot be read."""

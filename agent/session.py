@@ -43,6 +43,8 @@ log = logging.getLogger("ringfence.session")
 ANSWER_S = 30.0
 MIN_GAP_S = 0.2
 """Between two reports that do not wait for the interval."""
+AWAITING_S, RESTING_S = 1.0, 15.0
+"""Longest sleeps: while an answer is due, and while only time, an order or an event can bring something."""
 TPM_RETRY_S = 2.0
 MAX_QUOTES = 3
 """Over one nonce, none of them sent but the last: an upgrade may go on while the TPM signs."""
@@ -108,16 +110,19 @@ class Session:
         return min(self._next, self._sent_at + MIN_GAP_S) if self._up.due.is_set() else self._next
 
     async def _wait(self, reader: asyncio.Task[object]) -> None:
-        """Sleep until something came, something is due, or a second has gone."""
+        """Sleep until something came, something is due, or some seconds have gone."""
         now = time.monotonic()
-        until = self._due_at() - now if self._nonce is not None and self._sent is None else 1.0
+        longest = AWAITING_S if self._sent is not None else RESTING_S
+        until = self._due_at() - now if self._nonce is not None and self._sent is None else longest
         due = asyncio.create_task(self._up.due.wait()) if not self._up.due.is_set() else None
         redial = asyncio.create_task(self._up.redial.wait())
         waits: set[asyncio.Task[object]] = {reader, redial}
         if due is not None:
             waits.add(due)
         try:
-            await asyncio.wait(waits, timeout=max(0.0, min(1.0, until)), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(
+                waits, timeout=max(0.0, min(longest, until)), return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             redial.cancel()
             if due is not None:

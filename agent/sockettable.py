@@ -49,6 +49,24 @@ class SocketTable:
                     raise
         return found
 
+    def connected(self) -> Iterator[tuple[str, int, str, int]]:
+        """Yield protocol, local port, peer and its port of every socket that has a peer. Raises OSError."""
+        for name in _TABLES:
+            try:
+                with (self._root / "net" / name).open("r", encoding="ascii", errors="replace") as table:
+                    next(table, "")
+                    for line in table:
+                        self._breathe()
+                        fields = line.split()
+                        if len(fields) >= 10 and not fields[2].endswith(":0000"):
+                            with suppress(ValueError):
+                                peer, _, port = fields[2].partition(":")
+                                local = int(fields[1].rpartition(":")[2], 16)
+                                yield name[:3], local, _plain(_address(peer)), int(port, 16)
+            except FileNotFoundError:
+                if not name.endswith("6"):
+                    raise
+
     def holders(self, inodes: set[int]) -> dict[int, int]:
         """Return one process for each socket that has one; the first, as they are numbered."""
         known = {i: self._holders[i] for i in inodes & self._holders.keys() if self._still(i)}
@@ -101,6 +119,12 @@ def _inode(path: str) -> int | None:
     except OSError:
         return None
     return int(target[8:-1]) if target.startswith("socket:[") else None
+
+
+def _plain(address: str) -> str:
+    """Return an IPv4 address that an IPv6 socket talks to as what it is."""
+    mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
+    return str(mapped or address)
 
 
 def _address(text: str) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attestation, datapath, devices, fleet, healing, isolation
+from bench import atrest, attestation, datapath, devices, fleet, healing, isolation
 from bench.figures import Figure
 
 RESULTS = Path(__file__).with_name("results.json")
 BENCHES: dict[str, Callable[..., list[Figure]]] = {
+    "atrest": atrest.run,
     "attestation": attestation.run,
     "datapath": datapath.run,
     "devices": devices.run,

@@ -21,6 +21,11 @@ def render(data: Mapping[str, object]) -> str:
     return "\n".join(lines).strip("\n") + "\n"
 
 
+def literal(value: object) -> str:
+    """Return one value as it stands behind `key = `."""
+    return _value(value)
+
+
 def _table(table: Mapping[str, object], path: tuple[str, ...], lines: list[str]) -> None:
     inner = {key: value for key, value in table.items() if isinstance(value, Mapping)}
     plain = {key: value for key, value in table.items() if key not in inner and value is not None}

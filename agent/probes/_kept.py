@@ -93,6 +93,14 @@ class PackagedFiles:
 
     def has(self, path: str, md5: str) -> bool:
         """True if a package brought this path with this content; of a link (empty `md5`): if it brought the path."""
+        if self._stamp is None:
+            self.refresh()
+        if not md5:
+            return path in self._sums
+        return self._sums.get(path) == md5
+
+    def refresh(self) -> None:
+        """Read dpkg's database again if it changed. To be called once in each look."""
         stamp = self._host.packages.stamp()
         if stamp != self._stamp:
             try:
@@ -101,9 +109,6 @@ class PackagedFiles:
             except OSError as error:
                 self._sums, self.missing = {}, error
             self._stamp = stamp
-        if not md5:
-            return path in self._sums
-        return self._sums.get(path) == md5
 
 
 def remember(probe: Probe[Any], path: str, kept: Kept) -> None:

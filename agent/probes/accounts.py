@@ -58,6 +58,7 @@ class Probe(probes.Probe[Section]):
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each account, member, rule, key and file that is not listed, or that cannot be read."""
+        self._packaged.refresh()
         return self.drifts(self._differences(), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
@@ -226,8 +227,30 @@ class Probe(probes.Probe[Section]):
                     if line not in allowed:
                         yield Difference(f"{path} {line}", "no such rule", line)
 
+    def unlisted(self) -> list[Difference]:
+        """Return every file of sudo's rules and of PAM that no entry names and no package brought."""
+        return [*self._sudo(), *self._pam_files()]
+
+    def authorized(self) -> Iterator[tuple[str, Key]]:
+        """Yield every key that opens an account, with the account's name. Raises OSError without /etc/passwd."""
+        users, _ = self._passwd.read(self.around.host, "/etc/passwd").parsed
+        for each in self._key_files(users):
+            if not isinstance(each, Difference):
+                yield from ((name, key) for name in sorted(each[1]) for key in each[2].parsed)
+
     def _authorized(self, users: list[User]) -> Iterator[Difference]:
         self._strange = {}
+        for each in self._key_files(users):
+            if isinstance(each, Difference):
+                yield each
+                continue
+            path, names, found = each
+            if found.names != 1:
+                yield Difference(f"{path} names", "one", f"{found.names}: not touched")
+            yield from self._strange_keys(path, names, found)
+
+    def _key_files(self, users: list[User]) -> Iterator[Difference | tuple[str, set[str], Small[list[Key]]]]:
+        """Yield path, whose it is, and content of each file of keys; or the difference that it cannot be read."""
         whose: dict[str, set[str]] = {}
         for user in users:
             try:
@@ -242,15 +265,11 @@ class Probe(probes.Probe[Section]):
         self._owners = whose
         for path, names in sorted(whose.items()):
             try:
-                found = self._keys.read(self.around.host, path)
+                yield path, names, self._keys.read(self.around.host, path)
             except FileNotFoundError:
                 continue
             except OSError as error:
                 yield could_not_look(path, "a look at the keys", error)
-                continue
-            if found.names != 1:
-                yield Difference(f"{path} names", "one", f"{found.names}: not touched")
-            yield from self._strange_keys(path, names, found)
 
     def _strange_keys(self, path: str, users: set[str], found: Small[list[Key]]) -> Iterator[Difference]:
         for key in found.parsed:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -28,9 +29,9 @@ from agent.fileaccess import (
     parse_capabilities,
     wanted_acl,
 )
-from agent.filehashing import BackgroundHashing, Digest, hash_open
+from agent.filehashing import RACY_NS, BackgroundHashing, Digest, hash_open
 from agent.filesection import File, Section
-from agent.host import FileFacts, Wanted, facts_of
+from agent.host import FileFacts, Identity, Wanted, facts_of
 from agent.imawitness import ImaWitness
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
@@ -85,6 +86,9 @@ class Probe(probes.Probe[Section]):
         self._ids: dict[tuple[str, str], int | None] = {}
         self._left_bytes = 0
         self._unproved: set[str] = set()
+        self._as_wanted: dict[str, tuple[Identity, float]] = {}
+        """Path -> the file that was found as wanted in every way, and the age of its digest."""
+        self._known_ids: dict[tuple[str, str], int | None] = {}
         self._told: set[str] = set()
         self._told_measured: dict[str, str] = {}
 
@@ -162,18 +166,54 @@ class Probe(probes.Probe[Section]):
 
     def _differences(self, now: float) -> Iterator[Difference]:
         host = self.around.host
-        for file in self.section.file:
-            host.breathe()
+        self._forget_if_names_moved()
+        with host.glance() as glance:
+            for file in self.section.file:
+                host.breathe()
+                known = self._as_wanted.get(file.path)
+                if known is not None:
+                    young = 0 <= now - known[1] < self.section.rehash_s
+                    if young and self._proved(file) and glance.same(file.path, known[0]):
+                        continue
+                    del self._as_wanted[file.path]
+                yield from self._look_at(file, now)
+
+    def _forget_if_names_moved(self) -> None:
+        """Look at every file in full again where an owner's name has come to mean somebody else."""
+        for kind, name in list(self._known_ids):
+            self._id(kind, name)
+        if self._ids != self._known_ids:
+            self._as_wanted = {}
+
+    def _proved(self, file: File) -> bool:
+        """True if the last digest of a file is the wanted one, or none is wanted."""
+        return file.sha256 is None or self._hashed[file.path].digest.sha256 == file.sha256
+
+    def _look_at(self, file: File, now: float) -> Iterator[Difference]:
+        host = self.around.host
+        try:
+            descriptor = host.open_file(file.path)
             try:
-                descriptor = host.open_file(file.path)
-                try:
-                    yield from self._of_open(file, descriptor, now)
-                finally:
-                    os.close(descriptor)
-            except FileNotFoundError:
-                yield Difference(file.path, "there", "not there")
-            except OSError as error:
-                yield could_not_look(file.path, "a look at the file", error)
+                found = list(self._of_open(file, descriptor, now))
+                yield from found
+                if not found:
+                    self._note(file, facts_of(descriptor).identity, now)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            yield Difference(file.path, "there", "not there")
+        except OSError as error:
+            yield could_not_look(file.path, "a look at the file", error)
+
+    def _note(self, file: File, identity: Identity, now: float) -> None:
+        """Remember a file that is as wanted, unless a later change could leave its `stat` as it is."""
+        hashed = self._hashed.get(file.path)
+        if file.sha256 is None:
+            if abs(time.time_ns() - identity[4]) > RACY_NS:
+                self._as_wanted[file.path] = identity, now
+        elif hashed is not None and hashed.digest.settled and hashed.digest.identity == identity:
+            self._as_wanted[file.path] = identity, hashed.at
+        self._known_ids = dict(self._ids)
 
     def _of_open(self, file: File, descriptor: int, now: float) -> Iterator[Difference]:
         facts = facts_of(descriptor)

@@ -114,6 +114,7 @@ class Probe(probes.Probe[Section]):
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each unit in another state, each unknown file or link, and each that cannot be read."""
+        self._packaged.refresh()
         return self.drifts(self._differences(), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
@@ -136,6 +137,11 @@ class Probe(probes.Probe[Section]):
                 there = tree.keep(path)
                 if there.kind == "absent" or (there.kind == "link" and path.startswith(ETC)):
                     tree.put(path, kept)
+
+    def unlisted(self) -> list[Difference]:
+        """Return everything that no entry names and no package brought, however much it is."""
+        list(self._differences())
+        return [*self._unknown_pieces(), *self._unknown_files()]
 
     def governs(self, key: str) -> bool:
         """True if the section would not have a thing back that was put aside, or wants a link that was made."""

@@ -51,6 +51,12 @@ def in_own_namespace(job: Callable[[], T]) -> T:
     return result[0]
 
 
+def host_of(config: AgentConfig) -> Host:
+    """The machine below the configured roots, as `ringfence-agent run` makes it."""
+    roots = config.roots
+    return Host(root=Path(roots.root), sysfs_root=Path(roots.sysfs), proc_root=Path(roots.proc))
+
+
 def baseline(version: int, port: int, *, extra: str = "", head: str = "") -> bytes:
     """A baseline that opens one TCP port to all of 10/8."""
     rules = f"""{head}
@@ -78,6 +84,7 @@ class Rig:
         key: Ed25519PrivateKey | None = None,
         spool_max_bytes: int = 1024 * 1024,
         root: Path = Path("/"),
+        name: str = "factory",
     ) -> None:
         self.folder = folder
         self._root = root
@@ -87,12 +94,13 @@ class Rig:
             controller=ControllerConfig(url=f"https://{CONTROLLER}:8440", ca="/nowhere"),
             state_dir=str(folder / "state"),
             tpm=TpmConfig(event_log=str(folder / "no-log")),
-            roots=RootsConfig(sysfs=str(folder / "sys")),
+            roots=RootsConfig(sysfs=str(folder / "sys"), root=str(root)),
             interval_s=5.0,
             confirm_s=confirm_s,
             spool=SpoolConfig(max_bytes=spool_max_bytes),
         )
         self._store_type, self._netfilter_type = store, netfilter
+        self._name = name
         self.kit = SigningKit(now=time.time())
         self.loop: Loop
 
@@ -110,7 +118,7 @@ class Rig:
             self.config,
             self.store,
             self.spool,
-            Host(root=self._root, sysfs_root=self.folder / "sys"),
+            host_of(self.config),
             self.netfilter,
             tpm=None,
         )
@@ -162,7 +170,7 @@ class Rig:
     def publish(self, raw: bytes, version: int) -> WantedBaseline:
         """Sign and push a baseline; return its reference."""
         self.kit.publish(raw, now=time.time())
-        return self.kit.wanted("factory", version)
+        return self.kit.wanted(self._name, version)
 
     def fetch(self, wanted: WantedBaseline) -> None:
         """Do what the uplink does when the loop asks for a baseline."""

@@ -5,22 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 from msgspec import inspect
 
 from agent import probes
+from baselines import document
 from contract.baseline import Head, parse_baseline
 from contract.errors import Rejected
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/baseline.md").read_text()
 SHIPPED = sorted((ROOT / "baselines").glob("*.toml"))
-LEARNED = {"accounts", "ima", "packages", "services"}
+LEARNED = {"accounts", "ima", "services"}
+"""In no shipped baseline: they list what a machine has, and are written from the very machine."""
 DEVICES = {"accelerators", "blocks", "cameras", "netdevs", "pci", "serials", "thunderbolt"}
 """Also written from the very machine: `ringfence-agent devices learn`."""
+WITHOUT = {"legacy": {"boot"}}
+"""Nothing proves the boot of a machine without a TPM."""
 _ROW = re.compile(r"^\| `([a-z_0-9]+)` \| (.*?) \| (.*?) \| (.*) \|$")
 
 
@@ -92,8 +96,8 @@ def test_the_document_shows_every_key_once_with_its_default_and_no_other() -> No
 def test_shipped_baselines_are_taken_by_every_probe(path: Path) -> None:
     baseline = parse_baseline(path.read_bytes(), file=path.name)
     assert baseline.head.name == path.stem
-    # These are not shipped: they list what a machine has, and are written from the very machine.
-    assert set(probes.parse_sections(baseline)) == set(probes.sections()) - LEARNED - DEVICES
+    without = LEARNED | DEVICES | WITHOUT.get(path.stem, set())
+    assert set(probes.parse_sections(baseline)) == set(probes.sections()) - without
     assert baseline.head.offline.isolate_after_s is not None
 
 
@@ -103,6 +107,42 @@ def test_shipped_rules_have_reasons_that_say_something(path: Path) -> None:
     reasons = re.findall(r'^reason = "(.+)"$', path.read_text(), flags=re.MULTILINE)
     assert len(reasons) == rules
     assert all(" " in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_every_rule_stands_in_the_document_with_its_reason_and_reference(path: Path) -> None:
+    shown = (ROOT / f"docs/baselines/{path.stem}.md").read_text()
+    assert shown == document.document(path.stem), "run: python -m baselines.document"
+    for reason in re.findall(r'^reason = "(.+)"$', path.read_text(), flags=re.MULTILINE):
+        why, _, reference = reason.replace("|", "\\|").rpartition(" (")
+        assert f"| {why}" in shown, reason
+        assert f"| {reference.removesuffix(')')} |" in shown, reason
+        assert re.match(r"(CIS \d|NIST SP 800-53 [A-Z]{2}-\d|IEC 62443-[34]-[23] )", reference), reason
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
+def test_a_rule_without_a_reason_has_no_document(path: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    text = re.sub(r'^reason = ".*"\n', "", path.read_text(), count=1, flags=re.MULTILINE)
+    (tmp_path / path.name).write_text(text)
+    monkeypatch.setattr(document, "HERE", tmp_path)
+    with pytest.raises(ValueError, match="a rule without a reason"):
+        document.document(path.stem)
+
+
+def test_legacy_observes_everything_and_each_stage_enforces_more() -> None:
+    text = (ROOT / "baselines/legacy.toml").read_text()
+
+    def enforced(taken_out: str) -> set[str]:
+        left = re.sub(rf'^mode = "observe" *# stage [{taken_out}]$\n', "", text, flags=re.MULTILINE)
+        baseline = parse_baseline(left.encode())
+        parsed = probes.parse_sections(baseline)
+        return {n for n, section in parsed.items() if probes.mode_of(section, baseline.head) == "enforce"}
+
+    assert enforced("0") == set()
+    assert enforced("2") == {"sysctl", "files", "modules", "mounts"}
+    assert enforced("23") == enforced("2") | {"usb"}
+    assert enforced("2-4") == enforced("23") | {"firewall"}
+    assert enforced("2-5") == enforced("2-4") | {"listeners"}
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)

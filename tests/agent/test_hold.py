@@ -264,6 +264,31 @@ def test_isolation_cuts_and_stands_over_a_restart_and_is_released(tmp_path: Path
     in_own_namespace(job)
 
 
+def test_firewall_that_is_only_observed_stands_in_nobodys_way(tmp_path: Path) -> None:
+    def job() -> None:
+        rig = Rig(tmp_path)
+        rig.start()
+        assert locked_down()
+        rig.adopt(baseline(1, 8080, head='[firewall]\nmode = "observe"\n'), 1, 1)
+        # Neither lock-down nor anything else of ours: a signed baseline wants to be told, and no more.
+        assert nft("list", "tables") == ""
+        assert rig.kinds().count("firewall.withdrawn") == 1
+        assert [drift.key for drift in rig.loop.machine.drifts["firewall"]]
+        wanted = rig.kit.wanted("factory", 1)
+        rig.direct(rig.signed(2, posture="isolated", wanted=wanted))
+        assert "ringfence_cut" in nft("list", "tables")
+        rig.direct(rig.signed(3, posture="normal", wanted=wanted))
+        assert nft("list", "tables") == ""
+        rig.stop()
+        rig.start()
+        assert nft("list", "tables") == ""
+        rig.adopt(baseline(2, 8080), 2, 4)
+        assert "ringfence" in nft("list", "tables")
+        rig.stop()
+
+    in_own_namespace(job)
+
+
 def test_offline_node_isolates_itself_where_its_baseline_says_so(tmp_path: Path) -> None:
     def job() -> None:
         rig = Rig(tmp_path)

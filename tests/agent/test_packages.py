@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.learn_files import learn, toml_of
+from agent.learning.ima import learn, toml_of
 from agent.package_watch import PackageWatch
 from agent.packages import PackageDatabase
 from contract.baseline import parse_baseline, section
@@ -202,14 +202,14 @@ def test_garbage_in_the_log_is_left_to_the_controller(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path) -> None:
     dpkg = Dpkg(tmp_path)
     dpkg.install("tool", "1.0", ONE)
-    argv = [sys.executable, "-m", "agent.main", "learn-files", "--root", str(dpkg.root)]
-    shown = subprocess.run(argv, cwd=TREE, capture_output=True, text=True, timeout=60, check=False)
+    argv = [sys.executable, "-m", "agent.main", "learn", "--root", str(dpkg.root)]
+    shown = subprocess.run([*argv, "ima"], cwd=TREE, capture_output=True, text=True, timeout=60, check=False)
     assert shown.returncode == 0, shown.stderr
     assert "2 files of 1 packages" in shown.stderr
     assert [package.name for package in policy_of(shown.stdout).package] == ["tool"]
     output = tmp_path / "ima.toml"
     log = TREE / "tests/vectors/good-rsa/ima.bin"
-    more = ["--output", str(output), "--exclude", "/usr/lib/tool/", "--ima-log", str(log)]
+    more = ["--output", str(output), "ima", "--exclude", "/usr/lib/tool/", "--ima-log", str(log)]
     written = subprocess.run(
         [*argv, *more], cwd=TREE, capture_output=True, text=True, timeout=60, check=False
     )
@@ -219,6 +219,6 @@ def test_the_command(tmp_path: Path) -> None:
     assert "/init" in policy.allow
     for bad in (["--exclude", "/usr/"], ["--only-measured"]):
         refused = subprocess.run(
-            [*argv, *bad], cwd=TREE, capture_output=True, text=True, timeout=60, check=False
+            [*argv, "ima", *bad], cwd=TREE, capture_output=True, text=True, timeout=60, check=False
         )
         assert refused.returncode == 2

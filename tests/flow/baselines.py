@@ -23,13 +23,16 @@ def text(
     extra_port: int | None = None,
     way: str | None = None,
     boot: str = "",
+    extra: str = "",
+    usb: str = 'default = "block"',
     summary: str = "inference node of the lab",
     clients: int = 0,
 ) -> str:
     """Return a baseline for nodes of site number `site`.
 
     `extra_port` opens one more TCP port to the enclave; `way` names the only interface to the controller;
-    `boot` adds lines to that section; `clients` a zone of so many single addresses, with one rule.
+    `boot` adds lines to that section; `clients` a zone of so many single addresses, with one rule; `extra` stands at the end;
+    `usb` are that section's own keys.
     """
     allowed = "".join(f'"{path}" = ["sha256:{digest.hex()}"]\n' for path, digest in MEASURED.items())
     ports = f"[8080, {extra_port}]" if extra_port else "[8080]"
@@ -81,7 +84,7 @@ ports = [53, 123]
 reason = "name and time service"
 
 [usb]
-default = "block"
+{usb}
 
 [[usb.allow]]
 vendor = "046d"
@@ -124,7 +127,7 @@ reason = "the inference service"
 [boot]
 event_log = "required"
 reference = "enrolment"
-{boot}{_clients(clients)}"""
+{boot}{_clients(clients)}{extra}"""
 
 
 def _clients(count: int) -> str:

@@ -153,14 +153,18 @@ class Lab:
         sites: dict[str, int],
         *,
         interval_s: float = 10.0,
+        pass_s: float = 5.0,
         confirm_s: float = 8.0,
         keep_folder: bool = False,
         site_policy: dict[str, object] | None = None,
     ) -> None:
-        """Build network, keys, TPMs and files; start nothing yet."""
+        """Build network, keys, TPMs and files; start nothing yet.
+
+        Nodes report every `interval_s` and look at themselves every `pass_s`.
+        """
         self._keep_folder = keep_folder
         self._policy = {"interval_s": interval_s, **(site_policy or {})}
-        self._interval_s, self._confirm_s = interval_s, confirm_s
+        self._pass_s, self._confirm_s = pass_s, confirm_s
         self.folder = Path(tempfile.mkdtemp(prefix="ringfence-lab-"))
         self.nodes: list[Node] = []
         self.controller: subprocess.Popen[bytes] | None = None
@@ -406,7 +410,7 @@ class Lab:
 node = "{node.name}"
 site = "{node.site}"
 state_dir = "{node.folder}/state"
-interval_s = 5.0
+interval_s = {self._pass_s}
 confirm_s = {self._confirm_s}
 
 [controller]
@@ -430,7 +434,10 @@ root = "{node.folder}/root"
             node.start_agent()
 
     def bring_up(self, within_s: float = 60, **changes: object) -> None:
-        """Do all of it: boot, controller, one signed baseline for each site (named after it), agents, first evidence."""
+        """Do all of it: boot, controller, one signed baseline for each site (named after it), agents, first evidence.
+
+        `changes` are for the baselines' text.
+        """
         self.power_on()
         self.init_controller()
         for site in self.topology.sites.values():

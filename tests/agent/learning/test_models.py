@@ -1,4 +1,4 @@
-"""`learn-model` as people use it: what it prints is taken, fits the folder, and is refused where it contradicts itself."""
+"""`learn models` as people use it: what it prints is taken, fits the folder, and is refused where it contradicts itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.host import Host
-from agent.models.learn import guess_kind
+from agent.learning.models import guess_kind
 from agent.probes import Surroundings, models
 from tests.agent.probes.case import HEAD, probe_of
 from tests.agent.rig import Rig, baseline, in_own_namespace, nft
@@ -44,10 +44,9 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def _learn(folder: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return _agent(
-        "learn-model", folder, "--name", "vision", "--version", "7", "--classification", "restricted", *more
-    )
+def _learn(folder: Path, *more: str, before: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    named = ("--name", "vision", "--version", "7", "--classification", "restricted")
+    return _agent("learn", *before, "models", *named, *more, folder)
 
 
 def test_what_is_learned_is_taken_and_the_folder_fits_it(folder: Path) -> None:
@@ -88,7 +87,7 @@ def test_what_is_learned_is_taken_and_the_folder_fits_it(folder: Path) -> None:
 def test_a_link_is_left_out_and_said_and_a_missing_shard_is_refused(folder: Path, tmp_path: Path) -> None:
     (folder / "link").symlink_to("tokenizer.json")
     output = tmp_path / "models.toml"
-    done = _learn(folder, "--output", str(output))
+    done = _learn(folder, before=("--output", str(output)))
     assert done.returncode == 0
     assert "left out: link" in done.stderr
     assert '"link"' not in output.read_text()

@@ -1,4 +1,4 @@
-"""`ringfence-agent learn-model`: the `[models]` manifest of a folder, for a person to read, put into a baseline and sign.
+"""`ringfence-agent learn models`: the `[models]` manifest of a folder, for a person to read, put into a baseline and sign.
 
 It vouches for nothing: what is in the folder now is what the node will be held to. Kinds are guessed from names.
 """
@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
-
-import click
 
 from agent.host import Host
 from agent.models.folder import files_below
@@ -177,43 +173,3 @@ def _escaped(character: str) -> str:
     if ord(character) < 0x20 or character == "\x7f":
         return f"\\u{ord(character):04x}"
     return character
-
-
-@click.command("learn-model")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--name", required=True, help="Of the model: a-z, 0-9 and '-'.")
-@click.option("--version", required=True, help="Of the model.")
-@click.option(
-    "--classification",
-    required=True,
-    type=click.Choice(["public", "internal", "confidential", "restricted"]),
-    help="Of the data that the model holds and sees.",
-)
-@click.option("--reason", default="learned, not judged: say why this model is here", show_default=True)
-@click.option(
-    "--with-content", is_flag=True, help="Carry the text of prompts and guardrails, so that it is restored."
-)
-@click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Where to write; else shown.")
-def learn_model(
-    *,
-    folder: Path,
-    name: str,
-    version: str,
-    classification: Classification,
-    reason: str,
-    with_content: bool,
-    output: Path | None,
-) -> None:
-    """Print the [models] manifest of a folder: path, size and digest of every file in it."""
-    host, root = Host(), str(folder.resolve())
-    with click.progressbar(length=total_bytes(host, root), label=root, file=sys.stderr) as bar:
-        files, left_out = learn(host, root, with_content=with_content, progress=bar.update)
-    text = toml_of(files, root=root, name=name, version=version, classification=classification, reason=reason)
-    if output is None:
-        click.echo(text, nl=False)
-    else:
-        output.write_text(text)
-    for line in left_out:
-        click.echo(f"left out: {line}", err=True)
-    gb = sum(file.size_bytes for file in files) / 1e9
-    click.echo(f"{len(files)} files, {gb:.2f} GB; the kinds are guessed from names: read them", err=True)

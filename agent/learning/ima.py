@@ -1,4 +1,4 @@
-"""`ringfence-agent learn-files`: the `[ima]` allow-list of a good machine, for a person to read, put into a baseline and sign.
+"""`ringfence-agent learn ima`: the `[ima]` allow-list of a good machine, for a person to read, put into a baseline and sign.
 
 Takes the SHA-256 of every file that a package database lists and that still is what the database records; what was changed
 since is named and left out. What a good boot has measured besides (initrd, generated files) comes from its IMA log, and

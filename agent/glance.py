@@ -1,0 +1,68 @@
+"""Many files asked for no more than whether they are still the same ones: one `stat` each, and one walk for each folder.
+
+For probes that have judged a file in full and only want to know whether anything of it can have changed since: content, owner,
+mode, ACL, attributes all move its ctime. A folder is walked to without following links, once for all files in it. Decides nothing
+and keeps nothing beyond its `with` block. Refuses to call a file the same when it is no plain file any more.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+
+_FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+Identity = tuple[int, int, int, int, int]
+
+
+class Glance:
+    """Use as a context manager; not for longer than a look, since a folder may be swapped."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._folder = ""
+        self._descriptor = -1
+
+    def __enter__(self) -> Glance:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._leave()
+
+    def same(self, path: str, identity: Identity) -> bool:
+        """Tell whether a path still leads, without links, to the plain file of this identity. Raises nothing."""
+        folder, _, name = path.rpartition("/")
+        try:
+            if folder != self._folder or self._descriptor < 0:
+                self._enter(folder)
+            found = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
+        except OSError:
+            return False
+        return (
+            found.st_ctime_ns == identity[4]
+            and found.st_ino == identity[1]
+            and found.st_mtime_ns == identity[3]
+            and found.st_size == identity[2]
+            and found.st_dev == identity[0]
+            and stat.S_ISREG(found.st_mode)
+        )
+
+    def _enter(self, folder: str) -> None:
+        self._leave()
+        at = os.open(self._root, _FOLDER & ~os.O_NOFOLLOW)
+        for part in folder.split("/")[1:]:
+            try:
+                inner = os.open(part, _FOLDER, dir_fd=at)
+            finally:
+                os.close(at)
+            at = inner
+        self._folder, self._descriptor = folder, at
+
+    def _leave(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

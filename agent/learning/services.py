@@ -1,0 +1,31 @@
+"""Draft of `[services]`: which units were enabled or masked here, and which start files no package brought."""
+
+from __future__ import annotations
+
+from agent import units
+from agent.learning import LEARNED, Draft, entry, section
+from agent.probes import Surroundings, services
+from agent.units import LOCAL, VENDOR
+
+_UNIT_STATES = {"enabled": "enabled", "masked": "masked"}
+
+
+def draft(around: Surroundings) -> Draft:
+    """Return the units by state and the unknown files by digest. Raises OSError."""
+    pieces = [each for folder in (*LOCAL, *VENDOR) for each in units.pieces(around.host.tree, (folder,))]
+    states = units.states(pieces)
+    text = [section("services", {"unknown": "report", "vendor": "check"})]
+    named = {piece.unit for piece in pieces if piece.local and piece.kind in ("pull", "alias", "mask")}
+    for unit in sorted(named):
+        state = _UNIT_STATES.get(states.get(unit, ""), "any")
+        text.append(entry("services.unit", {"name": unit, "state": state}))
+    left_out = []
+    listed = [services.Unit(name=name, reason=LEARNED) for name in sorted(named)]
+    for each in services.Probe(services.Section(unit=listed), around).unlisted():
+        sha256 = each.found.removeprefix("sha256 ")
+        if sha256 == each.found:
+            left_out.append(f"services: {each.key}: {each.found}")
+            continue
+        decide = "no package brought this: who did?"
+        text.append(entry("services.file", {"path": each.key, "sha256": sha256}, decide=decide))
+    return Draft("\n".join(text), left_out)

@@ -1,0 +1,148 @@
+"""A clean Debian in namespaces of its own, and the agent's machine side over it: `python -m tests.agent.cleannode BASELINE FOLDER`
+
+BASELINE may be `draft`: then `ringfence-agent learn` writes it first, `check` takes it, and it is applied to the same node.
+
+Run by `unshare --pid --fork --mount --mount-proc`, inside a network namespace: nothing here can reach the machine's own
+settings. Kernel settings that belong to no namespace are plain files that lie over /proc/sys, with Debian's own values.
+Writes FOLDER/found.json: what was there before, after the first pass and after the second, by `stat`, `nft` and /proc/sys.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.agent.rig import CONTROLLER, NODE, Rig, nft
+from tests.parts.usbtree import KNOWN_KEYBOARD, UsbTree
+
+DEBIAN = {
+    "dev.tty.ldisc_autoload": "1",
+    "fs.protected_fifos": "1",
+    "fs.protected_hardlinks": "1",
+    "fs.protected_regular": "2",
+    "fs.protected_symlinks": "1",
+    "fs.suid_dumpable": "2",
+    "kernel.dmesg_restrict": "1",
+    "kernel.kexec_load_disabled": "0",
+    "kernel.kptr_restrict": "0",
+    "kernel.modules_disabled": "0",
+    "kernel.perf_event_paranoid": "3",
+    "kernel.randomize_va_space": "2",
+    "kernel.sysrq": "438",
+    "kernel.tainted": "0",
+    "kernel.unprivileged_bpf_disabled": "2",
+    "kernel.yama.ptrace_scope": "0",
+    "net.core.bpf_jit_harden": "0",
+    "vm.unprivileged_userfaultfd": "0",
+}
+"""What a stock Debian 12 has where no namespace has its own: its kernel's defaults and systemd's sysctl.d."""
+NETWORK = {
+    "net.ipv4.conf.all.accept_redirects": "1",
+    "net.ipv4.conf.all.accept_source_route": "0",
+    "net.ipv4.conf.all.arp_ignore": "0",
+    "net.ipv4.conf.all.rp_filter": "2",
+    "net.ipv4.conf.all.secure_redirects": "1",
+    "net.ipv4.conf.all.send_redirects": "1",
+    "net.ipv4.icmp_echo_ignore_broadcasts": "1",
+    "net.ipv4.icmp_ignore_bogus_error_responses": "1",
+    "net.ipv4.ip_forward": "0",
+    "net.ipv4.tcp_syncookies": "1",
+    "net.ipv6.conf.all.accept_ra": "1",
+    "net.ipv6.conf.all.accept_redirects": "1",
+    "net.ipv6.conf.all.accept_source_route": "0",
+    "net.ipv6.conf.all.forwarding": "0",
+}
+"""What each network namespace has, set to the same."""
+SETTINGS = {**DEBIAN, **NETWORK}
+_LAID_OVER = ("dev", "fs", "kernel", "net/core", "vm")
+_KEPT = ("kernel/random/boot_id", "kernel/osrelease", "kernel/cap_last_cap")
+_PASS_S = 1.5
+
+
+def _at(key: str) -> Path:
+    return Path("/proc/sys", *key.split("."))
+
+
+def lay_over() -> None:
+    """Put Debian's values where the machine's own would be read and written."""
+    kept = {path: (Path("/proc/sys") / path).read_text() for path in _KEPT}
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    for folder in _LAID_OVER:
+        subprocess.run(["mount", "-t", "tmpfs", "laid-over", f"/proc/sys/{folder}"], check=True)
+    for path, text in kept.items():
+        (Path("/proc/sys") / path).parent.mkdir(parents=True, exist_ok=True)
+        (Path("/proc/sys") / path).write_text(text)
+    for key, value in SETTINGS.items():
+        _at(key).parent.mkdir(parents=True, exist_ok=True)
+        _at(key).write_text(value + "\n")
+    while subprocess.run(["umount", "-l", "/dev/shm"], capture_output=True).returncode == 0:
+        pass  # the machine may have laid several over each other
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "nodev,nosuid", "shm", "/dev/shm"], check=True)
+
+
+def witnessed(root: Path) -> dict[str, object]:
+    """Return the settings, the rules with their handles, and each file's facts with the times of its last change."""
+    files = {}
+    for path in sorted(root.rglob("*")):
+        facts = path.lstat()
+        files[str(path.relative_to(root))] = [
+            oct(facts.st_mode), facts.st_uid, facts.st_gid, facts.st_size, facts.st_ino, facts.st_ctime_ns,
+        ]  # fmt: skip
+    return {
+        "files": files,
+        "settings": {key: _at(key).read_text().split() for key in SETTINGS},
+        "written": {key: _at(key).stat().st_mtime_ns for key in DEBIAN},
+        "rules": nft("-a", "-s", "list", "ruleset"),
+    }
+
+
+def learned(folder: Path) -> bytes:
+    """Return what the command writes about this node, after the command has checked it."""
+    config, draft = folder / "agent.toml", folder / "draft.toml"
+    config.write_text(
+        f'node = "{NODE}"\n[controller]\nurl = "https://{CONTROLLER}:8440"\nca = "/nowhere"\n'
+        f'[roots]\nroot = "{folder}/root"\nsysfs = "{folder}/sys"\n'
+    )
+    agent = [sys.executable, "-m", "agent.main"]
+    done = subprocess.run(
+        [*agent, "learn", "--config", config, "--output", draft], capture_output=True, text=True, check=True
+    )
+    (folder / "left-out").write_text(done.stderr)
+    subprocess.run([*agent, "check", draft], check=True)
+    return draft.read_bytes()
+
+
+def main() -> None:
+    """Adopt the baseline, look once more, and write down what was seen."""
+    folder = Path(sys.argv[2])
+    root = folder / "root"
+    lay_over()
+    UsbTree(folder / "sys").plug(KNOWN_KEYBOARD)
+    text = learned(folder) if sys.argv[1] == "draft" else Path(sys.argv[1]).read_bytes()
+    rig = Rig(folder, root=root, name=Path(sys.argv[1]).stem)
+    rig.start()
+    try:
+        found: dict[str, object] = {"before": witnessed(root)}
+        rig.adopt(text, 1, 1)
+        for name in ("first", "second"):
+            if name == "second":
+                rig.call(rig.loop.machine.healed.clear)
+            rig.loop.wake()
+            time.sleep(_PASS_S)
+            drifts = rig.call(lambda: [d for each in rig.loop.machine.drifts.values() for d in each])
+            found[name] = {
+                **witnessed(root),
+                "drifts": [[d.section, d.key, d.wanted, d.found] for d in drifts],
+                "healed": rig.call(lambda: [f"{d.section} {d.key}" for d in rig.loop.machine.healed]),
+                "kinds": rig.kinds(),
+            }
+    finally:
+        rig.stop()
+    (folder / "found.json").write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
