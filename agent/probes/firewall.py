@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from agent import probes
-from agent.firewall import compare, local, nft, tables
+from agent.firewall import compare, local, managers, nft, tables
 from agent.firewall.events import Culprit
 from agent.firewall.model import Local
 from agent.firewall.names import Names
@@ -143,6 +143,8 @@ class Probe(probes.Probe[Section]):
         if self.section.foreign == "remove":
             tables = {_foreign_table(key) for key in keys if key.startswith(_FOREIGN)}
             for family, table in sorted(tables):
+                if managers.is_managers(self.section.containers, family, table):
+                    continue  # other chains of it carry the containers' traffic
                 netfilter.remove_table(family, table)
 
     def _load(self, netfilter: Netfilter, keys: Sequence[str], now: float) -> None:
@@ -188,6 +190,7 @@ class Probe(probes.Probe[Section]):
             Difference(f"{_FOREIGN}{chain.family} {chain.table} {chain.chain}", "absent", chain.describe())
             for chain in netfilter.foreign()
             if (chain.family, chain.table) not in known
+            and not managers.is_expected(self.section.containers, chain)
         ]
         # Only what was true at one generation may be remembered under it.
         self._last = (generation, wanted, differences) if netfilter.generation() == generation else None
