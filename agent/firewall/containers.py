@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from agent.firewall.containermodel import Contained, PublishedTo
 from agent.firewall.match import (
+    NEIGHBOURS,
     mixes_families,
     port_set,
     ranges,
@@ -71,6 +72,8 @@ def container_chains(inside: Contained | None) -> Early:
             *_ways(inside, "oifname", "reply", "ctr_node"),
         ],
         forward=[
+            # Bridged and not routed: a hop limit of 255 never comes through a router.
+            f"jump {NEIGHBOURS.name}",
             *_ways(inside, "iifname", "original", "ctr_asking"),
             *_ways(inside, "oifname", "reply", "ctr_asking"),
             *_ways(inside, "oifname", "original", "ctr_asked"),
