@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent.firewall.lab import BASELINE, FencedNode, Healing, Listener, opens, send_udp, section, until
+from tests.agent.firewall.lab import BASELINE, FencedNode, Healing, Listener, opens, section, send_udp, until
 from tests.parts.containers import Cni, Docker, Network, Podman
 from tests.parts.inference import Stream
 from tests.parts.namespace import Namespace
@@ -256,7 +256,7 @@ def test_f11_containers_that_come_and_go_are_neither_drift_nor_contest(
             made.join(container)
         joined.serve(80)
         until(lambda: opens(client_of(topology), node.host.enclave[0], 8088), 10)
-        until(lambda: healing._wakes.empty())
+        until(healing._wakes.empty)
         assert node.observe() == []
         assert healing.healed_at == []
         assert healing.notices == []
