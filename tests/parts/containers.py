@@ -220,9 +220,12 @@ class Docker:
         serve = "/bin/busybox httpd -p 80; /bin/busybox httpd -f -p 81"
         self._docker("run", "-d", "--name", "web", *published, "tiny", "/bin/sh", "-c", serve)
 
-    def inside(self, *argv: str) -> bool:
-        """Tell whether a busybox command succeeds in the container."""
-        return self._docker("exec", "web", "/bin/busybox", *argv, check=False).returncode == 0
+    def opens(self, address: str, port: int) -> bool:
+        """Tell whether the container can open a TCP connection."""
+        pid = self._docker("inspect", "-f", "{{.State.Pid}}", "web").stdout.strip()
+        code = f"import socket; socket.create_connection(({address!r}, {port}), 1)"
+        inside = ["nsenter", f"--net=/proc/{pid}/ns/net", sys.executable, "-c", code]
+        return subprocess.run(inside, capture_output=True).returncode == 0
 
     def restart_container(self) -> None:
         """Restart it: its rules go and come."""
