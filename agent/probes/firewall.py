@@ -19,6 +19,7 @@ from dataclasses import replace
 from agent import probes
 from agent.firewall import advice as advices
 from agent.firewall import compare, local, managers, nft, tables
+from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
 from agent.firewall.model import Local
 from agent.firewall.names import Names
@@ -67,6 +68,7 @@ class Probe(probes.Probe[Section]):
         self._blame = ""
         self._foreign_blame: dict[tuple[str, ...], str] = {}
         self._notices: list[Notice] = []
+        self._bypass = Bypass(section, around.host)
 
     def text(self) -> str:
         """Return the batch that this section wants under the posture and fences of the moment."""
@@ -135,6 +137,7 @@ class Probe(probes.Probe[Section]):
         culprits = netfilter.noted()
         try:
             differences = [*self._differences(netfilter, now), *self._unresolved(self.rules().here)]
+            differences += self._bypass.differences(now)
         except (OSError, Rejected, ValueError) as error:
             self._last = None
             differences = [could_not_look(_RULESET, "our tables", error)]

@@ -265,6 +265,47 @@ def test_f11_containers_that_come_and_go_are_neither_drift_nor_contest(
         made.close()
 
 
+def test_f13_an_interface_that_sends_past_the_rules_from_another_namespace_is_told(
+    node: FencedNode, topology: Topology
+) -> None:
+    """The packet is the witness that it passes; the drift, that somebody hears of it."""
+    container = Namespace("container")
+    other = Namespace("unrelated")
+    try:
+        other.ip("link", "add", "br7", "type", "bridge")
+        other.ip("link", "add", "mv7", "link", "br7", "type", "macvlan", "mode", "bridge")
+        node.settle(text=BASELINE)
+        node.namespace.ip("link", "add", "mv0", "link", "uplink0", "type", "macvlan", "mode", "bridge")
+        node.namespace.ip("link", "set", "mv0", "netns", container.name)
+        container.ip("addr", "add", "10.20.1.77/24", "dev", "mv0")
+        container.ip("link", "set", "mv0", "up")
+        container.ip("route", "add", "default", "via", "10.20.1.1")
+        until(lambda: opens(container, topology.outside.uplink[0], 8080), 5)
+        node.settle_text(BASELINE)
+        (drift,) = node.observe()
+        assert drift.key == f"netns:/run/netns/{container.name} mv0"
+        assert (drift.wanted, drift.found) == ("absent", "macvlan of uplink0")
+        parents = '[containers]\nmanager = "cni"\ninterfaces = ["cni0"]\naddresses = ["10.22.0.0/16"]\n'
+        node.settle_text(BASELINE + parents + 'parents = ["uplink0"]\nreason = "test"\n')
+        assert not any(drift.key.startswith("netns:") for drift in node.observe())
+    finally:
+        container.remove(), other.remove()
+
+
+def test_f13_a_bridge_whose_packets_are_not_shown_to_the_rules_is_told(
+    node: FencedNode, network: Network
+) -> None:
+    node.settle(text=BASELINE + network.section())
+    assert node.observe() == []
+    node.namespace.sysctl(**{"net__bridge__bridge-nf-call-ip6tables": "0"})
+    try:
+        node.settle_text(BASELINE + network.section(DNS))
+        found = [(drift.key, drift.found) for drift in node.observe() if drift.key.startswith("net.")]
+        assert found == [("net.bridge.bridge-nf-call-ip6tables", "0")]
+    finally:
+        node.namespace.sysctl(**{"net__bridge__bridge-nf-call-ip6tables": "1"})
+
+
 @pytest.mark.skipif(not Docker.can_run(), reason="dockerd is not installed")
 def test_f11_a_docker_daemon_lives_behind_the_fence_and_its_restart_changes_nothing(
     node: FencedNode, topology: Topology
