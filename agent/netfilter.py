@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import nftables
 
-from agent.firewall import compare, flows, netlink
+from agent.firewall import compare, flows, netlink, xtables
 from agent.firewall.compare import Canonical
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
@@ -125,15 +125,20 @@ class Netfilter:
         """
         objects: list[compare.Object] = []
         unread: list[ForeignChain] = []
+        leads: dict[tuple[str, str, int], str] = {}
         with self._lock:
             for table in netlink.tables(self._talk):
                 if (table.family, table.name) in OWN_TABLES or table.flags & _DORMANT:
                     continue
                 if _is_plain(table.name) and (not table.flags or self._lists_flags):
-                    objects += _parsed(_run(self._context, f"list table {table.family} {table.name}"))
+                    listed = _run(self._context, f"list table {table.family} {table.name}")
+                    objects += _parsed(listed)
+                    if '"DNAT"' in listed:
+                        found = xtables.destinations(self._talk, table.family, table.name)
+                        leads |= {(table.family, table.name, handle): to for handle, to in found.items()}
                 else:
                     unread.append(unreadable(table.family, table.name))
-        return foreign_chains(objects, OWN_TABLES) + unread
+        return foreign_chains(objects, OWN_TABLES, leads) + unread
 
     def remove_table(self, family: str, table: str) -> None:
         """Delete a foreign table; family and name as listed by the kernel. Raises NetfilterError."""
