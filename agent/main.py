@@ -25,6 +25,7 @@ from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
+from agent.firewall.uses import warnings
 from agent.host import Host
 from agent.learn_files import learn, toml_of
 from agent.loop import Loop, boottime
@@ -122,6 +123,8 @@ def check(file: Path) -> None:
                 netfilter.check(_rendered(firewall, posture, None))
             dry = "the kernel takes the rules of every posture"
     click.echo(f"{file}: {baseline.head.name} version {baseline.head.version}, {len(parsed)} sections; {dry}")
+    for line in warnings(firewall) if isinstance(firewall, FirewallSection) else ():
+        click.echo(f"warning: {line}", err=True)
 
 
 @cli.command()
