@@ -21,15 +21,14 @@ from typing import NoReturn
 import click
 
 from agent import VERSION
+from agent.checking import check
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
-from agent.firewall.uses import warnings
 from agent.host import Host
 from agent.learn_files import learn, toml_of
 from agent.loop import Loop, boottime
-from agent.machine import POSTURES
 from agent.models.learn import learn_model
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
@@ -105,26 +104,6 @@ def status(config_path: Path, as_json: bool) -> None:
             click.echo(f"{key:<18} {value if value not in (None, '') else '-'}")
     if shown["site"] is None:
         sys.exit(EXIT_NO)
-
-
-@cli.command()
-@_file_argument
-def check(file: Path) -> None:
-    """Check a baseline with the code that will enforce it; as root also against the kernel (dry run)."""
-    baseline = parse_baseline(file.read_bytes(), file=file.name)
-    parsed = parse_sections(baseline)
-    firewall = parsed.get("firewall")
-    dry = "no firewall section: default deny"
-    if isinstance(firewall, FirewallSection):
-        dry = "rules not tried on the kernel: not root"
-        if os.geteuid() == 0:
-            netfilter = Netfilter()
-            for posture in POSTURES:
-                netfilter.check(_rendered(firewall, posture, None))
-            dry = "the kernel takes the rules of every posture"
-    click.echo(f"{file}: {baseline.head.name} version {baseline.head.version}, {len(parsed)} sections; {dry}")
-    for line in warnings(firewall) if isinstance(firewall, FirewallSection) else ():
-        click.echo(f"warning: {line}", err=True)
 
 
 @cli.command()
@@ -220,6 +199,7 @@ def learn_files(
         )
 
 
+cli.add_command(check)
 cli.add_command(learn_model)
 
 

@@ -58,6 +58,7 @@ from contract.messages import Posture
 __all__ = ["CUT_TABLE", "OWN_TABLES", "TABLE", "Around", "fences", "render", "render_cut", "render_lockdown"]
 
 _EPOCH = "@epoch@"
+_FENCE = "fence"
 _ASKED_PORT = "ct original proto-dst"
 _COUNTER = re.compile(r'counter name "([^"]+)"')
 
@@ -101,14 +102,11 @@ def render_lockdown(around: Around) -> str:
 
 
 def _main_table(meant: Model) -> Table:
-    # Live: fencing a neighbour must not have every other flow judged again.
-    sets = [
-        Set(name=f"fence{v}", kind=f"ipv{v}_addr", elements=elements, live=True)
-        for v, elements in meant.fenced
-    ]
+    fence_sets, fence_chains = _fence(meant.fenced)
+    sets = [*fence_sets]
     sets += controller_sets(meant)
     sets += [each for zone in meant.zones for each in zone_sets(zone)]
-    chains = [*_fence_chains(), NEIGHBOURS, _allow_chain()]
+    chains = [*fence_chains, NEIGHBOURS, _allow_chain()]
     to_input: list[str] = []
     to_output: list[str] = []
     for prefix, peers in (("in", meant.inbound), ("out", meant.outbound)):
@@ -139,7 +137,14 @@ def _main_table(meant: Model) -> Table:
 
 def _numbered(table: Table) -> Table:
     """Put the number of the rules where their connection mark is set and asked for."""
-    digest = hashlib.sha256(table.text(live=False).encode()).digest()
+    # The fence is no part of it: fencing a neighbour must not have every other flow judged again.
+    judging = replace(
+        table,
+        sets=tuple(each for each in table.sets if not each.name.startswith(_FENCE)),
+        chains=tuple(each for each in table.chains if not each.name.startswith(_FENCE)),
+        counters=(),
+    )
+    digest = hashlib.sha256(judging.text(live=False).encode()).digest()
     epoch = f"0x{(int.from_bytes(digest[:2], 'big') or 1) << 16:08x}"
     chains = [
         replace(chain, rules=tuple(rule.replace(_EPOCH, epoch) for rule in chain.rules))
@@ -249,17 +254,39 @@ def _base_chain(hook: str, loopback_key: str | None, dispatch: Iterable[str]) ->
     return Chain(name=hook, rules=rules, head=f"type filter hook {hook} priority 0; policy drop;")
 
 
-def _fence_chains() -> list[Chain]:
+def fence_now(around: Around) -> str:
+    """Return the batch that fences at once, as the whole rules will have it; "" where nobody is to be fenced."""
+    sets, chains = _fence(fences(around))
+    if not chains:
+        return ""
+    heads = Table(
+        name=TABLE,
+        sets=tuple(sets),
+        chains=tuple(replace(each, rules=()) for each in chains),
+        counters=_counters(chains),
+    )
+    flushed = "".join(f"flush chain {heads.place} {each.name}\n" for each in chains)
+    return heads.text() + flushed + Table(name=TABLE, sets=(), chains=tuple(chains)).text()
+
+
+def _fence(fenced: Iterable[tuple[int, tuple[str, ...]]]) -> tuple[list[Set], list[Chain]]:
+    """Return sets and chains of the fence: none where nobody is fenced, since each packet would pay for them."""
+    listed = [(version, elements) for version, elements in fenced if elements]
+    sets = [
+        Set(name=f"{_FENCE}{version}", kind=f"ipv{version}_addr", elements=elements, live=True)
+        for version, elements in listed
+    ]
     drops = tuple(
-        f'{family} {side} @fence{version} counter name "drop_fenced" drop'
-        for family, version in (("ip", 4), ("ip6", 6))
+        f'{"ip" if version == 4 else "ip6"} {side} @{_FENCE}{version} counter name "drop_fenced" drop'
+        for version, _ in listed
         for side in ("saddr", "daddr")
     )
-    return [
+    chains = [
         Chain(
-            name=f"fence_{hook}",
+            name=f"{_FENCE}_{hook}",
             rules=drops,
             head=f"type filter hook {hook} priority {STATELESS}; policy accept;",
         )
         for hook in ("prerouting", "output")
     ]
+    return sets, chains if drops else []

@@ -13,29 +13,44 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from agent import probes
+from agent.firewall import advice as advices
 from agent.firewall import compare, local, nft, tables
 from agent.firewall.events import Culprit
 from agent.firewall.model import Local
 from agent.firewall.names import Change, Names, Snapshot, terms_of
 from agent.firewall.section import Section
-from agent.firewall.uses import misused
+from agent.firewall.uses import misused, weak
 from agent.firewall.watch import UnitWatch
 from agent.netfilter import Netfilter
-from agent.probes import Contradiction, Difference, Notice, could_not_look
+from agent.probes import Contradiction, Difference, Notice, SectionBase, could_not_look
 from contract.errors import Rejected
 from contract.messages import Drift, never_more
 
-__all__ = ["Probe", "Section"]
+__all__ = ["Probe", "Section", "advice", "contradictions"]
 
 _FOREIGN = "foreign:"
 _RULESET = "ruleset"
 _FAMILIES = frozenset(family for family, _ in nft.OWN_TABLES)
 _FULL_LOOK_S = 60.0
 _MAX_BLAMED = 4
+
+
+def contradictions(parsed: Mapping[str, SectionBase]) -> Iterable[Contradiction]:
+    """Yield what cannot stand in the section."""
+    section = parsed["firewall"]
+    return [*advices.contradictions(section), *misused(section)] if isinstance(section, Section) else ()
+
+
+def advice(parsed: Mapping[str, SectionBase], interfaces: Collection[str] | None) -> Iterable[Contradiction]:
+    """Yield what the author should look at again."""
+    section = parsed["firewall"]
+    if not isinstance(section, Section):
+        return ()
+    return [*advices.advice(section, interfaces=interfaces), *weak(section)]
 
 
 class Probe(probes.Probe[Section]):
@@ -277,10 +292,3 @@ def _touched(culprit: Culprit) -> Notice:
     summary = f"our firewall tables were changed and put back by {culprit.describe()}"
     detail = {"pid": str(culprit.pid), "name": culprit.name, "command": culprit.command}
     return Notice("firewall.touched", "warning", never_more(summary, 2048), detail)
-
-
-def contradictions(sections: Mapping[str, probes.SectionBase]) -> Iterator[Contradiction]:
-    """Yield rules whose zone cannot decide what they ask for."""
-    section = sections.get("firewall")
-    assert isinstance(section, Section)  # noqa: S101  (called for baselines that have the section)
-    yield from misused(section)
