@@ -35,6 +35,12 @@ class CgroupTree:
 
     def of_unit(self, unit: str) -> Found | None:
         """Return the group of a unit; None while it has none (it does not run), or where two claim to be it."""
+        try:
+            return self._found(unit)
+        except OSError:  # a group that ended while it was looked at, or no right to look
+            return None
+
+    def _found(self, unit: str) -> Found | None:
         top = self._top()
         if top is None:
             return None
@@ -45,11 +51,8 @@ class CgroupTree:
                 found.append(candidate)
         if len(found) != 1:
             return None
-        try:
-            number = found[0].stat().st_ino
-        except OSError:
-            return None
-        return Found(str(found[0].relative_to(self._mount)), len(found[0].relative_to(top).parts), number)
+        within = found[0].relative_to(top)
+        return Found(str(found[0].relative_to(self._mount)), len(within.parts), found[0].stat().st_ino)
 
     def _top(self) -> Path | None:
         for place in (self._mount, self._mount / "unified"):

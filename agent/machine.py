@@ -18,9 +18,11 @@ import msgspec
 
 from agent import budget, plan
 from agent.exhibits import Exhibit, Exhibits
+from agent.firewall.local import resolved
+from agent.firewall.nft import rules
 from agent.firewall.section import Section as FirewallSection
 from agent.hold import Held
-from agent.netfilter import Netfilter, render
+from agent.netfilter import Netfilter
 from agent.probes import Probe, SectionBase, Surroundings, mode_of, sections
 from agent.responses import Told
 from contract.baseline import Head
@@ -72,7 +74,10 @@ class Machine:
         section = held.sections["firewall"]
         assert isinstance(section, FirewallSection)  # noqa: S101  (parsed by the module of that name)
         for posture in POSTURES:
-            self._netfilter.check(render(section, posture, replace(self.around, posture=posture)))
+            around = replace(self.around, posture=posture)
+            # Without what live sets hold, so that the first look at these rules finds them tried already.
+            wanted = rules(section, posture, around, resolved(section, around.host))
+            self._netfilter.check(wanted.text(live=False))
 
     def replace_probes(self, held: Held, *, reverting: bool = False) -> list[Probe[SectionBase]]:
         """Take the sections of another baseline; return the old probes whose doing is to be undone.

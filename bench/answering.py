@@ -46,7 +46,10 @@ def _serve(connection: socket.socket, answer: bytes) -> None:
 def main() -> None:
     """Serve until killed."""
     answer = bytes(int(sys.argv[2]))
-    with socket.create_server(("", int(sys.argv[1])), backlog=4096) as listening:
+    # Nobody reads: what datagrams cost on their way is measured, and no refusal is sent for them.
+    sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sink.bind(("", int(sys.argv[1])))
+    with sink, socket.create_server(("", int(sys.argv[1])), backlog=4096) as listening:
         while True:
             connection, _ = listening.accept()
             threading.Thread(target=_serve, args=(connection, answer), daemon=True).start()

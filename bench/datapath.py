@@ -1,9 +1,10 @@
-"""What the fence costs inference traffic: requests, bare requests, bulk, and new connections, between namespaces.
+"""What the fence costs inference traffic: requests, datagrams, bulk, and new connections, between namespaces.
 
 A client has one link to each of several nodes: one without any firewall, ours with allow-lists of 10, 1,000 and 100,000
 addresses, and a list of 1,000 plain rules. They take short turns, and each is compared with the bare one of the same
 turn. An inference request has a millisecond of work at the server; a bare one has none, so it shows what the kernel alone
-does, connection tracking included, and any cost at its largest. Also: how long nftables takes to apply 10,000 addresses,
+does, connection tracking included, and any cost at its largest. A datagram that is never answered is judged by the
+lists each time. Also: how long nftables takes to apply 10,000 addresses,
 whole and what differs.
 """
 
@@ -63,15 +64,20 @@ def allow_list(count: int, client: str) -> Section:
     """Return a baseline that lets in `count` addresses, the client's among them, to one port."""
     addresses = [f"172.{16 + n // 65025}.{n // 255 % 255}.{n % 255 + 1}" for n in range(count - 1)]
     zone = Zone(addresses=[client, *addresses])
-    rule = InboundRule(zone="enclave", protocol="tcp", ports=[PORT], reason="inference API")
-    return Section(zones={"enclave": zone}, inbound=[rule])
+    tcp = InboundRule(zone="enclave", protocol="tcp", ports=[PORT], reason="inference API")
+    udp = InboundRule(zone="enclave", protocol="udp", ports=[PORT], reason="camera streams")
+    return Section(zones={"enclave": zone}, inbound=[tcp, udp])
 
 
 def linear(count: int, client: str) -> str:
     """Return the same as a list of plain rules, which looks at each packet by itself."""
     listed = [f"172.16.{n // 255}.{n % 255 + 1}" for n in range(count - 1)] + [client]
-    inward = "\n".join(f"ip saddr {each} tcp dport {PORT} accept" for each in listed)
-    outward = "\n".join(f"ip daddr {each} tcp sport {PORT} accept" for each in listed)
+    inward = "\n".join(
+        f"ip saddr {each} meta l4proto {{ tcp, udp }} th dport {PORT} accept" for each in listed
+    )
+    outward = "\n".join(
+        f"ip daddr {each} meta l4proto {{ tcp, udp }} th sport {PORT} accept" for each in listed
+    )
     return (
         f"table inet linear {{\nchain i {{\ntype filter hook input priority 0; policy drop;\n{inward}\n}}\n"
         f"chain o {{\ntype filter hook output priority 0; policy drop;\n{outward}\n}}\n}}\n"
@@ -190,9 +196,26 @@ def _opening(client: Namespace, node: Node) -> Take:
     return turn
 
 
+def _sending(client: Namespace, node: Node) -> Take:
+    made = client.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made.connect((node.address, PORT))
+    frame = bytes(_ANSWER_BYTES // 2)
+
+    def turn() -> float:
+        count, begun = 0, time.perf_counter()
+        while (took := time.perf_counter() - begun) < _TURN_S:
+            for _ in range(50):
+                made.send(frame)
+            count += 50
+        return count / took
+
+    return turn
+
+
 WORKS = (
     Work("inference requests of 1 ms", "1/s", lambda client, node: _asking(client, node, b"i")),
     Work("bare requests", "1/s", _asking),
+    Work("datagrams that nobody answers", "1/s", _sending),
     Work("bulk", "MB/s", _bulk),
     Work("new connections", "1/s", _opening),
 )

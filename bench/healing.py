@@ -45,7 +45,7 @@ def _healed(lab: Lab, times: int) -> list[float]:
             inside.nft(DEEDS[number % len(DEEDS)])
             foreign = watch.wait(lambda change: change.process == "nft", after=after)
             healed = watch.wait(
-                lambda change: change.process != "nft" and "ringfence" in change.added, after=foreign.at
+                lambda change: change.process != "nft" and "ringfence" in change.touched, after=foreign.at
             )
             took_ms.append((healed.at - foreign.at) * 1000)
             time.sleep(_PAUSE_S)

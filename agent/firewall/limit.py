@@ -38,7 +38,8 @@ def limit_of(name: str, limit: Limit) -> tuple[list[Set], list[str]]:
             sets.append(_seen(open_now, version, "", timeout=False))
             most = f"ct count over {limit.connections}"
             rules += _asked(f"{start}ct state new ", open_now, client, most, f"{name}_over_connections")
-    return sets, [*rules, "goto allow"]
+    # Not marked as let in before it is answered: until then each datagram of a client counts.
+    return sets, [*rules, "ct state new accept", "goto allow"]
 
 
 def _asked(start: str, where: str, client: str, most: str, counter: str) -> list[str]:

@@ -5,10 +5,10 @@ All are replaced in one batch, which `nft -f` can load as well.
 
 Why it looks the way it does:
 - Every chain ends in an explicit `drop`: `policy drop` alone lets packets through while a table is replaced under load.
-- "Established" counts only for flows that *these* rules have let in: their connection mark carries a number made
-  from the text of the rules (upper 16 bits; the lower are left to others). A flow that was opened while the rules
-  were tampered with, or under rules that are no longer in force, is judged again, in both directions, by its
-  original tuple, and goes on only where the rules of today allow it.
+- A flow goes on only where *these* rules have let it in, also one that nobody has answered yet (a camera's datagrams):
+  its connection mark carries a number made from the text of the rules (upper 16 bits; the lower are left to others).
+  A flow that was opened while the rules were tampered with, or under rules that are no longer in force, is judged
+  again, in both directions, by its original tuple, and goes on only where the rules of today allow it.
 - An expected connection of a conntrack helper (RELATED) is not let in; only RELATED ICMP errors are.
 - Flows that a foreign NAT rule has redirected towards or from this node are dropped: the destination that
   a rule names is the one the packet goes to.
@@ -240,7 +240,7 @@ def _allow_chain() -> Chain:
 
 def _base_chain(hook: str, loopback_key: str | None, dispatch: Iterable[str]) -> Chain:
     ours = f"ct mark & 0xffff0000 == {_EPOCH}"
-    lines = [f"ct state established {ours} accept"]
+    lines = [f"ct state established,new {ours} accept"]
     if loopback_key:
         lines.append(f'{loopback_key} "lo" accept')
         lines.append("jump neighbours")

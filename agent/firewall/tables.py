@@ -8,8 +8,12 @@ Refuses nothing: whoever fills these puts in only checked names, `ipaddress` val
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+
+_ADDED = re.compile(r"(?P<place>\S+ \S+) (?P<kind>chain|set) (?P<name>[A-Za-z_][A-Za-z0-9_.-]*)")
+"""Something in our tables that is not ours; a name of other letters cannot be written into a batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +127,14 @@ def renewal(tables: Sequence[Table]) -> str:
 
 
 def mending(tables: Sequence[Table], keys: Iterable[str]) -> str | None:
-    """Return the batch that fills the named chains and sets again ("inet ringfence chain input").
+    """Return the batch that fills the named chains and sets again, and deletes such as are not ours.
 
-    None where one of them is not known here: then only a whole batch will do.
+    Keys are as `agent.firewall.compare` makes them: "inet ringfence chain input". None where only a whole batch will do.
     """
     objects = {f"{table.place} chain {each.name}": (table, each) for table in tables for each in table.chains}
     filled = {f"{table.place} set {each.name}": (table, each) for table in tables for each in table.sets}
-    lines = []
+    places = {table.place for table in tables}
+    lines, emptied, deleted = [], [], []
     for key in keys:
         if key in objects:
             table, chain = objects[key]
@@ -137,9 +142,14 @@ def mending(tables: Sequence[Table], keys: Iterable[str]) -> str | None:
         elif key in filled and not filled[key][1].dynamic:
             table, found = filled[key]
             lines.append(f"flush set {table.place} {found.name}\n" + _adding(table, found, found.filled()))
+        elif (foreign := _ADDED.fullmatch(key)) and foreign["place"] in places and key not in filled:
+            kind, named = foreign["kind"], f"{foreign['place']} {foreign['name']}"
+            emptied += [f"flush chain {named}\n"] if kind == "chain" else []
+            # Chains before sets: a rule of one may hold the other.
+            deleted.append((kind != "chain", f"delete {kind} {named}\n"))
         else:
             return None
-    return "".join(lines)
+    return "".join([*emptied, *lines, *(text for _, text in sorted(deleted))])
 
 
 def _table_difference(old: Table, new: Table) -> str | None:

@@ -12,6 +12,7 @@ Relies on: `agent.netfilter`; the loop passing on culprits with `Netfilter.note`
 from __future__ import annotations
 
 import contextlib
+import time
 import weakref
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -36,6 +37,8 @@ _FOREIGN = "foreign:"
 _RULESET = "ruleset"
 _FAMILIES = frozenset(family for family, _ in nft.OWN_TABLES)
 _FULL_LOOK_S = 60.0
+_FULL_LOOK_SHARE = 0.001
+"""Of the time that may go into full looks which nothing asked for: a list of 100,000 takes half a second each."""
 _MAX_BLAMED = 4
 
 
@@ -63,6 +66,7 @@ class Probe(probes.Probe[Section]):
         self._rendered: tuple[object, nft.Rules, str] | None = None
         self._last: tuple[int, nft.Rules, list[Difference]] | None = None
         self._looked_at = 0.0
+        self._look_took_s = 0.0
         self._names: Names | None = None
         self._named: Snapshot | None = None
         self._renewed = 0
@@ -199,6 +203,7 @@ class Probe(probes.Probe[Section]):
         generation = netfilter.generation()
         if self._last is not None and self._last[:2] == (generation, wanted) and self._fresh(now):
             return self._last[2]
+        begun = time.monotonic()
         found = netfilter.own()
         canonical = netfilter.canonical(wanted.text(live=False))
         differences = [
@@ -217,6 +222,7 @@ class Probe(probes.Probe[Section]):
         # Only what was true at one generation may be remembered under it.
         self._last = (generation, wanted, differences) if netfilter.generation() == generation else None
         self._looked_at = now
+        self._look_took_s = time.monotonic() - begun
         if self._last is None:
             netfilter.standing = None
         return differences
@@ -244,7 +250,8 @@ class Probe(probes.Probe[Section]):
         ]
 
     def _fresh(self, now: float) -> bool:
-        return abs(now - self._looked_at) < _FULL_LOOK_S
+        pause_s = max(_FULL_LOOK_S, self._look_took_s / _FULL_LOOK_SHARE)
+        return abs(now - self._looked_at) < pause_s
 
     def _blamed(self, differences: list[Difference], culprits: list[Culprit]) -> list[Difference]:
         """Give each difference the processes that committed to its table; tell of those that left none."""

@@ -452,7 +452,7 @@ class Demo:
 
 
 def _restores(change: Change) -> bool:
-    return change.process != "nft" and "ringfence" in change.added
+    return change.process != "nft" and "ringfence" in change.touched
 
 
 def _isolates(change: Change) -> bool:

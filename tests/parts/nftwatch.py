@@ -37,6 +37,8 @@ class Change:
     """Tables made, or made anew, that stand after the batch."""
     deleted: set[str] = field(default_factory=set)
     """Tables deleted, whether made anew or not."""
+    touched: set[str] = field(default_factory=set)
+    """Tables of which anything was changed."""
     messages: int = 0
 
 
@@ -107,6 +109,9 @@ class NftWatch:
             found[number & 0x3FFF] = attributes[at + 4 : at + length]
             at += (length + 3) & ~3
         self._open.messages += 1
+        if kind != _NEWGEN:
+            # The first attribute of every object but the generation is the name of its table.
+            self._open.touched.add(found.get(_TABLE_NAME, b"").rstrip(b"\0").decode(errors="replace"))
         if kind in {_NEWTABLE, _DELTABLE}:
             name = found.get(_TABLE_NAME, b"").rstrip(b"\0").decode()
             if kind == _NEWTABLE:

@@ -120,6 +120,10 @@ def test_f04_a_flow_from_an_address_that_left_a_list_ends_although_only_elements
         "flush set inet ringfence zone4_enclave",
         "add element inet ringfence in_enclave_tcp { 22 }",
         "flush chain inet ringfence allow",
+        "add chain inet ringfence mine { type filter hook input priority -5; }",
+        "add chain inet ringfence mine; add rule inet ringfence mine accept;"
+        " insert rule inet ringfence input jump mine",
+        "add set inet ringfence mine { type ipv4_addr; }; insert rule inet ringfence input ip saddr @mine accept",
     ],
 )
 def test_f02_one_object_that_was_changed_is_mended_and_the_others_are_not_touched(
@@ -138,7 +142,10 @@ def test_f02_one_object_that_was_changed_is_mended_and_the_others_are_not_touche
 def test_f02_what_mending_cannot_do_a_whole_load_does_in_the_same_pass(node: FencedNode) -> None:
     before = node.namespace.ruleset()
     wanted = node.probe.rules()
-    assert mending(wanted.tables, ["inet ringfence chain nobody"]) is None
+    assert mending(wanted.tables, ["inet ringfence table ringfence"]) is None
+    assert mending(wanted.tables, ["inet ringfence counter drop_input"]) is None
+    assert mending(wanted.tables, ["inet ringfence chain a;flush ruleset"]) is None
+    assert mending(wanted.tables, ["inet other chain nobody"]) is None
     node.namespace.run("nft", "add chain inet ringfence output { policy accept; }")
     node.namespace.run("nft", "insert rule inet ringfence input accept")
     assert mending(wanted.tables, ["inet ringfence chain output"]) is not None, "which does not heal a policy"

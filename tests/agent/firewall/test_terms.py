@@ -302,3 +302,26 @@ def test_answers_reach_the_owner_also_when_the_rules_change_and_the_server_speak
     for each in (served, asking):
         each.close()
     listener.close()
+
+
+def test_datagrams_of_a_limited_client_count_one_by_one_until_they_are_answered(
+    node: FencedNode, topology: Topology
+) -> None:
+    streams = 'ports = [5353, "6000-6010"]\nreason = "camera streams"\n'
+    assert streams in BASELINE
+    node.settle(text=BASELINE.replace(streams, streams + 'rate = "1/minute"\nburst = 3\n'))
+    listener = Listener(node.namespace, 6000)
+    with client_of(topology).socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+        sending.settimeout(1)
+        sending.connect((node.host.enclave[0], 6000))
+        for _ in range(10):
+            sending.send(b"x")
+        time.sleep(0.1)
+        assert 3 <= listener.drain() <= 4
+        listener.socket.sendto(b"y", (f"::ffff:{sending.getsockname()[0]}", sending.getsockname()[1]))
+        assert sending.recv(10) == b"y"
+        for _ in range(10):
+            sending.send(b"x")
+        time.sleep(0.1)
+        assert listener.drain() == 10, "answered: an open connection like any other"
+    listener.close()
