@@ -61,11 +61,16 @@ def canonical(objects: list[Object]) -> dict[str, tuple[str, ...]]:
 
 
 def filled(
-    wanted: Canonical, found: Canonical, tables: Iterable[Table], fading: Collection[str] = ()
+    wanted: Canonical,
+    found: Canonical,
+    tables: Iterable[Table],
+    fading: Collection[str] = (),
+    untold: Collection[str] = (),
 ) -> Canonical:
     """Return `wanted`, which was made of rules without what their live sets hold, with that put in.
 
-    An element of `fading`, which the kernel drops about now, is wanted exactly where it is found.
+    An element of `fading`, which the kernel drops about now, is wanted exactly where it is found; so is all that a
+    set of `untold` (by name) holds, of which nobody knows yet what it should.
     """
     unsure = {_element(text) for text in fading}
     out = dict(wanted)
@@ -73,6 +78,9 @@ def filled(
         for each in table.sets:
             key = f"{table.place} set {each.name}"
             if not each.live or key not in out:
+                continue
+            if each.name in untold:
+                out[key] = (out[key][0], *found.get(key, ())[1:])
                 continue
             lines = {_element(text) for text in each.elements}
             lines = (lines - unsure) | (unsure & set(found.get(key, ())))

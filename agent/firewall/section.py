@@ -57,6 +57,8 @@ class Zone(_Strict, frozen=True, kw_only=True):
     """Resolved on the node. Whoever answers its DNS queries decides what these mean."""
     names_lifetime_s: Annotated[int, Meta(ge=30, le=3600)] = 300
     """An address leaves the zone so long after a name last led to it."""
+    names_private: bool = False
+    """Whether a name may lead to private addresses: for a name server of one's own only."""
     macs: Annotated[list[MacAddress], Meta(max_length=4096)] = []
     """Senders on the interfaces' own link."""
 

@@ -116,16 +116,13 @@ def difference(old: Sequence[Table], new: Sequence[Table]) -> str | None:
 
 
 def renewal(tables: Sequence[Table]) -> str:
-    """Return the batch that gives every element with a time its time anew, and adds those that are not there yet."""
+    """Return the batch that makes every live set with times hold its elements and no other, each with its time anew."""
     lines = []
     for table in tables:
         for each in table.sets:
-            if each.timeout and not each.dynamic and each.elements:
-                # An element that is there keeps its old time, so it is taken away and put back in one commit.
-                plain = ", ".join(each.elements)
-                lines.append(_adding(table, each, each.elements))
-                lines.append(f"delete element {table.place} {each.name} {{ {plain} }}\n")
-                lines.append(_adding(table, each, each.filled()))
+            if each.live and each.timeout:
+                # An element that is there would keep its old time, so all are taken away and put back in one commit.
+                lines.append(f"flush set {table.place} {each.name}\n" + _adding(table, each, each.filled()))
     return "".join(lines)
 
 

@@ -23,8 +23,9 @@ from agent.firewall import compare, local, managers, nft, tables
 from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
 from agent.firewall.model import Local
-from agent.firewall.names import Names
+from agent.firewall.names import Change, Names, Snapshot, terms_of
 from agent.firewall.section import Section
+from agent.firewall.uses import misused, weak
 from agent.firewall.watch import UnitWatch
 from agent.netfilter import Netfilter
 from agent.probes import Contradiction, Difference, Notice, SectionBase, could_not_look
@@ -45,13 +46,15 @@ _MAX_BLAMED = 4
 def contradictions(parsed: Mapping[str, SectionBase]) -> Iterable[Contradiction]:
     """Yield what cannot stand in the section."""
     section = parsed["firewall"]
-    return advices.contradictions(section) if isinstance(section, Section) else ()
+    return [*advices.contradictions(section), *misused(section)] if isinstance(section, Section) else ()
 
 
 def advice(parsed: Mapping[str, SectionBase], interfaces: Collection[str] | None) -> Iterable[Contradiction]:
     """Yield what the author should look at again."""
     section = parsed["firewall"]
-    return advices.advice(section, interfaces=interfaces) if isinstance(section, Section) else ()
+    if not isinstance(section, Section):
+        return ()
+    return [*advices.advice(section, interfaces=interfaces), *weak(section)]
 
 
 class Probe(probes.Probe[Section]):
@@ -66,8 +69,9 @@ class Probe(probes.Probe[Section]):
         self._looked_at = 0.0
         self._look_took_s = 0.0
         self._names: Names | None = None
-        self._named: tuple[int, dict[str, tuple[tuple[str, int], ...]]] | None = None
+        self._named: Snapshot | None = None
         self._renewed = 0
+        self._settled_at = -1.0
         self._watching = False
         self._blame = ""
         self._foreign_blame: dict[tuple[str, ...], str] = {}
@@ -96,21 +100,24 @@ class Probe(probes.Probe[Section]):
         found = local.resolved(self.section, self.around.host)
         if self._names is None:
             return found
-        version = self._names.version
-        if self._named is None or self._named[0] != version:
-            self._named = (version, self._names.now())
-        return replace(found, names=self._named[1])
+        return replace(found, names=self._answers(self._names).addresses)
+
+    def _answers(self, names: Names) -> Snapshot:
+        if (
+            self._named is None
+        ):  # else as at the beginning of this look: an answer that comes meanwhile is no drift
+            names.keep_from([each.address for each in self.around.controller])
+            self._named = names.snapshot()
+        return self._named
 
     def _watch(self, netfilter: Netfilter) -> None:
         """Begin to ask for names and to look at units, where the section has any."""
         if self._watching:
             return
         self._watching = True
-        lifetimes_s = {
-            name: zone.names_lifetime_s for zone in self.section.zones.values() for name in zone.names
-        }
-        if lifetimes_s:
-            self._names = Names(lifetimes_s, netfilter.wake)
+        terms = terms_of(self.section.zones.values())
+        if terms:
+            self._names = Names(terms, netfilter.wake)
             weakref.finalize(self, self._names.stop)
         if local.owners(self.section)[1]:
             weakref.finalize(self, UnitWatch(self.section, self.around.host, netfilter.wake).stop)
@@ -121,9 +128,10 @@ class Probe(probes.Probe[Section]):
         if netfilter is None:
             return
         self._watch(netfilter)
-        if self._names is None or self._names.version == self._renewed:
+        self._settled_at, self._named = now, None
+        if self._names is None or self._answers(self._names).version == self._renewed:
             return
-        self._renewed = self._names.version
+        self._renewed = self._answers(self._names).version
         text = tables.renewal(self.rules().tables)
         if text:
             with contextlib.suppress(OSError):
@@ -137,6 +145,8 @@ class Probe(probes.Probe[Section]):
                 [could_not_look(_RULESET, "our tables", OSError("no access to nftables"))], now
             )
         self._watch(netfilter)
+        if self._settled_at != now:
+            self._named = None
         netfilter.prepared_cut = self._made()[1]
         culprits = netfilter.noted()
         try:
@@ -191,7 +201,7 @@ class Probe(probes.Probe[Section]):
     def notices(self, now: float) -> list[Notice]:
         """Return one notice for each commit on our tables that left no difference: changed and put back."""
         out, self._notices = self._notices, []
-        return out
+        return out + [_leads_elsewhere(change) for change in (self._names.changes() if self._names else [])]
 
     def _differences(self, netfilter: Netfilter, now: float) -> list[Difference]:
         wanted = self.rules()
@@ -204,7 +214,7 @@ class Probe(probes.Probe[Section]):
         differences = [
             Difference(change.key, change.wanted, change.found)
             for change in compare.changes(
-                compare.filled(canonical, found, wanted.tables, self._fading()), found
+                compare.filled(canonical, found, wanted.tables, self._fading(), self._untold()), found
             )
         ]
         netfilter.standing = None if differences else (generation, wanted.tables)
@@ -226,12 +236,24 @@ class Probe(probes.Probe[Section]):
     def _fading(self) -> frozenset[str]:
         return frozenset() if self._names is None else self._names.fading()
 
+    def _untold(self) -> frozenset[str]:
+        """Return the sets whose names nobody has answered for yet: what is in them came from the agent before this one."""
+        names = frozenset() if self._names is None else self._answers(self._names).untold
+        zones = [zone for zone, each in self.section.zones.items() if names.intersection(each.names)]
+        return frozenset(f"name{version}_{zone}" for zone in zones for version in (4, 6))
+
     def _unresolved(self, here: Local) -> list[Difference]:
         """Return what the section names and this node does not know. A unit that does not run is none of that."""
         users = [name for name in local.owners(self.section)[0] if name not in here.users]
         found = [Difference(f"user {name}", "a user of this machine", "no such user") for name in users]
-        failed = {} if self._names is None else self._names.failed()
-        return found + [Difference(f"name {name}", "addresses", why) for name, why in sorted(failed.items())]
+        if self._names is None:
+            return found
+        for name, why in sorted(self._names.failed().items()):
+            found.append(could_not_look(f"name {name}", "addresses", OSError(0, why)))
+        objections = sorted(self._names.objections().items())
+        return found + [
+            Difference(f"name {name} answers", "addresses elsewhere", why) for name, why in objections
+        ]
 
     def _fresh(self, now: float) -> bool:
         pause_s = max(_FULL_LOOK_S, self._look_took_s / _FULL_LOOK_SHARE)
@@ -272,6 +294,13 @@ def _is_ours(key: str) -> bool:
 
 def _is_cut(key: str) -> bool:
     return key == _RULESET or key.startswith(f"inet {nft.CUT_TABLE} ")
+
+
+def _leads_elsewhere(change: Change) -> Notice:
+    detail = {"name": change.name, "before": " ".join(change.before), "now": " ".join(change.now)}
+    detail = {key: never_more(text, 2048) for key, text in detail.items()}
+    summary = f"{change.name} leads to {', '.join(change.now[:8]) or 'nothing'}"
+    return Notice("firewall.name-changed", "info", summary, detail)
 
 
 def _touched(culprit: Culprit) -> Notice:
