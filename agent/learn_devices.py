@@ -18,9 +18,10 @@ from agent import probes
 from agent.config import DEFAULT_PATH, load_config
 from agent.devicenodes import Node
 from agent.devices import MALFORMED, ROOT, ROOT_HUB, UsbDevice
-from agent.host import Host, group_name, printable, user_name
+from agent.host import Host, printable
 from agent.probes._nodes import NodeProbe
 from agent.usbrules import MAX_KINDS, is_keyboard, matches
+from agent.userdb import group_name, user_name
 from contract import tomltext
 
 NODE_SECTIONS: Final = ("cameras", "accelerators", "serials")

@@ -16,10 +16,10 @@ from msgspec import Meta, Struct, field
 
 from agent import probes
 from agent.devicenodes import SHUT, Access, Holder, Node
-from agent.host import group_id, user_id
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
 from agent.usbrules import Hex4, Reason
+from agent.userdb import group_id, user_id
 from contract.messages import Drift, never_more
 
 MAX_TOLD = 32

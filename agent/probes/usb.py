@@ -66,6 +66,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Compares and sets the kernel's `authorized` switches."""
 
+    rationed = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._refused: dict[tuple[str, ...], Notice] = {}
@@ -113,6 +115,10 @@ class Probe(probes.Probe[Section]):
             except OSError:  # the hub has gone
                 pass
             self.forget(key)
+
+    def governs(self, key: str) -> bool:
+        """True if the section shuts the kernel's defaults too."""
+        return self.section.default == "block"
 
     def notices(self, now: float) -> list[Notice]:
         """Return `usb.refused`, `usb.admitted` and `usb.removed`, once for each device, again after it was plugged in anew."""
