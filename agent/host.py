@@ -8,36 +8,43 @@ roots can be other folders than `/`, `/proc` and `/sys`: for tests, and for an a
 from __future__ import annotations
 
 import errno
-import grp
 import ipaddress
 import os
-import pwd
 import re
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import psutil
 
+from agent.cgroups import CgroupTree
 from agent.clock import Clock
 from agent.containers import ContainerTree
-from agent.devices import DeviceEvents, UsbTree
+from agent.devicenodes import DeviceNodes
+from agent.devices import UsbTree
 from agent.fileaccess import AclEntry, attributes_of, set_acl, set_attributes, set_capabilities
 from agent.filewatch import FileWatch
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
+from agent.netlinks import Links
 from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
 from agent.socketends import Ended, SocketEnds
+from agent.sysfsbuses import Disks, PciBus, ThunderboltBus
 from agent.tree import Tree
+from agent.uevents import DeviceEvents
+from agent.userdb import group_name, user_name
 
 __all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "printable"]
 
 _MAX_SYSCTL_BYTES = 4096
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_@:.-]+", re.ASCII)
 _EPHEMERAL_DEFAULT = (32768, 60999)
+_POLL_S = 5.0
+_POLL_ELSEWHERE_S = 0.25
+"""A tree that is not the kernel's raises no uevents."""
 
 Identity = tuple[int, int, int, int, int]
 """Device, inode, size, mtime and ctime in ns: another one whenever the content can have changed by a write."""
@@ -56,12 +63,12 @@ class FileFacts(NamedTuple):
     @property
     def owner(self) -> str:
         """Name of the user, or its number where it has no name."""
-        return _user_name(self.uid)
+        return user_name(self.uid)
 
     @property
     def group(self) -> str:
         """Name of the group, or its number."""
-        return _group_name(self.gid)
+        return group_name(self.gid)
 
 
 class Wanted(NamedTuple):
@@ -89,6 +96,7 @@ class Host:
     ) -> None:
         self._root = root
         self._proc_root = proc_root
+        self._sysfs_root = sysfs_root
         self.let_in: Callable[[], None] | None = None
         """What `breathe` calls; the loop sets it."""
         self.wake: Callable[[str], None] | None = None
@@ -98,11 +106,17 @@ class Host:
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
         self.containers = ContainerTree(root, proc_root, self.breathe)
+        self.cgroups = CgroupTree(sysfs_root)
         self.clock = Clock(sysfs_root)
         self.mounts = MountTable(proc_root, mounts_of)
         self.tree = Tree(root, self.breathe)
         self.packages = PackageDatabase(root, self.breathe)
         self.processes = ProcTree(proc_root, self.breathe)
+        self.nodes = DeviceNodes(root, sysfs_root, self.processes)
+        self.pci = PciBus(sysfs_root)
+        self.thunderbolt = ThunderboltBus(sysfs_root)
+        self.disks = Disks(sysfs_root)
+        self.links = Links()
 
     def breathe(self) -> None:
         """Let more urgent work in; to be called at least every 10 ms or so by whatever takes long on the machine's thread.
@@ -317,9 +331,15 @@ class Host:
 
     # Events
 
-    def watch_devices(self, on_change: Callable[[], None]) -> DeviceEvents:
-        """Return a started listener that calls `on_change()` from its own thread when USB devices change."""
-        events = DeviceEvents(self.usb, on_change)
+    def watch_devices(
+        self, subsystems: Mapping[str, Sequence[str]], on_change: Callable[[str], None]
+    ) -> DeviceEvents:
+        """Return a started listener that calls `on_change(section)` from its own thread when devices change.
+
+        `subsystems`: the kernel's name of each to the sections that look at it.
+        """
+        poll_s = _POLL_S if self._sysfs_root == Path("/sys") else _POLL_ELSEWHERE_S
+        events = DeviceEvents(subsystems, on_change, lambda: {"usb": self.usb.entries()}, poll_s=poll_s)
         events.start()
         return events
 
@@ -354,37 +374,3 @@ def sysctl_path(key: str) -> str:
     ):
         raise ValueError(f"expected the name of a kernel setting, got {key!r}")
     return "/".join(parts)
-
-
-def user_id(name: str) -> int:
-    """Return the number of a user by name or number. Raises OSError (ENOENT) if there is none."""
-    if name.isascii() and name.isdigit():
-        return int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise OSError(errno.ENOENT, "no such user", name) from None
-
-
-def group_id(name: str) -> int:
-    """Return the number of a group by name or number. Raises OSError (ENOENT) if there is none."""
-    if name.isascii() and name.isdigit():
-        return int(name)
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise OSError(errno.ENOENT, "no such group", name) from None
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

@@ -30,10 +30,11 @@ from agent.fileaccess import (
 )
 from agent.filehashing import BackgroundHashing, Digest, hash_open
 from agent.filesection import File, Section
-from agent.host import FileFacts, Wanted, facts_of, group_id, user_id
+from agent.host import FileFacts, Wanted, facts_of
 from agent.imawitness import ImaWitness
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
+from agent.userdb import group_id, user_id
 from contract.messages import Drift
 
 __all__ = ["File", "Probe", "Section"]
