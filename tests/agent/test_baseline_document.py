@@ -18,7 +18,7 @@ from contract.errors import Rejected
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/baseline.md").read_text()
 SHIPPED = sorted((ROOT / "baselines").glob("*.toml"))
-LEARNED = {"accounts", "ima", "packages", "services"}
+LEARNED = {"accounts", "containers", "ima", "packages", "services"}
 DEVICES = {"accelerators", "blocks", "cameras", "netdevs", "pci", "serials", "thunderbolt"}
 """Also written from the very machine: `ringfence-agent devices learn`."""
 _ROW = re.compile(r"^\| `([a-z_0-9]+)` \| (.*?) \| (.*?) \| (.*) \|$")
