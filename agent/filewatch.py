@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-FIRST_S, LONGEST_S = 0.1, 5.0
+FIRST_S, LONGEST_S = 0.1, 2.0
 """How soon after one wake the same section is woken again; doubles while it goes on."""
 _ADD_FLAGS = 0x01000000 | 0x02000000  # IN_ONLYDIR, IN_DONT_FOLLOW
 _MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800

@@ -108,8 +108,8 @@ class Host:
         self._ends: SocketEnds | None = None
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
-        self.cgroups = CgroupTree(sysfs_root)
         self.containers = ContainerTree(root, proc_root, self.breathe)
+        self.cgroups = CgroupTree(sysfs_root)
         self.clock = Clock(sysfs_root)
         self.mounts = MountTable(proc_root, mounts_of)
         self.tree = Tree(root, self.breathe)

@@ -12,6 +12,7 @@ import msgspec
 
 from bench import atrest, attestation, datapath, devices, fleet, healing, isolation
 from bench import attestation, datapath, devices, fleet, healing, isolation
+from bench import attestation, datapath, files, fleet, healing, isolation
 from bench.figures import Figure
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -20,6 +21,7 @@ BENCHES: dict[str, Callable[..., list[Figure]]] = {
     "attestation": attestation.run,
     "datapath": datapath.run,
     "devices": devices.run,
+    "files": files.run,
     "fleet": fleet.run,
     "healing": healing.run,
     "isolation": isolation.run,

@@ -107,6 +107,8 @@ S = TypeVar("S", bound=NodeSection)
 class NodeProbe(probes.Probe[S]):
     """Compares nodes and the processes that have them open with the rules."""
 
+    rationed = False
+
     PATTERNS: ClassVar[tuple[str, ...]] = ()
     """Where such nodes stand."""
     LIKELY: ClassVar[str] = "device"

@@ -73,6 +73,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Compares the disks with the rules."""
 
+    rationed = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._held: dict[tuple[str, ...], Notice] = {}

@@ -71,6 +71,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Compares the interfaces with the rules."""
 
+    rationed = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._kept_down: dict[tuple[str, str], Notice] = {}

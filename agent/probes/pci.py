@@ -78,6 +78,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Compares the PCI bus with the rules."""
 
+    rationed = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._fresh: list[Notice] = []

@@ -82,6 +82,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Compares and sets the `authorized` switches."""
 
+    rationed = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._refused: dict[tuple[str, ...], Notice] = {}

@@ -94,7 +94,7 @@ def test_a_newer_baseline_never_puts_back_what_it_takes_away_too(tmp_path: Path)
             rig.direct(rig.signed(3, wanted=wanted))
             rig.fetch(wanted)
             rig.direct(rig.signed(4, wanted=rig.kit.wanted("factory", 2)))
-            assert "baseline.reverted" in rig.kinds()
+            assert "baseline.reverted" in rig.call(rig.kinds)
             assert watch.names() == []
             # A baseline that does not speak of accounts lets go of them.
             rig.adopt(baseline(4, 8080), 4, 5)
@@ -153,18 +153,18 @@ def test_d10_a_file_that_comes_back_again_and_again_rests_and_is_reported(tmp_pa
             for number in range(3):
                 (folder / "evil").write_bytes(SUDOERS + b"# %d\n" % number)
                 rig.loop.wake("accounts")
-                _until(lambda count=number: rig.kinds().count("accounts.healed") > count)  # type: ignore[misc]
+                _until(lambda count=number: rig.call(rig.kinds).count("accounts.healed") > count)  # type: ignore[misc]
             (folder / "evil").write_bytes(SUDOERS)
             rig.loop.wake("accounts")
-            _until(lambda: "accounts.flapping" in rig.kinds())
+            _until(lambda: "accounts.flapping" in rig.call(rig.kinds))
             rig.loop.wake("accounts")
             time.sleep(0.3)
             assert (folder / "evil").exists()
             (drift,) = rig.call(lambda: rig.loop.machine.drifts["accounts"])
             assert drift.key == "/etc/sudoers.d/evil" and "repaired 3 times; rests 30 s" in drift.wanted
-            assert rig.kinds().count("accounts.flapping") == 1
+            assert rig.call(rig.kinds).count("accounts.flapping") == 1
             # What was found stands in the event of each repair, and in the folder.
-            healed = [event for event in rig.events() if event.kind == "accounts.healed"]
+            healed = [event for event in rig.call(rig.events) if event.kind == "accounts.healed"]
             assert len(healed) == 3
             for number, event in enumerate(healed):
                 record = json.loads((tmp_path / "state/exhibits" / event.detail["kept"]).read_bytes())
@@ -189,7 +189,7 @@ def test_a_spent_budget_is_said_and_the_firewall_has_none(tmp_path: Path) -> Non
             _until(lambda: not (folder / "one").exists())
             (folder / "two").write_bytes(SUDOERS)
             rig.loop.wake("accounts")
-            _until(lambda: "accounts.budget-spent" in rig.kinds())
+            _until(lambda: "accounts.budget-spent" in rig.call(rig.kinds))
             assert (folder / "two").exists()
             (drift,) = rig.call(lambda: rig.loop.machine.drifts["accounts"])
             assert "repair budget spent" in drift.wanted

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from agent.filehashing import hash_open
 from agent.host import Host
 from agent.probes import Probe, Surroundings
 from agent.probes import files as files_probe
 from contract.errors import Rejected
 from tests.agent.probes.case import Case, probe_of, section_of, tree_state, tree_trace
+from tests.parts import imalog
 
 WEIGHTS = b"weights " * 1000
 
@@ -195,3 +199,279 @@ def test_a_path_that_is_not_plain_is_refused(path: str) -> None:
             "files",
             f'[files]\n[[files.file]]\npath = "{path}"\nreason = "why"\n',
         )
+
+
+def _run(*argv: str | Path) -> str:
+    """Ask an independent witness."""
+    return subprocess.run([str(each) for each in argv], capture_output=True, text=True, check=True).stdout
+
+
+def _facl(path: Path) -> list[str]:
+    lines = _run("getfacl", "-n", "-c", "-p", path).split()
+    return [line for line in lines if not line.startswith(("user::", "other::"))]
+
+
+def _mend(probe: Probe[files_probe.Section]) -> list[str]:
+    """Repair; return the keys that were wrong, and require that nothing is left."""
+    drifts = probe.observe(1.0)
+    probe.repair(drifts, 1.0)
+    assert probe.observe(2.0) == []
+    return [drift.key for drift in drifts]
+
+
+MEND = 'path = "/f"\nmode = "0640"\nrepair = "mode"\nreason = "for a test"\n'
+
+
+@pytest.fixture
+def plain(tmp_path: Path) -> Path:
+    path = tmp_path / "f"
+    path.write_bytes(WEIGHTS)
+    path.chmod(0o640)
+    return path
+
+
+def test_an_acl_that_grants_more_than_the_mode_is_taken_away_and_put_back(plain: Path) -> None:
+    _run("setfacl", "-m", "u:65534:rw", plain)
+    plain.chmod(0o640)
+    probe = _probe(plain.parent, "[[files.file]]\n" + MEND)
+    (drift,) = probe.observe(1.0)
+    assert (drift.key, drift.wanted) == ("/f acl", "no ACL")
+    assert "user:65534:rw-" in drift.found
+    assert _mend(probe) == ["/f acl"]
+    assert _facl(plain) == ["group::r--"]
+    probe.undo()
+    assert "user:65534:rw-" in " ".join(_facl(plain))
+
+
+def test_an_acl_that_is_wanted_is_given_and_another_one_is_drift(plain: Path) -> None:
+    probe = _probe(plain.parent, f'[[files.file]]\nacl = ["user:65534:r--", "group:7:r--"]\n{MEND}')
+    assert _mend(probe) == ["/f acl"]
+    assert _facl(plain) == ["user:65534:r--", "group::r--", "group:7:r--", "mask::r--"]
+    _run("setfacl", "-m", "u:65533:r", plain)
+    assert _mend(probe) == ["/f acl"]
+    assert "user:65533:r--" not in _facl(plain)
+
+
+def test_capabilities_are_drift_unless_they_are_wanted(plain: Path) -> None:
+    _run("setcap", "cap_net_raw,cap_net_admin=ep", plain)
+    probe = _probe(plain.parent, "[[files.file]]\n" + MEND)
+    (drift,) = probe.observe(1.0)
+    assert (drift.key, drift.wanted, drift.found) == (
+        "/f capabilities",
+        "none",
+        "cap_net_admin,cap_net_raw=ep",
+    )
+    assert _mend(probe) == ["/f capabilities"]
+    assert _run("getcap", plain) == ""
+    wanted = _probe(plain.parent, f'[[files.file]]\ncapabilities = "cap_net_bind_service=ep"\n{MEND}')
+    assert _mend(wanted) == ["/f capabilities"]
+    assert _run("getcap", plain).split() == [str(plain), "cap_net_bind_service=ep"]
+
+
+def test_extended_attributes_that_are_wanted(plain: Path) -> None:
+    probe = _probe(plain.parent, f'[[files.file]]\nxattrs = {{"user.origin" = "build-7"}}\n{MEND}')
+    assert [(d.key, d.found) for d in probe.observe(1.0)] == [("/f user.origin", "none")]
+    _run("setfattr", "-n", "user.origin", "-v", "build-7", plain)
+    assert probe.observe(2.0) == []
+
+
+def test_d08_an_immutable_file_is_a_drift_that_says_so(plain: Path) -> None:
+    plain.chmod(0o666)
+    _run("chattr", "+i", plain)
+    try:
+        probe = _probe(plain.parent, "[[files.file]]\n" + MEND)
+        drifts = probe.observe(1.0)
+        assert [drift.key for drift in drifts] == ["/f mode"]
+        probe.repair(drifts, 1.0)
+        (left,) = probe.observe(2.0)
+        assert left.wanted == "0640 (not repaired: the file is immutable (chattr))"
+        freed = _probe(plain.parent, f"[[files.file]]\nattributes = []\n{MEND}")
+        assert sorted(_mend(freed)) == ["/f attributes", "/f mode"]
+        assert "i" not in _run("lsattr", plain).split()[0]
+    finally:
+        _run("chattr", "-i", plain)
+
+
+def test_attributes_that_are_wanted_are_set_last(plain: Path) -> None:
+    plain.chmod(0o666)
+    try:
+        probe = _probe(plain.parent, f'[[files.file]]\nattributes = ["immutable"]\n{MEND}')
+        assert sorted(_mend(probe)) == ["/f attributes", "/f mode"]
+        assert "i" in _run("lsattr", plain).split()[0]
+        probe.undo()
+        assert (oct(plain.stat().st_mode & 0o777), "i" in _run("lsattr", plain).split()[0]) == (
+            "0o666",
+            False,
+        )
+    finally:
+        _run("chattr", "-i", plain)
+
+
+def test_d08_a_file_on_a_read_only_file_system_is_a_drift_that_says_so(tmp_path: Path) -> None:
+    mount = tmp_path / "ro"
+    mount.mkdir()
+    _run("mount", "-t", "tmpfs", "none", mount)
+    try:
+        (mount / "f").write_bytes(b"")
+        (mount / "f").chmod(0o666)
+        _run("mount", "-o", "remount,ro", mount)
+        probe = _probe(mount, "[[files.file]]\n" + MEND)
+        probe.repair(probe.observe(1.0), 1.0)
+        (left,) = probe.observe(2.0)
+        assert left.wanted == "0640 (not repaired: Read-only file system)"
+    finally:
+        _run("umount", mount)
+
+
+def test_d07_a_file_that_is_swapped_while_it_is_read_has_no_digest(plain: Path) -> None:
+    host = Host(root=plain.parent)
+    descriptor = host.open_file("/f")
+    (plain.parent / "other").write_bytes(b"other")
+    (plain.parent / "other").rename(plain)
+    try:
+        with pytest.raises(OSError, match="swapped"):
+            hash_open(host, "/f", descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def test_d07_a_file_swapped_all_the_time_is_never_judged_in_parts(tmp_path: Path) -> None:
+    """Good content with a bad mode, and bad content with a good mode, take turns: neither is ever called good."""
+    probe = _probe(tmp_path, _entry("/f", WEIGHTS, 'mode = "0600"\n'))
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            for content, mode in ((WEIGHTS, 0o666), (WEIGHTS[::-1], 0o600)):
+                (tmp_path / "new").write_bytes(content)
+                (tmp_path / "new").chmod(mode)
+                (tmp_path / "new").rename(tmp_path / "f")
+
+    (tmp_path / "f").write_bytes(b"")
+    attacker = threading.Thread(target=swap)
+    attacker.start()
+    try:
+        for number in range(300):
+            assert probe.observe(float(number)) != []
+    finally:
+        stop.set()
+        attacker.join()
+
+
+def test_d06_a_repair_never_reaches_another_file_whatever_takes_the_place(tmp_path: Path) -> None:
+    victim = tmp_path / "shadow"
+    victim.write_bytes(b"secret")
+    victim.chmod(0o600)
+    probe = _probe(
+        tmp_path, '[[files.file]]\npath = "/d/f"\nmode = "0666"\nrepair = "mode"\nreason = "why"\n'
+    )
+    (tmp_path / "d").mkdir()
+    stop = threading.Event()
+
+    def attack() -> None:
+        new = tmp_path / "new"
+        while not stop.is_set():
+            for make in (
+                lambda: new.write_bytes(b"x"),
+                lambda: new.symlink_to(victim),
+                lambda: new.hardlink_to(victim),
+            ):
+                make()
+                new.rename(tmp_path / "d/f")
+                new.unlink(missing_ok=True)  # a rename over a link to the same file does nothing
+
+    attacker = threading.Thread(target=attack)
+    attacker.start()
+    try:
+        for number in range(500):
+            probe.repair(probe.observe(float(number)), float(number))
+            assert victim.stat().st_mode & 0o777 == 0o600
+    finally:
+        stop.set()
+        attacker.join()
+    assert victim.read_bytes() == b"secret"
+
+
+def test_d07_a_digest_taken_within_the_tick_of_a_write_is_taken_again(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(WEIGHTS)
+    probe = _probe(tmp_path, _entry("/f", WEIGHTS))
+    assert isinstance(probe, files_probe.Probe)
+    assert probe.observe(1.0) == []
+    assert not probe._hashed["/f"].digest.settled
+    time.sleep(0.1)
+    assert probe.observe(2.0) == []
+    assert probe._hashed["/f"].digest.settled
+
+
+def test_what_the_kernel_measured_otherwise_is_put_on_record(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(WEIGHTS)
+    log = tmp_path / "log"
+    good = hashlib.sha256(WEIGHTS).digest()
+    log.write_bytes(imalog.record("/f", good) + imalog.record("/other", b"\1" * 32))
+    around = Surroundings(host=Host(root=tmp_path), ima_log=str(log))
+    probe = probe_of("files", "[files]\n" + _entry("/f", WEIGHTS), around)
+    assert probe.observe(1.0) == [] and probe.notices(1.0) == []
+    with log.open("ab") as file:
+        file.write(imalog.record("/f", b"\2" * 32))
+    assert probe.observe(2.0) == []
+    (notice,) = probe.notices(2.0)
+    assert (notice.kind, notice.detail["measured"]) == ("files.measured", "02" * 32)
+    assert notice.detail["read"] == good.hex()
+    assert probe.notices(3.0) == []
+
+
+def test_a_touched_file_wakes_the_section_at_once_and_a_busy_one_ever_more_seldom(tmp_path: Path) -> None:
+    (tmp_path / "d").mkdir()
+    path = tmp_path / "d/f"
+    path.write_bytes(WEIGHTS)
+    woken: list[float] = []
+    host = Host(root=tmp_path)
+    host.wake = lambda section: woken.append(time.monotonic())
+    probe = probe_of("files", "[files]\n" + _entry("/d/f", WEIGHTS), Surroundings(host=host))
+    try:
+        probe.observe(1.0)
+        for deed in (
+            lambda: path.write_bytes(b"other"),
+            lambda: path.chmod(0o666),
+            lambda: (tmp_path / "d/new").rename(path),
+        ):
+            (tmp_path / "d/new").write_bytes(b"third")
+            time.sleep(1.5)
+            woken.clear()
+            began = time.monotonic()
+            deed()
+            while not woken:
+                assert time.monotonic() - began < 1.0
+                time.sleep(0.001)
+        woken.clear()
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            path.write_bytes(b"again")
+            time.sleep(0.002)
+        assert 1 <= len(woken) <= 8
+        (tmp_path / "d/unwatched").write_bytes(b"")
+        time.sleep(1.5)
+        woken.clear()
+        (tmp_path / "d/unwatched").write_bytes(b"x")
+        time.sleep(0.2)
+        assert woken == []
+    finally:
+        host.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'acl = ["user::rw-"]',
+        'acl = ["user:a:rw-", "user:a:r--"]',
+        'acl = ["mask::rwx"]',
+        'capabilities = "cap_fly=ep"',
+        'capabilities = "cap_net_raw=ep cap_net_admin=p"',
+        'attributes = ["secret"]',
+        'xattrs = {"security.capability" = "x"}',
+    ],
+)
+def test_an_entry_that_cannot_hold_is_refused(line: str) -> None:
+    with pytest.raises(Rejected, match=r"files\.file\[0\]"):
+        section_of("files", f'[files]\n[[files.file]]\npath = "/f"\nreason = "why"\n{line}\n')
