@@ -11,13 +11,16 @@ Relies on: `agent.netfilter`; the loop passing on culprits with `Netfilter.note`
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from agent import probes
 from agent.firewall import compare, nft
+from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.events import Culprit
+from agent.firewall.match import is_ours
 from agent.firewall.section import Section
-from agent.netfilter import Netfilter
+from agent.netfilter import Cut, Netfilter
 from agent.probes import Difference, Notice, could_not_look
 from contract.errors import Rejected
 from contract.messages import Drift, never_more
@@ -41,6 +44,7 @@ class Probe(probes.Probe[Section]):
         self._blame = ""
         self._foreign_blame: dict[tuple[str, ...], str] = {}
         self._notices: list[Notice] = []
+        self._beneath = Beneath(section)
 
     def text(self) -> str:
         """Return the batch that this section wants under the posture and fences of the moment."""
@@ -55,6 +59,12 @@ class Probe(probes.Probe[Section]):
             self._rendered = (key, whole, nft.render_cut(self.section, around))
         return self._rendered[1:]
 
+    def settle(self, now: float) -> None:
+        """Follow interfaces that come and go while isolated. What fails is seen by the look that follows."""
+        if self.around.netfilter is not None:
+            with contextlib.suppress(OSError):
+                self._beneath.renew(self.around.netfilter, self.around)
+
     def observe(self, now: float) -> list[Drift]:
         """Return one drift for each object of our tables that differs, and for each foreign chain that matters."""
         netfilter = self.around.netfilter
@@ -62,10 +72,12 @@ class Probe(probes.Probe[Section]):
             return self.drifts(
                 [could_not_look(_RULESET, "our tables", OSError("no access to nftables"))], now
             )
-        netfilter.prepared_cut = self._texts()[1]
+        netfilter.prepared_cut = Cut(self._texts()[1])
         culprits = netfilter.noted()
         try:
+            netfilter.prepared_cut = Cut(self._texts()[1], self._beneath.links(netfilter, self.around))
             differences = self._differences(netfilter, now)
+            differences += [Difference(*each) for each in self._beneath.differences(netfilter, self.around)]
         except (OSError, Rejected, ValueError) as error:
             self._last = None
             differences = [could_not_look(_RULESET, "our tables", error)]
@@ -81,7 +93,8 @@ class Probe(probes.Probe[Section]):
             return
         self._last = None
         keys = [drift.key for drift in drifts]
-        if any(not key.startswith(_FOREIGN) for key in keys):
+        self._beneath.repair(netfilter, self.around, [key for key in keys if is_beneath(key)])
+        if any(not key.startswith(_FOREIGN) and not is_beneath(key) for key in keys):
             netfilter.load(self.text())
             if self.around.posture == "isolated" and any(_is_cut(key) for key in keys):
                 netfilter.flush_conntrack(self.around.controller)
@@ -100,7 +113,7 @@ class Probe(probes.Probe[Section]):
         text = self.text()
         generation = netfilter.generation()
         if self._last is not None and self._last[:2] == (generation, text) and self._fresh(now):
-            return self._last[2]
+            return list(self._last[2])
         differences = [
             Difference(change.key, change.wanted, change.found)
             for change in compare.changes(netfilter.canonical(text), netfilter.own())
@@ -114,14 +127,14 @@ class Probe(probes.Probe[Section]):
         # Only what was true at one generation may be remembered under it.
         self._last = (generation, text, differences) if netfilter.generation() == generation else None
         self._looked_at = now
-        return differences
+        return list(differences)
 
     def _fresh(self, now: float) -> bool:
         return abs(now - self._looked_at) < _FULL_LOOK_S
 
     def _blamed(self, differences: list[Difference], culprits: list[Culprit]) -> list[Difference]:
         """Give each difference the processes that committed to its table; tell of those that left none."""
-        touching = [each for each in culprits if any(each.touched(*table) for table in nft.OWN_TABLES)]
+        touching = [each for each in culprits if any(is_ours(name) for _, name in each.tables)]
         ours = [each for each in differences if not each.key.startswith(_FOREIGN)]
         if not ours:
             self._blame = ""

@@ -16,7 +16,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.firewall.flows import Peer
-from agent.netfilter import Netfilter
+from agent.netfilter import Cut, Netfilter
 from agent.store import State, Store
 from tests.agent.rig import Rig, baseline
 
@@ -54,9 +54,9 @@ class DyingNetfilter(Netfilter):
         super().load(text)
         step()
 
-    def cut_now(self, text: str, keep: Iterable[Peer]) -> tuple[int, int]:
+    def cut_now(self, cut: Cut, keep: Iterable[Peer]) -> tuple[int, int]:
         step()
-        done = super().cut_now(text, keep)
+        done = super().cut_now(cut, keep)
         step()
         return done
 
