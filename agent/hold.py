@@ -300,6 +300,8 @@ class Hold:
             directive=directive,
             directive_number=directive.number,
             damaged=False,
+            # Once the controller isolates by itself, the end of it is the controller's as well.
+            contested="" if directive.posture == "isolated" else self.state.contested,
             turned_down=turned_down,
         )
         return True

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 from agent import plan, responses
 from agent.config import AgentConfig
+from agent.firewall.beneath import is_table
 from agent.firewall.events import Culprit
 from agent.hold import Held, Hold
 from agent.host import Host
@@ -33,7 +34,7 @@ from agent.tpm import Tpm
 from contract import directive as directives
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
-from contract.messages import Event
+from contract.messages import Event, never_more
 from contract.trust import TrustedBaseline
 
 T = TypeVar("T")
@@ -333,6 +334,19 @@ class Loop:
 
     def _look(self, name: str, *, silent: bool = False) -> None:
         self._tell_all(self.machine.look(name, self.stance, self._now(), silent=silent))
+        if name == "firewall" and self.machine.healed_now and not self.hold.state.contested:
+            self._count_contest()
+
+    def _count_contest(self) -> None:
+        """Write down which of our tables was healed; isolate when somebody fights over one."""
+        before = [plan.Healing(*each) for each in self.hold.state.healings]
+        ours = [drift for drift in self.machine.healed_now if is_table(drift.key)]
+        kept, reason = plan.contest(before, ours, self._now())
+        if list(kept) != before:
+            self.hold.change(healings=[tuple(each) for each in kept], contested=reason)
+        if reason:
+            self.tell(Told(kind="firewall.contest", severity="critical", summary=never_more(reason, 2048)))
+            self._hold_stance(silent=True)
 
     def _hold_stance(self, *, silent: bool) -> None:
         head = self.hold.held.baseline.head
@@ -342,6 +356,7 @@ class Loop:
             offline_s=self.offline_s,
             isolate_after_s=head.offline.isolate_after_s,
             damaged=self.hold.state.damaged,
+            contested=self.hold.state.contested,
         )
         before, self.stance = self.stance, stance
         fresh, self._fresh = self._fresh, False

@@ -39,6 +39,8 @@ class Machine:
         """Left after the last look, by section."""
         self.healed: list[Drift] = []
         """Repaired and not reported yet, oldest first."""
+        self.healed_now: list[Drift] = []
+        """Repaired in the last look that was not silent."""
         self._netfilter = netfilter
         self._head: Head
         self._firewall_times: deque[float] = deque(maxlen=_STORM)
@@ -86,7 +88,9 @@ class Machine:
         self.drifts[name] = left
         remaining = {drift.key for drift in left}
         told = plan.tell(name, before, left if silent else found, left)
+        self.healed_now = []
         if not silent:
+            self.healed_now = [d for d in found if d.key not in remaining]
             healed = [msgspec.structs.replace(d, repaired=True) for d in found if d.key not in remaining]
             self.healed = (self.healed + healed)[-_HEALED_KEPT:]
         noticed = probe.notices(now)

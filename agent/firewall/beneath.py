@@ -100,6 +100,11 @@ class Beneath:
                 netfilter.load(f"delete table {family} {name}\n")
 
 
+def is_table(key: str) -> bool:
+    """Tell whether a drift's key names (something in) a table of ours, and no interface that has only just appeared."""
+    return is_ours(key.partition(" ")[2].partition(" ")[0]) and key != _INTERFACES
+
+
 def is_beneath(key: str) -> bool:
     """Tell whether a drift's key is one of these: `repair` mends it, the rules need not be loaded for it."""
     family, _, rest = key.partition(" ")
