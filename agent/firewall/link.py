@@ -55,7 +55,7 @@ def ways(links: Sequence[Link], hops: Iterable[Hop], named: Iterable[str]) -> Wa
     Where no hop is known (no route yet), every interface counts as one that leads there: the controller comes first.
     """
     real = [each for each in links if each.name != "lo"]
-    names = {each.index: each.name for each in real if not cannot_be_written(each.name)}
+    names = {each.number: each.name for each in real if not cannot_be_written(each.name)}
     indexes = {name: index for index, name in names.items()}
     carriers = {
         name: tuple(sorted(names[each] for each in beneath(real, [indexes[name]]) if each in names))
@@ -64,7 +64,9 @@ def ways(links: Sequence[Link], hops: Iterable[Hop], named: Iterable[str]) -> Wa
     found = list(hops)
     lead = {hop.interface for hop in found} | {indexes[name] for name in named if name in indexes}
     toward = beneath(real, lead) if found else set(names)
-    addresses = sorted({ipaddress.ip_address(hop.address) for hop in found}, key=lambda a: (a.version, int(a)))
+    addresses = sorted(
+        {ipaddress.ip_address(hop.address) for hop in found}, key=lambda a: (a.version, int(a))
+    )
     return Ways(
         devices=tuple(sorted(names.values())),
         toward=tuple(sorted(names[index] for index in toward if index in names)),
@@ -223,5 +225,3 @@ def _neighbours_out(zones: Iterable[Zone]) -> list[str]:
 def _solicited_node(address: str) -> str:
     """Return the group that a host with this address listens to (RFC 4291, clause 2.7.1)."""
     return str(ipaddress.IPv6Address(_SOLICITED | int(ipaddress.IPv6Address(address)) & 0xFFFFFF))
-
-

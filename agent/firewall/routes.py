@@ -32,7 +32,8 @@ _NO_WAY = frozenset(
 class Link(NamedTuple):
     """One interface."""
 
-    index: int
+    number: int
+    """Its index."""
     name: str
     kind: str
     """As `ip -d link` says it: veth, bridge, vlan; empty for a device of its own."""
@@ -58,12 +59,12 @@ def links(talk: Talk) -> list[Link]:
     for message in talk.dump(_GETLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
         if len(message.payload) < _IFINFOMSG.size:
             continue
-        index = _IFINFOMSG.unpack_from(message.payload)[2]
+        number = _IFINFOMSG.unpack_from(message.payload)[2]
         told = netlink.attributes(message.payload[_IFINFOMSG.size :])
         info = netlink.attributes(told.get(_IFLA_LINKINFO, b""))
         found.append(
             Link(
-                index=index,
+                number=number,
                 name=_text(told.get(_IFLA_IFNAME, b"")),
                 kind=_text(info.get(_INFO_KIND, b"")),
                 lower=_number(told, _IFLA_LINK),
@@ -101,8 +102,8 @@ def beneath(links: Iterable[Link], indexes: Iterable[int]) -> set[int]:
     found, added = set(), set(indexes)
     while added:
         found |= added
-        added = {each.index for each in known if each.master in found} | {
-            each.lower for each in known if each.index in found and each.lower and not each.elsewhere
+        added = {each.number for each in known if each.master in found} | {
+            each.lower for each in known if each.number in found and each.lower and not each.elsewhere
         }
         added -= found
     return found

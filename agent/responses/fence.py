@@ -13,6 +13,7 @@ from agent.firewall.nft import TABLE, fences
 from agent.responses import Told, Wanted, checked_addresses
 from contract import directive
 from contract.errors import Rejected
+from contract.messages import never_more
 
 if TYPE_CHECKING:
     from agent.probes import Surroundings
@@ -31,7 +32,7 @@ class Response(responses.Response):
     def apply(self, around: Surroundings, request: directive.Response) -> list[Told]:
         """Add the addresses to the sets in force. Where our table is not there yet, the pass loads it with them."""
         if around.netfilter is None:
-            return []
+            return [Told(kind="fence.failed", severity="warning", summary="no access to nftables")]
         text = "".join(
             f"add element inet {TABLE} fence{version} {{ {', '.join(addresses)} }}\n"
             for version, addresses in fences(around)
@@ -46,8 +47,10 @@ class Response(responses.Response):
         try:
             if text:
                 around.netfilter.load(text)
-        except OSError:
-            return []  # no table to add to: the pass that follows loads it whole, and is read back
+        except OSError as error:
+            # No table to add to: the pass that follows loads it whole, and is read back.
+            why = never_more(f"not fenced at once, the pass that follows tries again: {error}", 2048)
+            return [Told(kind="fence.failed", severity="warning", summary=why)]
         return [told]
 
     def undo(self, around: Surroundings) -> list[Told]:

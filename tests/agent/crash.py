@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,6 +62,20 @@ class DyingNetfilter(Netfilter):
         step()
         return done
 
+    def flush_conntrack(self, keep: Iterable[Peer]) -> int:
+        step()
+        return super().flush_conntrack(keep)
+
+    def kill_sockets(self, keep: Iterable[Peer]) -> int:
+        step()
+        return super().kill_sockets(keep)
+
+
+def until_stands(table: str) -> None:
+    """Wait for a table of family inet."""
+    while subprocess.run(["nft", "list", "table", "inet", table], capture_output=True).returncode:
+        time.sleep(0.05)
+
 
 def main() -> None:
     """Play one scene."""
@@ -69,6 +85,9 @@ def main() -> None:
     )
     rig.start()
     rig.adopt(baseline(1, 8080), 1, 1)
+    if scene == "contest":
+        before = [(time.time() - ago, "inet ringfence", "somebody") for ago in (20.0, 10.0)]
+        rig.call(lambda: rig.loop.hold.change(healings=before))
     Steps.kill_at, Steps.armed = kill_at, True
     if scene == "apply":
         wanted = rig.publish(baseline(2, 9090), 2)
@@ -78,6 +97,13 @@ def main() -> None:
         rig.answer()
     elif scene == "isolate":
         rig.direct(rig.signed(2, posture="isolated", wanted=rig.kit.wanted("factory", 1)))
+    elif scene == "contest":
+        subprocess.run(["nft", "flush ruleset"], check=True)
+        rig.loop.wake("firewall")
+        while not rig.loop.hold.state.contested:
+            time.sleep(0.02)
+        until_stands("ringfence_cut")
+        rig.call(lambda: None)
     step()
     print(Steps.count)
     rig.stop()

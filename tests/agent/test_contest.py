@@ -14,7 +14,9 @@ from tests.agent.rig import Rig, baseline, in_own_namespace, nft
 from tests.agent.test_hold import until
 
 
-def drift(culprit: str = "nft (pid 7, uid 0, of bash (pid 6)): nft flush ruleset", table: str = "ringfence") -> Drift:
+def drift(
+    culprit: str = "nft (pid 7, uid 0, of bash (pid 6)): nft flush ruleset", table: str = "ringfence"
+) -> Drift:
     return Drift(
         section="firewall",
         key=f"inet {table} table {table}",
@@ -61,7 +63,9 @@ def test_a04_a_clock_that_jumps_makes_no_contest() -> None:
 
 def test_different_tables_are_different_fights() -> None:
     kept: tuple[Healing, ...] = ()
-    for number, table in enumerate(("ringfence", "ringfence_cut", "ringfence_guard", "ringfence", "ringfence_cut")):
+    for number, table in enumerate(
+        ("ringfence", "ringfence_cut", "ringfence_guard", "ringfence", "ringfence_cut")
+    ):
         kept, reason = contest(kept, [drift(table=table)], 1000 + 5 * number)
         assert reason == ""
 
@@ -111,7 +115,9 @@ def test_f11_one_reload_of_another_manager_isolates_nobody(tmp_path: Path, edits
         rig.start()
         rig.adopt(baseline(1, 8080), 1, 1)
         for _ in range(edits):
-            deed("flush ruleset; add table ip docker; add chain ip docker x { type filter hook input priority 5; }")
+            deed(
+                "flush ruleset; add table ip docker; add chain ip docker x { type filter hook input priority 5; }"
+            )
             rig.loop.wake("firewall")
             time.sleep(0.1)
         until(lambda: "8080" in nft("list", "table", "inet", "ringfence"))

@@ -47,9 +47,12 @@ def udp4(source: str, destination: str, port: int, data: bytes, from_port: int =
 def udp6(source: str, destination: str, port: int, data: bytes) -> bytes:
     """Return an IPv6 packet, without a checksum that counts."""
     ends = ipaddress.IPv6Address(source).packed + ipaddress.IPv6Address(destination).packed
-    return struct.pack("!IHBB", 0x60000000, 8 + len(data), 17, 64) + ends + struct.pack(
-        "!HHHH", 4242, port, 8 + len(data), 0xFFFF
-    ) + data
+    return (
+        struct.pack("!IHBB", 0x60000000, 8 + len(data), 17, 64)
+        + ends
+        + struct.pack("!HHHH", 4242, port, 8 + len(data), 0xFFFF)
+        + data
+    )
 
 
 def arp(operation: int, source: str, destination: str, data: bytes = b"") -> bytes:

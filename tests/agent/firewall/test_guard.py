@@ -12,7 +12,6 @@ from tests.parts.inference import Stream, infer
 from tests.parts.topology import Topology
 
 
-
 def tables(node: FencedNode) -> list[str]:
     """Return what the kernel holds, table by table; their order is that of their making."""
     return sorted(each.strip() for each in f"\n{node.namespace.ruleset()}".split("\ntable "))

@@ -225,7 +225,9 @@ def test_f13_a_container_is_cut_off_with_its_node(
         inside_link = ["type", "veth", "peer", "name", "eth0", "netns", inside.name]
         node.namespace.ip("link", "add", "vc0", *inside_link)
         node.namespace.batch(["addr add 10.66.1.1/24 dev vc0", "link set vc0 up"])
-        inside.batch(["addr add 10.66.1.2/24 dev eth0", "link set eth0 up", "route add default via 10.66.1.1"])
+        inside.batch(
+            ["addr add 10.66.1.2/24 dev eth0", "link set eth0 up", "route add default via 10.66.1.1"]
+        )
         node.settle(
             text=BASELINE
             + """
