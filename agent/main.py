@@ -23,6 +23,7 @@ import click
 from agent import VERSION, early
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
+from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
 from agent.learn_files import learn, toml_of
@@ -276,9 +277,8 @@ def _endpoints(config: AgentConfig | None) -> tuple[ControllerEndpoint, ...]:
 
 
 def _rendered(firewall: FirewallSection, posture: Posture, config: AgentConfig | None) -> str:
-    return render(
-        firewall, posture, Surroundings(host=_host(config), controller=_endpoints(config), posture=posture)
-    )
+    around = Surroundings(host=_host(config), controller=_endpoints(config), posture=posture)
+    return render(firewall, posture, around, resolved(firewall, around.host))
 
 
 def _drifts(parsed: Mapping[str, object], config: AgentConfig | None) -> list[Drift]:

@@ -27,13 +27,14 @@ from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
 from agent.firewall.nft import OWN_TABLES, render, render_cut, render_lockdown
+from agent.firewall.tables import Table
 from contract.errors import Rejected
 
 __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render_cut", "render_lockdown"]
 
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
-_REMEMBERED_TEXTS = 8
+_REMEMBERED_TEXTS = 16
 _MAX_ERROR_CHARS = 400
 _MAX_NOTED = 64
 _DORMANT = 1
@@ -68,8 +69,16 @@ class Netfilter:
         self._lists_flags = _version(self._context) >= _FLAGS_SAFE_SINCE
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
+        self.on_wake: Callable[[], object] = lambda: None
+        """What `wake` calls; the loop sets it."""
+        self.standing: tuple[int, tuple[Table, ...]] | None = None
+        """What our tables were seen to be, and the generation it was seen at; the firewall probe keeps it."""
         self.prepared_cut: Cut | None = None
         """The cut of the baseline in force, ready to be loaded; the firewall probe keeps it."""
+
+    def wake(self) -> None:
+        """Ask for another look at the firewall. For any thread."""
+        self.on_wake()
 
     def note(self, culprit: Culprit) -> None:
         """Keep a culprit for the next observation. For the thread of `Events`."""
@@ -183,10 +192,11 @@ class Netfilter:
         """
         kept = tuple(keep)
         refused: NetfilterError | None = None
+        self.load(cut.core)
         try:
-            self.load(cut.core + cut.links)
+            if cut.links:
+                self.load(cut.links)
         except NetfilterError as error:
-            self.load(cut.core)
             refused = error
         ended = self.flush_conntrack(kept), self.kill_sockets(kept)
         if refused is not None:

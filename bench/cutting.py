@@ -147,9 +147,7 @@ def _guard_cost(site: Topology, *, quick: bool) -> list[Figure]:
             took[guarded].append(time.perf_counter() - began)
     echo.close()
     without, with_guard = (percentile(took[each], 50) * 1e6 for each in (False, True))
-    return [
-        figure("round trip through rules and guard, p50", with_guard, "us", "without the guard", without)
-    ]
+    return [figure("round trip through rules and guard, p50", with_guard, "us", "without the guard", without)]
 
 
 def _echo(made: socket.socket) -> None:

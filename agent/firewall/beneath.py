@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.firewall import compare, guard, link
 from agent.firewall.compare import ABSENT, Change
 from agent.firewall.match import CUT_TABLE, GUARD_TABLE, OWN_TABLES, is_ours
-from agent.firewall.model import model
+from agent.firewall.model import Local, model
 from agent.firewall.section import Section
 
 if TYPE_CHECKING:
@@ -41,26 +41,26 @@ class Beneath:
         self._made: tuple[object, str] | None = None
         self.unwritable: tuple[str, ...] = ()
 
-    def links(self, netfilter: Netfilter, around: Surroundings) -> str:
+    def links(self, netfilter: Netfilter, around: Surroundings, here: Local) -> str:
         """Return the batch that cuts every interface of this moment. Raises OSError."""
-        meant = model(self._section, "isolated", around)
+        meant = model(self._section, "isolated", around, here)
         ways, bridge = netfilter.ways(meant), netfilter.cuts_bridges()
         key = (meant, ways.devices, ways.toward, ways.hops, tuple(sorted(ways.carriers.items())), bridge)
         if self._made is None or self._made[0] != key:
             self._made = (key, link.render_links(meant, ways, bridge=bridge) if ways.devices else "")
         return self._made[1]
 
-    def renew(self, netfilter: Netfilter, around: Surroundings) -> None:
+    def renew(self, netfilter: Netfilter, around: Surroundings, here: Local) -> None:
         """Follow interfaces and routes while isolated: our own daily work, no repair. Raises OSError."""
         before = None if self._made is None else self._made[1]
-        text = self.links(netfilter, around)
+        text = self.links(netfilter, around, here)
         if around.posture == "isolated" and before is not None and text != before:
             netfilter.load(text)
 
-    def differences(self, netfilter: Netfilter, around: Surroundings) -> list[Change]:
+    def differences(self, netfilter: Netfilter, around: Surroundings, here: Local) -> list[Change]:
         """Return what differs. Raises OSError, Rejected, ValueError."""
         isolated = around.posture == "isolated"
-        links = self.links(netfilter, around) if isolated else ""
+        links = self.links(netfilter, around, here) if isolated else ""
         look = _Look(netfilter.generation(), links, isolated)
         if self._seen is not None and self._seen[0] == look:
             return self._seen[1]
@@ -84,14 +84,14 @@ class Beneath:
         self._seen = (look, found) if netfilter.generation() == look.generation else None
         return found
 
-    def repair(self, netfilter: Netfilter, around: Surroundings, keys: Iterable[str]) -> None:
+    def repair(self, netfilter: Netfilter, around: Surroundings, here: Local, keys: Iterable[str]) -> None:
         """Mend what differs of `keys`; before a repair of the rules. Raises OSError."""
         self._seen = None
         keys = list(keys)
         places = {tuple(key.split(" ")[:2]) for key in keys}
         if _GUARD in places:
             netfilter.load(guard.render_guard())
-        links = self.links(netfilter, around) if around.posture == "isolated" else ""
+        links = self.links(netfilter, around, here) if around.posture == "isolated" else ""
         if links and any(pair in places for pair in link.LINK_TABLES):
             netfilter.load(links)
         wanted = {_GUARD, *OWN_TABLES} | {p for p in link.LINK_TABLES if f"table {p[0]} " in links}
