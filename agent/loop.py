@@ -20,7 +20,6 @@ from typing import TypeVar
 
 from agent import plan, responses
 from agent.config import AgentConfig
-from agent.firewall.beneath import is_table
 from agent.firewall.events import Culprit
 from agent.hold import Held, Hold
 from agent.host import Host
@@ -34,7 +33,7 @@ from agent.tpm import Tpm
 from contract import directive as directives
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
-from contract.messages import Event, never_more
+from contract.messages import Event
 from contract.trust import TrustedBaseline
 
 T = TypeVar("T")
@@ -339,14 +338,9 @@ class Loop:
             self._count_contest()
 
     def _count_contest(self) -> None:
-        """Write down which of our tables was healed; isolate when somebody fights over one."""
-        before = [plan.Healing(*each) for each in self.hold.state.healings]
-        ours = [drift for drift in self.machine.healed_now if is_table(drift.key)]
-        kept, reason = plan.contest(before, ours, self._now())
-        if list(kept) != before:
-            self.hold.change(healings=[tuple(each) for each in kept], contested=reason)
+        reason = self.hold.count_healings(self.machine.healed_now, self._now())
         if reason:
-            self.tell(Told(kind="firewall.contest", severity="critical", summary=never_more(reason, 2048)))
+            self.tell(Told(kind="firewall.contest", severity="critical", summary=reason))
             self._hold_stance(silent=True)
 
     def _hold_stance(self, *, silent: bool) -> None:

@@ -95,8 +95,6 @@ def settle(facts: Facts) -> Step:
     return Fetch(wanted)
 
 
-CONTEST_TIMES = 3
-CONTEST_WINDOW_S = 120.0
 BURST_S = 2.0
 MANAGER_BURST_S = 30.0
 """What a firewall manager does on its restart counts once, however many commits it takes."""
@@ -118,14 +116,14 @@ class Healing(NamedTuple):
 
 
 def contest(
-    before: Sequence[Healing], healed: Iterable[Drift], now: float
+    before: Sequence[Healing], healed: Iterable[Drift], now: float, *, times: int, within_s: float
 ) -> tuple[tuple[Healing, ...], str]:
     """Return what is to be remembered, and why the node must isolate itself: empty as long as it need not.
 
-    The same table, healed in three bursts within two minutes, is fought over: whoever does it wants these rules gone
+    The same table, healed in `times` bursts within `within_s`, is fought over: whoever does it wants these rules gone
     and will be faster one day. Several commits in a moment are one burst; a clock that jumps forgets.
     """
-    kept = [each for each in before if 0 <= now - each.at < CONTEST_WINDOW_S]
+    kept = [each for each in before if 0 <= now - each.at < within_s]
     for drift in healed:
         family, _, rest = drift.key.partition(" ")
         table = f"{family} {rest.partition(' ')[0]}"
@@ -134,10 +132,10 @@ def contest(
             kept.append(Healing(now, table, drift.culprit))
     for table in sorted({each.table for each in kept}):
         found = [each for each in kept if each.table == table]
-        if len(found) >= CONTEST_TIMES:
+        if len(found) >= times:
             by = found[-1].by or "an unknown process"
-            within_s = now - found[0].at
-            return (), f"table {table} was healed {len(found)} times within {within_s:.0f} s, last after {by}"
+            took_s = now - found[0].at
+            return (), f"table {table} was healed {len(found)} times within {took_s:.0f} s, last after {by}"
     return tuple(kept), ""
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from agent.plan import BURST_S, CONTEST_WINDOW_S, MANAGER_BURST_S, Healing, contest
+from agent.firewall.section import Contest
+from agent.plan import BURST_S, MANAGER_BURST_S, Healing, contest
 from contract.messages import Drift
 from tests.agent.rig import Rig, baseline, in_own_namespace, nft
 from tests.agent.test_hold import until
@@ -27,11 +29,15 @@ def drift(
     )
 
 
+WINDOW_S = Contest().within_s
+LIMITS: Any = {"times": Contest().healings, "within_s": WINDOW_S}
+
+
 def fought(times: list[float], culprit: str = "evil (pid 9)") -> str:
     """Return the reason after healings at these times; empty where there is none."""
     kept: tuple[Healing, ...] = ()
     for at in times:
-        kept, reason = contest(kept, [drift(culprit), drift(culprit, "ringfence_guard")], 1000 + at)
+        kept, reason = contest(kept, [drift(culprit), drift(culprit, "ringfence_guard")], 1000 + at, **LIMITS)
         if reason:
             return reason
     return ""
@@ -40,7 +46,7 @@ def fought(times: list[float], culprit: str = "evil (pid 9)") -> str:
 def test_f11_three_bursts_within_the_window_are_a_contest_and_less_is_none() -> None:
     assert fought([0, 10]) == ""
     assert "healed 3 times within 20 s, last after evil (pid 9)" in fought([0, 10, 20])
-    assert fought([0, CONTEST_WINDOW_S / 2, CONTEST_WINDOW_S]) == "", "the first is forgotten by then"
+    assert fought([0, WINDOW_S / 2, WINDOW_S]) == "", "the first is forgotten by then"
     assert fought([0, 0.1, 0.2, 0.5, 1.0, BURST_S - 0.1]) == "", "one burst, however many edits"
     assert "last after an unknown process" in fought([0, 10, 20], "")
 
@@ -66,7 +72,7 @@ def test_different_tables_are_different_fights() -> None:
     for number, table in enumerate(
         ("ringfence", "ringfence_cut", "ringfence_guard", "ringfence", "ringfence_cut")
     ):
-        kept, reason = contest(kept, [drift(table=table)], 1000 + 5 * number)
+        kept, reason = contest(kept, [drift(table=table)], 1000 + 5 * number, **LIMITS)
         assert reason == ""
 
 
