@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files, learn-model.
+"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files, learn-model, devices.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -21,19 +21,20 @@ from typing import NoReturn
 import click
 
 from agent import VERSION, early
+from agent.checking import check
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
+from agent.learn_devices import devices
 from agent.learn_files import learn, toml_of
 from agent.loop import Loop, boottime
-from agent.machine import POSTURES
 from agent.models.learn import learn_model
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
 from agent.packages import PackageDatabase
-from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections
+from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections, subsystems
 from agent.spool import Spool
 from agent.store import Damaged, Store
 from agent.tpm import Tpm, TpmUnavailable
@@ -104,24 +105,6 @@ def status(config_path: Path, as_json: bool) -> None:
             click.echo(f"{key:<18} {value if value not in (None, '') else '-'}")
     if shown["site"] is None:
         sys.exit(EXIT_NO)
-
-
-@cli.command()
-@_file_argument
-def check(file: Path) -> None:
-    """Check a baseline with the code that will enforce it; as root also against the kernel (dry run)."""
-    baseline = parse_baseline(file.read_bytes(), file=file.name)
-    parsed = parse_sections(baseline)
-    firewall = parsed.get("firewall")
-    dry = "no firewall section: default deny"
-    if isinstance(firewall, FirewallSection):
-        dry = "rules not tried on the kernel: not root"
-        if os.geteuid() == 0:
-            netfilter = Netfilter()
-            for posture in POSTURES:
-                netfilter.check(_rendered(firewall, posture, None))
-            dry = "the kernel takes the rules of every posture"
-    click.echo(f"{file}: {baseline.head.name} version {baseline.head.version}, {len(parsed)} sections; {dry}")
 
 
 @cli.command()
@@ -224,7 +207,9 @@ def learn_files(
         )
 
 
+cli.add_command(check)
 cli.add_command(learn_model)
+cli.add_command(devices)
 
 
 def main() -> NoReturn:
@@ -349,7 +334,7 @@ async def _serve(config: AgentConfig) -> int:
     uplink = Uplink(config, store, loop, tpm)
     # Listen before the first rules are loaded: nothing that happens in between is missed.
     watches: list[Callable[[], object]] = [Events(loop.firewall_changed, proc=Path(config.roots.proc)).close]
-    watches.append(host.watch_devices(lambda: loop.wake("usb")).stop)
+    watches.append(host.watch_devices(subsystems(), loop.wake).stop)
     watches.append((await uplink.unlocks.serve(config.state)).close)
     tasks: list[asyncio.Task[None]] = []
     try:

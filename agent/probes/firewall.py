@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from agent import probes
+from agent.firewall import advice as advices
 from agent.firewall import compare, local, nft, tables
 from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.events import Culprit
@@ -26,11 +27,11 @@ from agent.firewall.names import Names
 from agent.firewall.section import Section
 from agent.firewall.watch import UnitWatch
 from agent.netfilter import Cut, Netfilter
-from agent.probes import Difference, Notice, could_not_look
+from agent.probes import Contradiction, Difference, Notice, SectionBase, could_not_look
 from contract.errors import Rejected
 from contract.messages import Drift, never_more
 
-__all__ = ["Probe", "Section"]
+__all__ = ["Probe", "Section", "advice", "contradictions"]
 
 _FOREIGN = "foreign:"
 _RULESET = "ruleset"
@@ -39,8 +40,22 @@ _FULL_LOOK_S = 60.0
 _MAX_BLAMED = 4
 
 
+def contradictions(parsed: Mapping[str, SectionBase]) -> Iterable[Contradiction]:
+    """Yield what cannot stand in the section."""
+    section = parsed["firewall"]
+    return advices.contradictions(section) if isinstance(section, Section) else ()
+
+
+def advice(parsed: Mapping[str, SectionBase], interfaces: Collection[str] | None) -> Iterable[Contradiction]:
+    """Yield what the author should look at again."""
+    section = parsed["firewall"]
+    return advices.advice(section, interfaces=interfaces) if isinstance(section, Section) else ()
+
+
 class Probe(probes.Probe[Section]):
     """Observes and repairs the firewall."""
+
+    rationed = False
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
