@@ -25,7 +25,7 @@ _NO_ID = 0xFFFFFFFF
 _ENTRY = struct.Struct("<HHI")
 _ACL_VERSION = 2
 _CAP_2, _CAP_3, _EFFECTIVE = 0x02000000, 0x03000000, 0x1
-_CAPABILITIES = [
+CAPABILITIES = [
     "chown",
     "dac_override",
     "dac_read_search",
@@ -131,7 +131,7 @@ def set_capabilities(descriptor: int, text: str) -> None:
     parsed = parse_capabilities(text)
     words = [0, 0, 0, 0]
     for name, kinds in parsed.items():
-        place = _CAPABILITIES.index(name.removeprefix("cap_"))
+        place = CAPABILITIES.index(name.removeprefix("cap_"))
         for offset, kind in enumerate("pi"):
             if kind in kinds:
                 words[2 * (place // 32) + offset] |= 1 << place % 32
@@ -177,7 +177,7 @@ def parse_capabilities(text: str) -> Mapping[str, frozenset[str]]:
     for clause in text.split():
         match = _CLAUSE.fullmatch(clause)
         names = match.group(1).split(",") if match else []
-        if match is None or any(name.removeprefix("cap_") not in _CAPABILITIES for name in names):
+        if match is None or any(name.removeprefix("cap_") not in CAPABILITIES for name in names):
             raise ValueError(f"expected capabilities as getcap prints them, got {clause!r}")
         found.update(dict.fromkeys(names, frozenset(match.group(2))))
     if len({"e" in letters for letters in found.values()}) > 1:
@@ -217,7 +217,7 @@ def _decode_capabilities(raw: bytes) -> str:
         letters = {"p"} if words[word] & bit else set()
         letters |= {"i"} if words[word + 1] & bit else set()
         if letters:
-            name = _CAPABILITIES[place] if place < len(_CAPABILITIES) else str(place)
+            name = CAPABILITIES[place] if place < len(CAPABILITIES) else str(place)
             found[f"cap_{name}"] = frozenset(letters | ({"e"} if head & _EFFECTIVE else set()))
     root = f" [rootid={struct.unpack_from('<I', raw, 20)[0]}]" if len(raw) == 24 else ""
     return (capability_text(found) or "=") + root

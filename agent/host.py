@@ -21,6 +21,7 @@ import psutil
 
 from agent.cgroups import CgroupTree
 from agent.clock import Clock
+from agent.containers import ContainerTree
 from agent.devicenodes import DeviceNodes
 from agent.devices import UsbTree
 from agent.fileaccess import AclEntry, attributes_of, set_acl, set_attributes, set_capabilities
@@ -105,6 +106,7 @@ class Host:
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
         self.cgroups = CgroupTree(sysfs_root)
+        self.containers = ContainerTree(root, proc_root, self.breathe)
         self.clock = Clock(sysfs_root)
         self.mounts = MountTable(proc_root, mounts_of)
         self.tree = Tree(root, self.breathe)

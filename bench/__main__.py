@@ -10,13 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attestation, datapath, fleet, healing, isolation
+from bench import attestation, datapath, devices, fleet, healing, isolation
 from bench.figures import Figure
 
 RESULTS = Path(__file__).with_name("results.json")
 BENCHES: dict[str, Callable[..., list[Figure]]] = {
     "attestation": attestation.run,
     "datapath": datapath.run,
+    "devices": devices.run,
     "fleet": fleet.run,
     "healing": healing.run,
     "isolation": isolation.run,

@@ -77,8 +77,10 @@ class Rig:
         confirm_s: float = 30.0,
         key: Ed25519PrivateKey | None = None,
         spool_max_bytes: int = 1024 * 1024,
+        root: Path = Path("/"),
     ) -> None:
         self.folder = folder
+        self._root = root
         self.key = key or Ed25519PrivateKey.generate()
         self.config = AgentConfig(
             node=NODE,
@@ -108,7 +110,7 @@ class Rig:
             self.config,
             self.store,
             self.spool,
-            Host(sysfs_root=self.folder / "sys"),
+            Host(root=self._root, sysfs_root=self.folder / "sys"),
             self.netfilter,
             tpm=None,
         )
