@@ -17,8 +17,10 @@ import msgspec
 
 from agent import responses
 from agent.config import AgentConfig
+from agent.firewall.beneath import is_table
+from agent.firewall.section import Section as FirewallSection
 from agent.lockdown import lockdown
-from agent.plan import Apply, Facts, Step, settle
+from agent.plan import Apply, Facts, Healing, Step, contest, settle
 from agent.probes import SectionBase, parse_sections
 from agent.responses import Told
 from agent.store import Damaged, Slot, State, Store, fresh_state
@@ -27,7 +29,7 @@ from contract.baseline import Baseline, parse_baseline
 from contract.directive import WantedBaseline
 from contract.envelope import open_directive
 from contract.errors import Rejected
-from contract.messages import BaselineRef
+from contract.messages import BaselineRef, Drift, never_more
 from contract.trust import TrustedBaseline
 
 MAX_TURNED_DOWN = 32
@@ -265,6 +267,22 @@ class Hold:
             )
         )
 
+    # ---- a firewall that somebody fights over
+
+    def count_healings(self, healed: list[Drift], now: float) -> str:
+        """Write down which of our tables were healed; return why the node must isolate itself, empty if it need not."""
+        section = self.held.sections["firewall"]
+        assert isinstance(section, FirewallSection)  # noqa: S101  (parsed by the module of that name)
+        before = [Healing(*each) for each in self.state.healings]
+        ours = [drift for drift in healed if is_table(drift.key)]
+        limit = section.contest
+        kept, reason = contest(before, ours, now, times=limit.healings, within_s=limit.within_s)
+        reason = never_more(reason, 2048)
+        if list(kept) != before:
+            # On disk before the machine is touched: a crash in between forgets no isolation.
+            self.change(healings=[tuple(each) for each in kept], contested=reason)
+        return reason
+
     # ---- directive
 
     def take_directive(self, untrusted: bytes, key: bytes, now: float) -> bool:
@@ -300,6 +318,8 @@ class Hold:
             directive=directive,
             directive_number=directive.number,
             damaged=False,
+            # Once the controller isolates by itself, the end of it is the controller's as well.
+            contested="" if directive.posture == "isolated" else self.state.contested,
             turned_down=turned_down,
         )
         return True

@@ -333,6 +333,14 @@ class Loop:
             self._tell_all(self.machine.look(name, self.stance, self._now(), silent=silent))
         finally:
             self._in_firewall = before
+        if name == "firewall" and self.machine.healed_now and not self.hold.state.contested:
+            self._count_contest()
+
+    def _count_contest(self) -> None:
+        reason = self.hold.count_healings(self.machine.healed_now, self._now())
+        if reason:
+            self.tell(Told(kind="firewall.contest", severity="critical", summary=reason))
+            self._hold_stance(silent=True)
 
     def _hold_stance(self, *, silent: bool) -> None:
         head = self.hold.held.baseline.head
@@ -342,6 +350,7 @@ class Loop:
             offline_s=self.offline_s,
             isolate_after_s=head.offline.isolate_after_s,
             damaged=self.hold.state.damaged,
+            contested=self.hold.state.contested,
         )
         before, self.stance = self.stance, stance
         fresh, self._fresh = self._fresh, False

@@ -52,6 +52,8 @@ class Machine:
         """Left after the last look, by section."""
         self.healed: list[Drift] = []
         """Repaired and not reported yet, oldest first."""
+        self.healed_now: list[Drift] = []
+        """Of the firewall, repaired in its last look, unless that was silent."""
         self.observing = False
         """A probe is looking and changes nothing: an order may be carried out in between."""
         self._netfilter = netfilter
@@ -106,6 +108,7 @@ class Machine:
         """Observe, repair, observe again, tell. `silent`: the difference is of our own making."""
         probe = self.probes[name]
         if name == "firewall":
+            self.healed_now = []
             self._pace()
         before = self.drifts.get(name, [])
         mode = mode_of(probe.section, self._head)
@@ -129,6 +132,8 @@ class Machine:
         told += plan.tell(name, before, left if silent else found, left, _named(kept))
         told += _not_named(name, kept, {drift.key for drift in found} - remaining)
         if not silent:
+            if name == "firewall":
+                self.healed_now = [d for d in found if d.key not in remaining]
             healed = [msgspec.structs.replace(d, repaired=True) for d in found if d.key not in remaining]
             self.healed = (self.healed + healed)[-_HEALED_KEPT:]
         noticed = probe.notices(now)

@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import click
 
-from agent import VERSION
+from agent import VERSION, early
 from agent.checking import check
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
@@ -156,6 +156,13 @@ def render_command(file: Path, posture: Posture, config_path: Path) -> None:
     firewall = parse_sections(baseline).get("firewall", FirewallSection())
     assert isinstance(firewall, FirewallSection)  # noqa: S101  (parsed by the module of that name)
     click.echo(_rendered(firewall, posture, config), nl=False)
+
+
+@cli.command("early")
+@_config_option
+def early_command(config_path: Path) -> None:
+    """Load the rules of the last confirmed baseline, for a unit before the network; lock-down where there are none."""
+    early.main(["--config", str(config_path)])
 
 
 cli.add_command(check)

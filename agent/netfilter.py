@@ -16,14 +16,16 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import nftables
 
-from agent.firewall import compare, flows, netlink, xtables
+from agent.firewall import compare, flows, link, netlink, routes, xtables
 from agent.firewall.compare import Canonical
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
+from agent.firewall.match import CUT_TABLE, is_ours
+from agent.firewall.model import Model
 from agent.firewall.nft import OWN_TABLES, render, render_cut, render_lockdown
 from agent.firewall.tables import Table
 from contract.errors import Rejected
@@ -32,13 +34,22 @@ __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render
 
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
-_REMEMBERED_TEXTS = 8
+_REMEMBERED_TEXTS = 16
 _MAX_ERROR_CHARS = 400
 _MAX_NOTED = 64
 _DORMANT = 1
 _FLAG_NAMES = {_DORMANT: "dormant", 2: "owner", 4: "persist"}
 _FLAGS_SAFE_SINCE = (1, 0, 8)
 """Before it, libnftables' JSON reads freed memory where a table has flags."""
+
+
+class Cut(NamedTuple):
+    """What isolates, as it is kept ready."""
+
+    core: str
+    """The cut table alone (`render_cut`): always loadable."""
+    links: str = ""
+    """The cut of every interface (`agent.firewall.link`): refused where one of them has gone meanwhile."""
 
 
 class NetfilterError(OSError):
@@ -53,6 +64,8 @@ class Netfilter:
         self._context = _context()
         self._talk = netlink.Talk()
         self._sockets = netlink.Talk(netlink.NETLINK_SOCK_DIAG)
+        self._routes = netlink.Talk(routes.NETLINK_ROUTE)
+        self._bridge: bool | None = None
         self._lists_flags = _version(self._context) >= _FLAGS_SAFE_SINCE
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
@@ -60,8 +73,8 @@ class Netfilter:
         """What `wake` calls; the loop sets it."""
         self.standing: tuple[int, tuple[Table, ...]] | None = None
         """What our tables were seen to be, and the generation it was seen at; the firewall probe keeps it."""
-        self.prepared_cut: str | None = None
-        """The cut table of the baseline in force, ready to be loaded; the firewall probe keeps it."""
+        self.prepared_cut: Cut | None = None
+        """The cut of the baseline in force, ready to be loaded; the firewall probe keeps it."""
 
     def wake(self) -> None:
         """Ask for another look at the firewall. For any thread."""
@@ -100,19 +113,48 @@ class Netfilter:
         with self._lock:
             return _listing(self._context, self._talk, (family, table))
 
+    def standing_tables(self) -> list[netlink.Table]:
+        """Return every table that stands and is ours by its name, also of earlier versions. Raises OSError."""
+        with self._lock:
+            return [each for each in netlink.tables(self._talk) if is_ours(each.name)]
+
+    def cut_devices(self) -> frozenset[str]:
+        """Return the interfaces that our netdev chains hold both ways. Raises OSError."""
+        with self._lock:
+            held = netlink.chain_devices(self._talk, CUT_TABLE)
+        return frozenset(held[0] & held[1]) if len(held) == 2 else frozenset()
+
+    def ways(self, meant: Model) -> link.Ways:
+        """Return the interfaces of the moment and the ways to whom an isolated node may talk to. Raises OSError."""
+        wanted = [element.partition(" . ")[0] for _, elements in meant.controller for element in elements]
+        with self._lock:
+            found = routes.links(self._routes)
+            hops = [routes.next_hop(self._routes, each) for each in (*wanted, *link.kept_addresses(meant))]
+        return link.ways(found, [hop for hop in hops if hop is not None], link.kept_interfaces(meant))
+
+    def cuts_bridges(self) -> bool:
+        """Tell whether the kernel knows nftables' family `bridge`; tried once, where it harms nobody."""
+        if self._bridge is None:
+            try:
+                _in_own_namespace(lambda: _run(_context(), "add table bridge ringfence_cut"))
+                self._bridge = True
+            except NetfilterError:
+                self._bridge = False
+        return self._bridge
+
     def own(self) -> Canonical:
         """Return the canonical form of our tables as they stand. Raises NetfilterError."""
         with self._lock:
             return _own(self._context, self._talk)
 
-    def canonical(self, text: str) -> Canonical:
-        """Return what `own` would return with nothing but `text` loaded.
+    def canonical(self, text: str, tables: tuple[tuple[str, str], ...] = OWN_TABLES) -> Canonical:
+        """Return what `own` (or `listing` of each of `tables`) would return with nothing but `text` loaded.
 
         Raises Rejected `firewall.refused` if nftables refuses the text, NetfilterError if the namespace cannot be made.
         """
         known = self._known.get(text)
         if known is None:
-            known = _in_own_namespace(lambda: _loaded(text))
+            known = _in_own_namespace(lambda: _loaded(text, tables))
             while len(self._known) >= _REMEMBERED_TEXTS:
                 del self._known[next(iter(self._known))]
             self._known[text] = known
@@ -128,7 +170,7 @@ class Netfilter:
         leads: dict[tuple[str, str, int], str] = {}
         with self._lock:
             for table in netlink.tables(self._talk):
-                if (table.family, table.name) in OWN_TABLES or table.flags & _DORMANT:
+                if is_ours(table.name) or table.flags & _DORMANT:
                     continue
                 if _is_plain(table.name) and (not table.flags or self._lists_flags):
                     listed = _run(self._context, f"list table {table.family} {table.name}")
@@ -138,7 +180,7 @@ class Netfilter:
                         leads |= {(table.family, table.name, handle): to for handle, to in found.items()}
                 else:
                     unread.append(unreadable(table.family, table.name))
-        return foreign_chains(objects, OWN_TABLES, leads) + unread
+        return foreign_chains(objects, (), leads) + unread
 
     def remove_table(self, family: str, table: str) -> None:
         """Delete a foreign table; family and name as listed by the kernel. Raises NetfilterError."""
@@ -149,21 +191,30 @@ class Netfilter:
     def withdraw(self) -> bool:
         """Delete our own tables, all in one batch; return whether one was there. Raises NetfilterError."""
         with self._lock:
-            there = {(table.family, table.name) for table in netlink.tables(self._talk)}
-        own = [each for each in OWN_TABLES if each in there]
+            own = [each for each in netlink.tables(self._talk) if is_ours(each.name)]
         if own:
-            self.load("".join(f"delete table {family} {name}\n" for family, name in own))
+            self.load("".join(f"delete table {each.family} {each.name}\n" for each in own))
         return bool(own)
 
-    def cut_now(self, text: str, keep: Iterable[flows.Peer]) -> tuple[int, int]:
-        """Isolate at once: commit the cut table (`render_cut`), then end open flows but those to `keep`.
+    def cut_now(self, cut: Cut, keep: Iterable[flows.Peer]) -> tuple[int, int]:
+        """Isolate at once: commit the cut, then end open flows but those to `keep`.
 
         Returns (connection tracking entries deleted, sockets destroyed). Raises NetfilterError, OSError; once the
-        commit is done packets are dropped whatever fails after it.
+        commit is done packets are dropped whatever fails after it. An interface that has gone since the cut was
+        prepared does not hold it up: then the core stands at once, and the error comes last.
         """
         kept = tuple(keep)
-        self.load(text)
-        return self.flush_conntrack(kept), self.kill_sockets(kept)
+        refused: NetfilterError | None = None
+        self.load(cut.core)
+        try:
+            if cut.links:
+                self.load(cut.links)
+        except NetfilterError as error:
+            refused = error
+        ended = self.flush_conntrack(kept), self.kill_sockets(kept)
+        if refused is not None:
+            raise refused
+        return ended
 
     def flush_conntrack(self, keep: Iterable[flows.Peer]) -> int:
         """Delete connection tracking entries; see `agent.firewall.flows`."""
@@ -179,6 +230,7 @@ class Netfilter:
         """Give back the sockets. The rules stay: an agent that ends never opens the fence."""
         self._talk.close()
         self._sockets.close()
+        self._routes.close()
 
 
 def _context() -> nftables.Nftables:
@@ -228,19 +280,21 @@ def _listing(context: nftables.Nftables, talk: netlink.Talk, wanted: tuple[str, 
     return {}
 
 
-def _own(context: nftables.Nftables, talk: netlink.Talk) -> Canonical:
-    return {key: lines for table in OWN_TABLES for key, lines in _listing(context, talk, table).items()}
+def _own(
+    context: nftables.Nftables, talk: netlink.Talk, tables: tuple[tuple[str, str], ...] = OWN_TABLES
+) -> Canonical:
+    return {key: lines for table in tables for key, lines in _listing(context, talk, table).items()}
 
 
-def _loaded(text: str) -> Canonical:
+def _loaded(text: str, tables: tuple[tuple[str, str], ...]) -> Canonical:
     context = _context()
     try:
-        _run(context, text)
+        _run(context, link.on_loopback(text))
     except NetfilterError as error:
         raise Rejected("firewall.refused", str(error.strerror)) from None
     talk = netlink.Talk()
     try:
-        return _own(context, talk)
+        return _own(context, talk, tables)
     finally:
         talk.close()
 

@@ -1,7 +1,7 @@
 """The agent's decisions: facts in, actions out. PURE: no clock, no files, no network, no kernel.
 
-`settle` decides about the baseline (fetch, apply, confirm, revert), `stance` about posture and fences, `to_repair`
-about drifts, `tell` about events. The loop carries out what is returned and decides nothing itself.
+`settle` decides about the baseline (fetch, apply, confirm, revert), `stance` about posture and fences, `contest`
+about a firewall that somebody fights over, `to_repair` about drifts, `tell` about events. The loop carries out what is returned and decides nothing itself.
 
 Refuses: to take back an isolation that was ordered; to read silence of a controller that was away before as
 the fault of a new baseline; to try again, under the same directive, a baseline that failed here.
@@ -95,6 +95,55 @@ def settle(facts: Facts) -> Step:
     return Fetch(wanted)
 
 
+BURST_S = 2.0
+MANAGER_BURST_S = 30.0
+"""What a firewall manager does on its restart counts once, however many commits it takes."""
+MANAGERS = frozenset(
+    {"dockerd", "containerd", "firewalld", "podman", "netavark", "libvirtd", "virtnetworkd", "NetworkManager"}
+    | {"ufw", "kubelet", "kube-proxy", "k3s-server", "systemd", "systemd-network", "systemd-nspawn"}
+)
+"""Names of programs that reload rules as a whole. A name proves nothing: it stretches a burst and excuses no contest."""
+
+
+class Healing(NamedTuple):
+    """One burst of changes to one of our tables that was undone."""
+
+    at: float
+    """Wall clock."""
+    table: str
+    by: str
+    """As the culprit is described; empty where nobody knows."""
+
+
+def contest(
+    before: Sequence[Healing], healed: Iterable[Drift], now: float, *, times: int, within_s: float
+) -> tuple[tuple[Healing, ...], str]:
+    """Return what is to be remembered, and why the node must isolate itself: empty as long as it need not.
+
+    The same table, healed in `times` bursts within `within_s`, is fought over: whoever does it wants these rules gone
+    and will be faster one day. Several commits in a moment are one burst; a clock that jumps forgets.
+    """
+    kept = [each for each in before if 0 <= now - each.at < within_s]
+    for drift in healed:
+        family, _, rest = drift.key.partition(" ")
+        table = f"{family} {rest.partition(' ')[0]}"
+        burst_s = MANAGER_BURST_S if _is_manager(drift.culprit) else BURST_S
+        if not any(each.table == table and now - each.at < burst_s for each in kept):
+            kept.append(Healing(now, table, drift.culprit))
+    for table in sorted({each.table for each in kept}):
+        found = [each for each in kept if each.table == table]
+        if len(found) >= times:
+            by = found[-1].by or "an unknown process"
+            took_s = now - found[0].at
+            return (), f"table {table} was healed {len(found)} times within {took_s:.0f} s, last after {by}"
+    return tuple(kept), ""
+
+
+def _is_manager(culprit: str) -> bool:
+    """Tell whether a culprit, or its parent, goes by the name of a firewall manager."""
+    return any(culprit.startswith(f"{name} (") or f", of {name} (" in culprit for name in MANAGERS)
+
+
 class Stance(NamedTuple):
     """What the firewall is to hold."""
 
@@ -110,10 +159,13 @@ def stance(
     offline_s: float,
     isolate_after_s: float | None,
     damaged: bool,
+    contested: str = "",
 ) -> Stance:
     """Return posture and fences. Isolation by anyone wins; nothing here ends one that a directive ordered."""
     wanted = list(wanted)
     fenced = tuple(sorted({address for each in wanted for address in each.fenced}))
+    if contested:
+        return Stance("isolated", fenced, contested)
     if directive is None:
         if damaged:
             return Stance("isolated", fenced, "the node's state was damaged")

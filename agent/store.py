@@ -76,6 +76,10 @@ class State(Record, frozen=True, kw_only=True):
     """What the controller's name last resolved to."""
     responses: list[str] = []
     """Names of the responses that were applied and must be undone when they are no longer wanted."""
+    healings: list[tuple[float, str, str]] = []
+    """When (wall clock) which of our tables was healed, and after whom: what `plan.contest` counts."""
+    contested: str = ""
+    """Why this node has isolated itself over its firewall; until a directive that isolates takes over."""
     boot_id: str = ""
     """Boot in which the rules were last put in force: a difference found later in the same boot is somebody's doing."""
     damaged: bool = False

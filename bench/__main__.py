@@ -10,9 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import atrest, attestation, datapath, devices, fleet, healing, isolation
-from bench import attestation, datapath, devices, fleet, healing, isolation
-from bench import attestation, datapath, files, fleet, healing, isolation
+from bench import atrest, attestation, datapath, devices, files, fleet, healing, isolation
 from bench.figures import Figure
 
 RESULTS = Path(__file__).with_name("results.json")

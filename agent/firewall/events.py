@@ -5,7 +5,8 @@ thread and program name that did it. The thread reads /proc at once, since an `n
 It only wakes: the loop compares the whole state again, so a lost message costs a culprit, never a repair.
 
 Refuses to report this process's own commits. Once a second the generation is asked for as well: what the socket
-did not bring is noticed then, with an unknown culprit. ENOBUFS is reported in the same way.
+did not bring is noticed then, with an unknown culprit. ENOBUFS is reported in the same way. So are interfaces and
+routes that come and go (rtnetlink): an isolated node cuts those as well.
 Relies on: CAP_NET_ADMIN in the network namespace in which `Events` is made.
 """
 
@@ -25,6 +26,8 @@ from pathlib import Path
 from agent.firewall import netlink
 
 _GROUP_NFTABLES = 7
+_GROUPS_LINK_AND_ROUTE = 0x1 | 0x40 | 0x400
+"""RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE."""
 _SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 8 * 1024 * 1024
 """Holds some 60,000 announcements; the default holds 1,678."""
@@ -68,7 +71,8 @@ class Events:
     def __init__(self, on_change: Callable[[Culprit | None], None], *, proc: Path = Path("/proc")) -> None:
         self._on_change = on_change
         self._proc = proc
-        self._socket = _listening_socket()
+        self._socket = _listening_socket(netlink.NETLINK_NETFILTER, 1 << (_GROUP_NFTABLES - 1))
+        self._links = _listening_socket(socket.NETLINK_ROUTE, _GROUPS_LINK_AND_ROUTE)
         self._asking = netlink.Talk()
         self._seen: int = netlink.generation(self._asking)
         self._wake_in, self._wake_out = os.pipe2(os.O_CLOEXEC)
@@ -82,6 +86,7 @@ class Events:
             os.write(self._wake_out, b".")
             self._thread.join()
             self._socket.close()
+            self._links.close()
             self._asking.close()
             os.close(self._wake_in)
             os.close(self._wake_out)
@@ -89,15 +94,18 @@ class Events:
     def _run(self) -> None:
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
+        poll.register(self._links, select.POLLIN)
         poll.register(self._wake_in, select.POLLIN)
         while True:
             ready = [fd for fd, _ in poll.poll(_POLL_S * 1000)]
             if self._wake_in in ready:
                 return
             try:
-                if ready:
+                if self._links.fileno() in ready:
+                    self._drain_links()
+                if self._socket.fileno() in ready:
                     self._drain()
-                else:
+                elif not ready:
                     self._ask()
             except OSError:
                 # Whatever was lost, a look at the whole state makes good; at most ten times a second.
@@ -130,6 +138,18 @@ class Events:
             self._on_change(culprit)
         if unknown:
             self._on_change(None)
+
+    def _drain_links(self) -> None:
+        """Throw away what waits: that something changed is all there is to know. One wake for a burst."""
+        while True:
+            try:
+                self._links.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+        self._on_change(None)
 
     def _take(self, message: netlink.Message) -> Culprit | None:
         if message.kind >> 8 != netlink.SUBSYSTEM_NFTABLES or len(message.payload) < netlink.NFGENMSG_BYTES:
@@ -189,13 +209,11 @@ def _clean(untrusted: bytes) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
-def _listening_socket() -> socket.socket:
-    listening = socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink.NETLINK_NETFILTER
-    )
+def _listening_socket(protocol: int, groups: int) -> socket.socket:
+    listening = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     try:
         listening.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_BYTES)
     except PermissionError:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-    listening.bind((0, 1 << (_GROUP_NFTABLES - 1)))
+    listening.bind((0, groups))
     return listening

@@ -11,8 +11,10 @@ from agent.firewall.tables import Chain, Set
 
 TABLE = "ringfence"
 CUT_TABLE = "ringfence_cut"
+GUARD_TABLE = "ringfence_guard"
 OWN_TABLES = (("inet", TABLE), ("inet", CUT_TABLE))
-"""Every table that is ours, (family, name); all that asks "is it ours?" asks here."""
+"""The tables that a batch of rules replaces, (family, name)."""
+_OURS = re.compile(r"ringfence(_[A-Za-z0-9_.-]*)?")
 
 STATELESS = -310
 """Before raw (-300) and connection tracking (-200): nothing has classified the packet yet."""
@@ -26,6 +28,11 @@ NEIGHBOURS = Chain(
         "icmpv6 type { mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report } ip6 hoplimit 1 accept",
     ),
 )
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a table is ours: these names are kept for us in every family, also those of earlier versions."""
+    return _OURS.fullmatch(name) is not None
 
 
 def controller_sets(meant: Model) -> list[Set]:

@@ -27,6 +27,7 @@ _ERROR = 2
 _DONE = 3
 _ORDERS_AT_ONCE = 64
 _GETTABLE = 1
+_GETCHAIN = 4
 _GETGEN = 16
 _TYPE_MASK = 0x3FFF
 """Upper bits: nested, network byte order."""
@@ -54,13 +55,18 @@ def messages(data: bytes) -> Iterator[Message]:
 
 def attributes(payload: bytes) -> dict[int, bytes]:
     """Return attribute values by type; the last of a kind wins."""
-    out = {}
+    return dict(attribute_list(payload))
+
+
+def attribute_list(payload: bytes) -> list[tuple[int, bytes]]:
+    """Return every attribute in its order, (type, value); also many of one type."""
+    out = []
     at = 0
     while at + _ATTRIBUTE.size <= len(payload):
         length, kind = _ATTRIBUTE.unpack_from(payload, at)
         if length < _ATTRIBUTE.size or at + length > len(payload):
             break
-        out[kind & _TYPE_MASK] = payload[at + _ATTRIBUTE.size : at + length]
+        out.append((kind & _TYPE_MASK, payload[at + _ATTRIBUTE.size : at + length]))
         at += (length + 3) & ~3
     return out
 
@@ -157,6 +163,7 @@ class Table(NamedTuple):
     """1 dormant, 2 owner, 4 persist."""
 
 
+_NETDEV = 5
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 
 
@@ -169,3 +176,18 @@ def tables(talk: Talk) -> list[Table]:
         name = found.get(1, b"").rstrip(b"\0").decode("utf-8", "replace")
         out.append(Table(family, name, int.from_bytes(found.get(2, b""), "big")))
     return out
+
+
+def chain_devices(talk: Talk, table: str) -> list[set[str]]:
+    """Return the interfaces that the base chains of a netdev table hold, one set for each hook (ingress, egress)."""
+    out: dict[int, set[str]] = {}
+    for message in talk.dump(SUBSYSTEM_NFTABLES << 8 | _GETCHAIN, struct.pack("!BBH", _NETDEV, 0, 0)):
+        found = attributes(message.payload[NFGENMSG_BYTES:])
+        if found.get(1, b"").rstrip(b"\0") != table.encode() or 4 not in found:
+            continue
+        hook = attributes(found[4])
+        names = [hook[3]] if 3 in hook else []
+        names += [name for kind, name in attribute_list(hook.get(4, b"")) if kind == 1]
+        held = out.setdefault(int.from_bytes(hook.get(1, b""), "big"), set())
+        held.update(name.rstrip(b"\0").decode("utf-8", "replace") for name in names)
+    return list(out.values())

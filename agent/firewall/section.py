@@ -152,6 +152,13 @@ class WayToController(_Strict, frozen=True, kw_only=True):
     interface: InterfaceName | None = None
 
 
+class Contest(_Strict, frozen=True, kw_only=True):
+    """When healing our tables becomes a fight, and the node isolates itself: so many bursts of changes within a time."""
+
+    healings: Annotated[int, Meta(ge=2, le=1_000_000)] = 3
+    within_s: Annotated[float, Meta(ge=10, le=86400)] = 120.0
+
+
 class KnownTable(_Strict, frozen=True, kw_only=True):
     """A table of another program that may stand beside ours, whatever its chains do."""
 
@@ -232,6 +239,7 @@ class Section(SectionBase, frozen=True, kw_only=True):
     maintenance: Extra = Extra()
     known: Annotated[list[KnownTable], Meta(max_length=256)] = field(default_factory=list)
     containers: Containers | None = None
+    contest: Contest = Contest()
 
     def __post_init__(self) -> None:
         rules: list[Rule] = [*self.inbound, *self.outbound, *self.isolated.inbound, *self.isolated.outbound]

@@ -20,14 +20,16 @@ from dataclasses import replace
 from agent import probes
 from agent.firewall import advice as advices
 from agent.firewall import compare, local, managers, nft, tables
+from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
+from agent.firewall.match import is_ours
 from agent.firewall.model import Local
 from agent.firewall.names import Change, Names, Snapshot, terms_of
 from agent.firewall.section import Section
 from agent.firewall.uses import misused, weak
 from agent.firewall.watch import UnitWatch
-from agent.netfilter import Netfilter
+from agent.netfilter import Cut, Netfilter
 from agent.probes import Contradiction, Difference, Notice, SectionBase, could_not_look
 from contract.errors import Rejected
 from contract.messages import Drift, never_more
@@ -77,6 +79,7 @@ class Probe(probes.Probe[Section]):
         self._foreign_blame: dict[tuple[str, ...], str] = {}
         self._notices: list[Notice] = []
         self._bypass = Bypass(section, around.host)
+        self._beneath = Beneath(section)
 
     def text(self) -> str:
         """Return the batch that this section wants under the posture and fences of the moment."""
@@ -123,10 +126,15 @@ class Probe(probes.Probe[Section]):
             weakref.finalize(self, UnitWatch(self.section, self.around.host, netfilter.wake).stop)
 
     def settle(self, now: float) -> None:
-        """Give the addresses of names their time anew. Where our table is not there yet, the repair brings them."""
+        """Follow interfaces while isolated; give the addresses of names their time anew.
+
+        What fails is seen by the look that follows: where our table is not there yet, the repair brings it.
+        """
         netfilter = self.around.netfilter
         if netfilter is None:
             return
+        with contextlib.suppress(OSError):
+            self._beneath.renew(netfilter, self.around, self._here())
         self._watch(netfilter)
         self._settled_at, self._named = now, None
         if self._names is None or self._answers(self._names).version == self._renewed:
@@ -147,10 +155,15 @@ class Probe(probes.Probe[Section]):
         self._watch(netfilter)
         if self._settled_at != now:
             self._named = None
-        netfilter.prepared_cut = self._made()[1]
+        core = self._made()[1]
+        netfilter.prepared_cut = Cut(core)
         culprits = netfilter.noted()
         try:
-            differences = [*self._differences(netfilter, now), *self._unresolved(self.rules().here)]
+            here = self.rules().here
+            netfilter.prepared_cut = Cut(core, self._beneath.links(netfilter, self.around, here))
+            differences = [*self._differences(netfilter, now), *self._unresolved(here)]
+            beneath = self._beneath.differences(netfilter, self.around, here)
+            differences += [Difference(*each) for each in beneath]
             differences += self._bypass.differences(now)
         except (OSError, Rejected, ValueError) as error:
             self._last = None
@@ -167,6 +180,8 @@ class Probe(probes.Probe[Section]):
             return
         self._last = None
         keys = [drift.key for drift in drifts]
+        beneath = [key for key in keys if is_beneath(key)]
+        self._beneath.repair(netfilter, self.around, self._here(), beneath)
         if any(map(_is_ours, keys)):
             self._load(netfilter, [key for key in keys if _is_ours(key)], now)
             if self.around.posture == "isolated" and any(_is_cut(key) for key in keys):
@@ -261,8 +276,8 @@ class Probe(probes.Probe[Section]):
 
     def _blamed(self, differences: list[Difference], culprits: list[Culprit]) -> list[Difference]:
         """Give each difference the processes that committed to its table; tell of those that left none."""
-        touching = [each for each in culprits if any(each.touched(*table) for table in nft.OWN_TABLES)]
-        ours = [each for each in differences if _is_ours(each.key)]
+        touching = [each for each in culprits if any(is_ours(name) for _, name in each.tables)]
+        ours = [each for each in differences if _is_ours(each.key) or is_beneath(each.key)]
         if not ours:
             self._blame = ""
             self._notices += [_touched(culprit) for culprit in touching[:_MAX_BLAMED]]
@@ -289,7 +304,7 @@ def _foreign_table(key: str) -> tuple[str, ...]:
 
 def _is_ours(key: str) -> bool:
     """Tell whether a drift is of our tables, so that loading them mends it."""
-    return key == _RULESET or key.split(" ", maxsplit=1)[0] in _FAMILIES
+    return key == _RULESET or (key.split(" ", maxsplit=1)[0] in _FAMILIES and not is_beneath(key))
 
 
 def _is_cut(key: str) -> bool:

@@ -13,6 +13,7 @@ from agent.firewall.nft import fence_now
 from agent.responses import Told, Wanted, checked_addresses
 from contract import directive
 from contract.errors import Rejected
+from contract.messages import never_more
 
 if TYPE_CHECKING:
     from agent.probes import Surroundings
@@ -31,7 +32,7 @@ class Response(responses.Response):
     def apply(self, around: Surroundings, request: directive.Response) -> list[Told]:
         """Add the addresses to the sets in force. Where that fails, the pass loads the rules with them."""
         if around.netfilter is None:
-            return []
+            return [Told(kind="fence.failed", severity="warning", summary="no access to nftables")]
         text = fence_now(around)
         told = Told(
             kind="fence.applied",
@@ -42,8 +43,10 @@ class Response(responses.Response):
         try:
             if text:
                 around.netfilter.load(text)
-        except OSError:
-            return []  # the pass that follows loads all of it whole, and reads it back
+        except OSError as error:
+            # Nothing to add to: the pass that follows loads all of it whole, and reads it back.
+            why = never_more(f"not fenced at once, the pass that follows tries again: {error}", 2048)
+            return [Told(kind="fence.failed", severity="warning", summary=why)]
         return [told]
 
     def undo(self, around: Surroundings) -> list[Told]:

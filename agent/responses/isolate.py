@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from agent import responses
 from agent.firewall.nft import render_cut
 from agent.firewall.section import Section
+from agent.netfilter import Cut
 from agent.responses import Told, Wanted
 from contract import directive
 from contract.errors import Rejected
@@ -36,9 +37,9 @@ class Response(responses.Response):
         if netfilter is None:
             return [_failed("no access to nftables")]
         # Without a prepared cut no baseline was ever in force: the controller alone.
-        text = netfilter.prepared_cut or render_cut(Section(), around)
+        cut = netfilter.prepared_cut or Cut(render_cut(Section(), around))
         try:
-            entries, sockets = netfilter.cut_now(text, around.controller)
+            entries, sockets = netfilter.cut_now(cut, around.controller)
         except OSError as error:
             return [_failed(str(error))]
         detail = {"conntrack_deleted": str(entries), "sockets_destroyed": str(sockets)}

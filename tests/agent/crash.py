@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agent.firewall.flows import Peer
-from agent.netfilter import Netfilter
+from agent.netfilter import Cut, Netfilter
 from agent.store import State, Store
 from tests.agent.rig import Rig, baseline
 
@@ -54,11 +56,25 @@ class DyingNetfilter(Netfilter):
         super().load(text)
         step()
 
-    def cut_now(self, text: str, keep: Iterable[Peer]) -> tuple[int, int]:
+    def cut_now(self, cut: Cut, keep: Iterable[Peer]) -> tuple[int, int]:
         step()
-        done = super().cut_now(text, keep)
+        done = super().cut_now(cut, keep)
         step()
         return done
+
+    def flush_conntrack(self, keep: Iterable[Peer]) -> int:
+        step()
+        return super().flush_conntrack(keep)
+
+    def kill_sockets(self, keep: Iterable[Peer]) -> int:
+        step()
+        return super().kill_sockets(keep)
+
+
+def until_stands(table: str) -> None:
+    """Wait for a table of family inet."""
+    while subprocess.run(["nft", "list", "table", "inet", table], capture_output=True).returncode:
+        time.sleep(0.05)
 
 
 def main() -> None:
@@ -69,6 +85,9 @@ def main() -> None:
     )
     rig.start()
     rig.adopt(baseline(1, 8080), 1, 1)
+    if scene == "contest":
+        before = [(time.time() - ago, "inet ringfence", "somebody") for ago in (20.0, 10.0)]
+        rig.call(lambda: rig.loop.hold.change(healings=before))
     Steps.kill_at, Steps.armed = kill_at, True
     if scene == "apply":
         wanted = rig.publish(baseline(2, 9090), 2)
@@ -78,6 +97,13 @@ def main() -> None:
         rig.answer()
     elif scene == "isolate":
         rig.direct(rig.signed(2, posture="isolated", wanted=rig.kit.wanted("factory", 1)))
+    elif scene == "contest":
+        subprocess.run(["nft", "flush ruleset"], check=True)
+        rig.loop.wake("firewall")
+        while not rig.loop.hold.state.contested:
+            time.sleep(0.02)
+        until_stands("ringfence_cut")
+        rig.call(lambda: None)
     step()
     print(Steps.count)
     rig.stop()

@@ -16,7 +16,7 @@ from tests.agent.test_hold import until
 
 TREE = Path(__file__).resolve().parents[2]
 KEY = bytes(range(32))
-STEPS = {"apply": 10, "isolate": 6}
+STEPS = {"apply": 10, "isolate": 9}
 """At least so many kills; the run without one says how many steps there are."""
 
 
@@ -86,6 +86,35 @@ def test_a01_kill_at_every_step_leaves_a_fence_and_a_known_state(
                 until(lambda: rig.loop.hold.state.pending is None)
                 until(lambda: "8080" in nft("list", "table", "inet", "ringfence"))
                 assert "baseline.reverted" in rig.kinds()
+        rig.stop()
+
+    for kill_at in range(1, steps + 1):
+        in_own_namespace(lambda k=kill_at: one(k))  # type: ignore[misc]
+
+
+def test_a01_kill_at_every_step_of_a_contest_leaves_a_fence_and_forgets_no_isolation(
+    tmp_path: Path, key: Ed25519PrivateKey
+) -> None:
+    steps = steps_of("contest", tmp_path / "whole")
+    assert steps >= 12
+
+    def one(kill_at: int) -> None:
+        folder = tmp_path / f"{kill_at}"
+        code, output = play(folder, "contest", kill_at)
+        assert code == -9, f"step {kill_at}: {output}"
+        was_cut = "ringfence_cut" in nft("list", "tables")
+        state = Store(folder / "state", NODE).load_state()
+        assert state is not None
+        assert not was_cut or state.contested, "on disk before the machine is touched"
+        rig = Rig(folder, key=key)
+        rig.start()
+        assert closed(), f"step {kill_at}: open after the restart"
+        until(lambda: rig.loop.hold.state.contested == rig.loop.stance.reason)
+        tables = nft("list", "tables")
+        assert "table inet ringfence_guard" in tables
+        cut = "table inet ringfence_cut" in tables
+        assert cut == bool(rig.loop.hold.state.contested)
+        assert cut or not state.contested, "on disk means in force"
         rig.stop()
 
     for kill_at in range(1, steps + 1):

@@ -173,6 +173,7 @@ class Healing:
                 if not self._wakes.get():
                     return
             self.passes += 1
+            self.node.do(lambda: self.node.probe.settle(time.time()))
             drifts = self.node.observe()
             self.notices += self.node.notices()
             if drifts:

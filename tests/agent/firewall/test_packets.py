@@ -129,8 +129,9 @@ def test_a_flow_that_the_new_baseline_does_not_name_ends_with_the_old(
 
 
 TAMPERINGS = {
-    "gone": "delete table inet ringfence",
-    "open": "insert rule inet ringfence input accept; insert rule inet ringfence output accept",
+    "gone": "delete table inet ringfence; delete table inet ringfence_guard",
+    "open": "insert rule inet ringfence input accept; insert rule inet ringfence output accept; "
+    "delete table inet ringfence_guard",
 }
 
 

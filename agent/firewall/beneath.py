@@ -1,0 +1,112 @@
+"""What stands beneath and around the rules: the guard, the cut of every interface, and remains of earlier versions.
+
+The firewall probe asks it in every look and repair. The guard and the cut of the interfaces are not part of the batch
+of rules: swapping rules does not touch them.
+
+In a repair the guard comes first (a tiny batch, under a millisecond): what follows may be a hundred milliseconds of
+rules, and until they are there nothing new passes. Refuses nothing. Relies on: `agent.netfilter`; one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+from agent.firewall import compare, guard, link
+from agent.firewall.compare import ABSENT, Change
+from agent.firewall.match import CUT_TABLE, GUARD_TABLE, OWN_TABLES, is_ours
+from agent.firewall.model import Local, model
+from agent.firewall.section import Section
+
+if TYPE_CHECKING:
+    from agent.netfilter import Netfilter
+    from agent.probes import Surroundings
+
+_GUARD = ("inet", GUARD_TABLE)
+_INTERFACES = f"netdev {CUT_TABLE} interfaces"
+
+
+class _Look(NamedTuple):
+    generation: int
+    links: str
+    isolated: bool
+
+
+class Beneath:
+    """Keeps guard and interface cut of one section. Remembers its last look for as long as nothing was committed."""
+
+    def __init__(self, section: Section) -> None:
+        self._section = section
+        self._seen: tuple[_Look, list[Change]] | None = None
+        self._made: tuple[object, str] | None = None
+        self.unwritable: tuple[str, ...] = ()
+
+    def links(self, netfilter: Netfilter, around: Surroundings, here: Local) -> str:
+        """Return the batch that cuts every interface of this moment. Raises OSError."""
+        meant = model(self._section, "isolated", around, here)
+        ways, bridge = netfilter.ways(meant), netfilter.cuts_bridges()
+        key = (meant, ways.devices, ways.toward, ways.hops, tuple(sorted(ways.carriers.items())), bridge)
+        if self._made is None or self._made[0] != key:
+            self._made = (key, link.render_links(meant, ways, bridge=bridge) if ways.devices else "")
+        return self._made[1]
+
+    def renew(self, netfilter: Netfilter, around: Surroundings, here: Local) -> None:
+        """Follow interfaces and routes while isolated: our own daily work, no repair. Raises OSError."""
+        before = None if self._made is None else self._made[1]
+        text = self.links(netfilter, around, here)
+        if around.posture == "isolated" and before is not None and text != before:
+            netfilter.load(text)
+
+    def differences(self, netfilter: Netfilter, around: Surroundings, here: Local) -> list[Change]:
+        """Return what differs. Raises OSError, Rejected, ValueError."""
+        isolated = around.posture == "isolated"
+        links = self.links(netfilter, around, here) if isolated else ""
+        look = _Look(netfilter.generation(), links, isolated)
+        if self._seen is not None and self._seen[0] == look:
+            return self._seen[1]
+        found = compare.changes(
+            netfilter.canonical(guard.render_guard(), (_GUARD,)), netfilter.listing(GUARD_TABLE)
+        )
+        wanted: tuple[tuple[str, str], ...] = ()
+        if links:
+            wanted = tuple(pair for pair in link.LINK_TABLES if f"table {pair[0]} " in links)
+            standing = {k: v for family, name in wanted for k, v in netfilter.listing(name, family).items()}
+            found += compare.changes(netfilter.canonical(links, wanted), standing)
+            missing = link.devices_of(links) - netfilter.cut_devices()
+            if missing and not any(each.key.startswith("netdev ") for each in found):
+                found.append(Change(_INTERFACES, ", ".join(sorted(missing)), "not cut"))
+        ours = {_GUARD, *OWN_TABLES, *wanted}
+        found += [
+            Change(f"{each.family} {each.name} table {each.name}", ABSENT, "present")
+            for each in netfilter.standing_tables()
+            if (each.family, each.name) not in ours
+        ]
+        self._seen = (look, found) if netfilter.generation() == look.generation else None
+        return found
+
+    def repair(self, netfilter: Netfilter, around: Surroundings, here: Local, keys: Iterable[str]) -> None:
+        """Mend what differs of `keys`; before a repair of the rules. Raises OSError."""
+        self._seen = None
+        keys = list(keys)
+        places = {tuple(key.split(" ")[:2]) for key in keys}
+        if _GUARD in places:
+            netfilter.load(guard.render_guard())
+        links = self.links(netfilter, around, here) if around.posture == "isolated" else ""
+        if links and any(pair in places for pair in link.LINK_TABLES):
+            netfilter.load(links)
+        wanted = {_GUARD, *OWN_TABLES} | {p for p in link.LINK_TABLES if f"table {p[0]} " in links}
+        for family, name in sorted(place for place in places if len(place) == 2):
+            if is_ours(name) and (family, name) not in wanted:
+                netfilter.load(f"delete table {family} {name}\n")
+
+
+def is_table(key: str) -> bool:
+    """Tell whether a drift's key names (something in) a table of ours, and no interface that has only just appeared."""
+    return is_ours(key.partition(" ")[2].partition(" ")[0]) and key != _INTERFACES
+
+
+def is_beneath(key: str) -> bool:
+    """Tell whether a drift's key is one of these: `repair` mends it, the rules need not be loaded for it."""
+    family, _, rest = key.partition(" ")
+    name = rest.partition(" ")[0]
+    return is_ours(name) and (family, name) not in OWN_TABLES

@@ -1,0 +1,118 @@
+"""Interfaces and next hops of a network namespace, as the kernel tells them (rtnetlink(7)). Reads only.
+
+Refuses nothing: an address that nobody has a route to has no next hop. Relies on: `Talk` over NETLINK_ROUTE, made in
+the namespace that is meant.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+import struct
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from agent.firewall import netlink
+from agent.firewall.netlink import Talk
+
+NETLINK_ROUTE = 0
+_GETLINK = 18
+_GETROUTE = 26
+_IFINFOMSG = struct.Struct("=BxHiII")
+_RTMSG = struct.Struct("=BBBBBBBBI")
+_IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 3, 5, 10, 18, 37
+_INFO_KIND = 1
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_VIA = 1, 4, 5, 18
+_NO_WAY = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EAFNOSUPPORT}
+)
+
+
+class Link(NamedTuple):
+    """One interface."""
+
+    number: int
+    """Its index."""
+    name: str
+    kind: str
+    """As `ip -d link` says it: veth, bridge, vlan; empty for a device of its own."""
+    lower: int | None
+    """Index of the interface below (VLAN, MACVLAN) or of the other end (veth)."""
+    elsewhere: bool
+    """`lower` is an index of another network namespace."""
+    master: int | None
+    """Bridge or bond that this is a port of."""
+
+
+class Hop(NamedTuple):
+    """Where a packet goes next."""
+
+    address: str
+    """The gateway, or the destination itself where it is on the link."""
+    interface: int
+
+
+def links(talk: Talk) -> list[Link]:
+    """Return every interface, in the order of their indexes. Raises OSError."""
+    found = []
+    for message in talk.dump(_GETLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        if len(message.payload) < _IFINFOMSG.size:
+            continue
+        number = _IFINFOMSG.unpack_from(message.payload)[2]
+        told = netlink.attributes(message.payload[_IFINFOMSG.size :])
+        info = netlink.attributes(told.get(_IFLA_LINKINFO, b""))
+        found.append(
+            Link(
+                number=number,
+                name=_text(told.get(_IFLA_IFNAME, b"")),
+                kind=_text(info.get(_INFO_KIND, b"")),
+                lower=_number(told, _IFLA_LINK),
+                elsewhere=_IFLA_LINK_NETNSID in told,
+                master=_number(told, _IFLA_MASTER),
+            )
+        )
+    return sorted(found)
+
+
+def next_hop(talk: Talk, address: str) -> Hop | None:
+    """Return where a packet to `address` goes next; None where there is no way. Raises OSError."""
+    packed = ipaddress.ip_address(address).packed
+    family = socket.AF_INET if len(packed) == 4 else socket.AF_INET6
+    question = _RTMSG.pack(family, 8 * len(packed), 0, 0, 0, 0, 0, 0, 0) + netlink.attribute(_RTA_DST, packed)
+    try:
+        answer = talk.ask(_GETROUTE, question)
+    except OSError as error:
+        if error.errno in _NO_WAY:
+            return None
+        raise
+    told = netlink.attributes(answer.payload[_RTMSG.size :])
+    interface = _number(told, _RTA_OIF)
+    if interface is None:
+        return None
+    gateway = told.get(_RTA_GATEWAY) or told.get(_RTA_VIA, b"")[2:] or packed
+    if len(gateway) not in (4, 16):
+        return None
+    return Hop(str(ipaddress.ip_address(gateway)), interface)
+
+
+def beneath(links: Iterable[Link], indexes: Iterable[int]) -> set[int]:
+    """Return these interfaces and all that carry them: ports of a bridge or bond, the device under a VLAN."""
+    known = list(links)
+    found, added = set(), set(indexes)
+    while added:
+        found |= added
+        added = {each.number for each in known if each.master in found} | {
+            each.lower for each in known if each.number in found and each.lower and not each.elsewhere
+        }
+        added -= found
+    return found
+
+
+def _number(told: dict[int, bytes], kind: int) -> int | None:
+    value = told.get(kind, b"")
+    return int(struct.unpack("=I", value)[0]) if len(value) == 4 else None
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode("utf-8", "replace")

@@ -1,0 +1,24 @@
+"""Where `ringfence-agent` begins: `early` is told apart before anything else is imported.
+
+Relies on: nothing; every other command is `agent.main`'s.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+
+def main() -> NoReturn:
+    """Run the command line."""
+    if sys.argv[1:2] == ["early"]:
+        from agent.early import main as early
+
+        early(sys.argv[2:])
+    from agent.main import main as rest
+
+    rest()
+
+
+if __name__ == "__main__":
+    main()

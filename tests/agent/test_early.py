@@ -1,0 +1,224 @@
+"""Boot before the agent is up (ATTACKS f12): state folders of every kind, packets as witness."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from agent.store import Slot, State, Store, fresh_state
+from contract.directive import Directive
+from contract.directive import Response as Request
+from contract.messages import BaselineRef, Posture
+from tests.agent.firewall.lab import BASELINE, opens, until
+from tests.parts.signing import minimal_baseline
+from tests.parts.topology import Topology
+
+TREE = Path(__file__).resolve().parents[2]
+NODE = "early-1"
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    with Topology({"early": 1}) as built:
+        for host in (built.nodes[0], built.controller, built.outside):
+            for port in ("8080", "9090", "8443"):
+                host.namespace.start(sys.executable, "-m", "tests.parts.inference", "--port", port)
+            for port in (8080, 9090, 8443):
+                until(lambda h=host, p=port: opens(h.namespace, "127.0.0.1", p), 10)  # type: ignore[misc]
+        yield built
+
+
+@pytest.fixture
+def folder(topology: Topology, tmp_path: Path) -> Iterator[Path]:
+    addresses = ", ".join(f'"{each}"' for each in topology.controller.uplink)
+    (tmp_path / "agent.toml").write_text(
+        f'node = "{NODE}"\nstate_dir = "{tmp_path}/state"\n[controller]\nurl = "https://controller:8443"\n'
+        f'ca = "/nowhere"\naddresses = [{addresses}]\n'
+    )
+    yield tmp_path
+    topology.nodes[0].namespace.run("nft", "flush", "ruleset")
+
+
+def raw() -> bytes:
+    rules = "[firewall]\n" + re.sub(r"^(\[\[?)", r"\1firewall.", BASELINE, flags=re.MULTILINE)
+    return minimal_baseline("factory", 1, extra=rules)
+
+
+def slot() -> Slot:
+    import hashlib
+
+    text = raw()
+    ref = BaselineRef(name="factory", version=1, sha256=hashlib.sha256(text).digest())
+    return Slot(ref=ref, raw=text)
+
+
+def directive(posture: Posture = "normal", responses: list[Request] | None = None) -> Directive:
+    return Directive(
+        node=NODE,
+        number=3,
+        issued=1.0,
+        expires=2.0,
+        posture=posture,
+        baseline=None,
+        responses=responses or [],
+    )
+
+
+def normal() -> State:
+    return replace(fresh_state(1.0), last_good=slot(), directive=directive(), directive_number=3)
+
+
+STATES: dict[str, Callable[[], State]] = {
+    "normal": normal,
+    "isolated": lambda: replace(normal(), directive=directive("isolated")),
+    "isolated by a response": lambda: replace(
+        normal(), directive=directive(responses=[Request(name="isolate", reason="x")])
+    ),
+    "contested": lambda: replace(normal(), contested="table inet ringfence was healed 3 times"),
+    "damaged once": lambda: replace(normal(), directive=None, damaged=True),
+    "only pending": lambda: replace(normal(), last_good=None, pending=slot()),
+    "another baseline": lambda: replace(normal(), last_good=replace(slot(), raw=raw() + b"# more\n")),
+    "fresh": lambda: fresh_state(1.0),
+}
+
+LOCKED = {"only pending", "another baseline", "fresh"}
+
+
+def early(topology: Topology, folder: Path) -> subprocess.CompletedProcess[str]:
+    return topology.nodes[0].namespace.run(
+        "env",
+        f"PYTHONPATH={TREE}",
+        sys.executable,
+        "-m",
+        "agent.start",
+        "early",
+        "--config",
+        folder / "agent.toml",
+        check=False,
+    )
+
+
+def passes(topology: Topology) -> tuple[bool, bool, bool]:
+    """Return whether the inference port, another port and the controller can be reached; both families agree."""
+    node = topology.nodes[0]
+    client = topology.sites["early"].the_client.namespace
+    found = {
+        (
+            opens(client, node.enclave[family], 8080, 0.3),
+            opens(client, node.enclave[family], 9090, 0.3),
+            opens(node.namespace, topology.controller.uplink[family], 8443, 1.0),
+        )
+        for family in (0, 1)
+    }
+    assert len(found) == 1
+    assert not opens(node.namespace, topology.outside.uplink[0], 9090, 0.3), "out"
+    assert not opens(client, topology.outside.uplink[0], 9090, 0.3), "through"
+    return found.pop()
+
+
+@pytest.mark.parametrize("kind", STATES)
+def test_f12_rules_of_the_stored_state_stand_before_the_agent(
+    topology: Topology, folder: Path, kind: str
+) -> None:
+    Store(folder / "state", NODE).save_state(STATES[kind]())
+    before = (folder / "state" / "state").read_bytes()
+    done = early(topology, folder)
+    assert done.returncode == 0, done.stderr
+    assert passes(topology) == (kind == "normal", False, True)
+    cut = "table inet ringfence_cut" in topology.nodes[0].namespace.ruleset()
+    assert cut == (kind not in ("normal", "only pending", "fresh"))
+    assert ("table netdev ringfence_cut" in topology.nodes[0].namespace.ruleset()) == cut
+    assert ("lock-down" in done.stderr) == (kind in LOCKED)
+    assert (folder / "state" / "state").read_bytes() == before, "it reads and writes nothing"
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped", "another node's"])
+def test_f12_a02_a_state_that_cannot_be_believed_is_lock_down(
+    topology: Topology, folder: Path, damage: str
+) -> None:
+    store = Store(folder / "state", NODE if damage != "another node's" else "other")
+    store.save_state(normal())
+    path = folder / "state" / "state"
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "truncated":
+        path.write_bytes(content[:-7])
+    elif damage == "flipped":
+        path.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    done = early(topology, folder)
+    assert done.returncode == 0 and "lock-down" in done.stderr
+    assert passes(topology) == (False, False, True)
+    assert ("ringfence_cut" in topology.nodes[0].namespace.ruleset()) == (damage != "missing")
+
+
+def test_f12_without_a_configuration_nothing_is_let_through(topology: Topology, folder: Path) -> None:
+    (folder / "agent.toml").write_text("node = 7\n")
+    done = early(topology, folder)
+    assert done.returncode == 0 and "cannot be read" in done.stderr
+    assert passes(topology) == (False, False, False)
+
+
+def test_f12_a_fence_around_a_suspect_stands_as_well(topology: Topology, folder: Path) -> None:
+    suspect = topology.sites["early"].the_client.enclave[0]
+    request = Request(name="fence", addresses=[suspect])
+    Store(folder / "state", NODE).save_state(replace(normal(), directive=directive(responses=[request])))
+    assert early(topology, folder).returncode == 0
+    client = topology.sites["early"].the_client.namespace
+    assert not opens(client, topology.nodes[0].enclave[0], 8080)
+    assert opens(client, topology.nodes[0].enclave[1], 8080), "the other family is not fenced"
+
+
+def test_f12_what_the_kernel_refuses_becomes_lock_down(topology: Topology, folder: Path) -> None:
+    from agent.config import load_config
+    from agent.early import load, rules
+    from agent.netfilter import Netfilter
+
+    Store(folder / "state", NODE).save_state(normal())
+    made = rules(load_config(folder / "agent.toml"))
+    namespace = topology.nodes[0].namespace
+
+    def refused() -> str:
+        netfilter = Netfilter()
+        try:
+            return load(made._replace(text=made.text + "add rule inet ringfence nowhere drop\n"), netfilter)
+        finally:
+            netfilter.close()
+
+    assert "lock-down: the kernel refuses factory/1" in namespace.inside(refused)
+    assert passes(topology) == (False, False, True)
+
+
+def test_f12_a_second_run_and_the_agents_own_load_find_nothing_to_change(
+    topology: Topology, folder: Path
+) -> None:
+    Store(folder / "state", NODE).save_state(normal())
+    assert early(topology, folder).returncode == 0
+    once = topology.nodes[0].namespace.ruleset()
+    assert early(topology, folder).returncode == 0
+    assert sorted(topology.nodes[0].namespace.ruleset().splitlines()) == sorted(once.splitlines())
+
+
+def test_f12_early_is_quick(topology: Topology, folder: Path) -> None:
+    Store(folder / "state", NODE).save_state(normal())
+    took_s = []
+    for _ in range(3):
+        begun = time.monotonic()
+        assert early(topology, folder).returncode == 0
+        took_s.append(time.monotonic() - begun)
+    assert min(took_s) < 0.6, "0.2 s on a machine that does nothing else"
+
+
+def test_f12_the_unit_comes_before_the_network_and_never_takes_anything_down() -> None:
+    unit = (TREE / "packaging/systemd/ringfence-early.service").read_text()
+    assert re.search(r"^Before=.*\bnetwork-pre\.target\b", unit, re.MULTILINE)
+    assert "ExecStop" not in unit and "DefaultDependencies=no" in unit
