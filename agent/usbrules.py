@@ -207,22 +207,13 @@ def _judge(policy: Policy, device: UsbDevice, seats: _Seats) -> Verdict:
     if MALFORMED in device.kinds():
         return _out(device, "its descriptors do not parse")
     # 2. A grant names it, or the default of its kind of arrival decides.
-    if f"{device.vendor}:{device.product}" in policy.granted:
-        return _by_grant(device)
-    if present and policy.present == "allow":
+    if f"{device.vendor}:{device.product}" in policy.granted or (present and policy.present == "allow"):
         return Verdict(True, {each.name: True for each in device.interfaces}, "")
     if present and policy.present == "block":
         return _out(device, "was there at boot")
     if not present and policy.inserted == "block":
         return _out(device, "came after boot")
     return _by_rules(policy, device, present, seats)
-
-
-def _by_grant(device: UsbDevice) -> Verdict:
-    """A grant names ids, which anybody can take on: what comes as a tool does not get to type besides."""
-    tool = any(not each.kind.startswith("03:") for each in device.offered)
-    may = {each.name: not (tool and is_keyboard(each.kind)) for each in device.interfaces}
-    return Verdict(True, may, "")
 
 
 def _by_rules(policy: Policy, device: UsbDevice, present: bool, seats: _Seats) -> Verdict:

@@ -5,15 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from agent.devices import Offered, UsbDevice, UsbInterface
 from agent.devices import UsbTree as Sysfs
 from agent.host import Host
 from agent.probes import Probe, Surroundings
 from agent.probes import usb as usb_probe
-from agent.usbrules import Allow, Block, Policy, judge
 from contract.errors import Rejected
 from tests.agent.probes.case import probe_of, section_of
 from tests.parts.usbtree import (
@@ -331,88 +327,3 @@ def test_rules_that_could_mean_more_than_they_say_are_refused(key: str) -> None:
         section_of("usb", '[usb]\n[[usb.allow]]\nreason = "why not"\n' + key + "\n")
     with pytest.raises(Rejected):
         section_of("usb", "[usb]\n" + STICK_RULE + key + "\n")
-
-
-def _policy(**changes: object) -> Policy:
-    return Policy(**{**usb_probe.Section(inserted="block").policy(frozenset())._asdict(), **changes})  # type: ignore[arg-type]
-
-
-def _seen(tree: UsbTree, device: Device, *, port: str = "1") -> UsbDevice:
-    (tree.root / "bus/usb/devices/usb1/authorized_default").write_text("1")
-    found = Sysfs(tree.root).device(tree.plug(device, port=port))
-    assert found is not None and found.interfaces
-    return found
-
-
-def test_a_grant_lets_its_ids_in_and_nothing_else(tree: UsbTree) -> None:
-    stick, mouse = (
-        _seen(tree, STORAGE_STICK),
-        _seen(tree, Device(1, 2, "Mouse", interfaces=(MOUSE,)), port="2"),
-    )
-    for granted, wanted in ((frozenset(), False), (frozenset({"0951:1666"}), True)):
-        verdicts = judge(_policy(granted=granted), [stick, mouse])
-        assert (verdicts[stick.name].allowed, verdicts[mouse.name].allowed) == (wanted, False)
-
-
-def test_a_block_rule_is_stronger_than_a_grant(tree: UsbTree) -> None:
-    stick = _seen(tree, STORAGE_STICK)
-    block = Block(interfaces=["08:*:*"], reason="never")
-    assert not judge(_policy(granted=frozenset({"0951:1666"}), block=[block]), [stick])["1-1"].allowed
-
-
-def test_d02_a_granted_tool_does_not_get_to_type_besides(tree: UsbTree) -> None:
-    tool = _seen(tree, Device(0x0951, 0x1666, "D", interfaces=(STORAGE, KEYBOARD)))
-    keyboard = _seen(tree, KNOWN_KEYBOARD, port="2")
-    verdicts = judge(_policy(granted=frozenset({"0951:1666", "046d:c31c"})), [tool, keyboard])
-    assert verdicts["1-1"].interfaces == {"1-1:1.0": True, "1-1:1.1": False}
-    assert all(verdicts["1-2"].interfaces.values())
-
-
-@given(st.lists(st.tuples(st.sampled_from([KEYBOARD, STORAGE, MOUSE, HUB]), st.booleans()), max_size=6))
-def test_whatever_is_plugged_in_one_keyboard_types_and_no_rule_has_more_than_its_seats(
-    plugged: list[tuple[tuple[int, int, int], bool]],
-) -> None:
-    rule = Allow(interfaces=["*:*:*"], max=3, reason="all sorts")
-    devices = [
-        UsbDevice(
-            name=f"1-{n}",
-            number=str(n),
-            vendor="0001",
-            product="0002",
-            serial="",
-            label="",
-            manufacturer="",
-            authorized=working,
-            offered=(Offered(0, bytes(kind).hex(":")),),
-            interfaces=(UsbInterface(f"1-{n}:1.0", 0, bytes(kind).hex(":"), working),),
-            hub=("root", "root"),
-            connect="unknown",
-            connected_s=None,
-            digest=None,
-        )
-        for n, (kind, working) in enumerate(plugged)
-    ]
-    verdicts = judge(_policy(inserted="apply", keyboards="one", allow=[rule]), devices)
-    let_in = [each for each in devices if verdicts[each.name].allowed]
-    assert len(let_in) <= 3
-    assert sum(each.offered[0].kind == "03:01:01" for each in let_in) <= 1
-    # What is decided stays decided: the same look again, after the switches were set, changes nothing.
-    after = [each._replace(authorized=verdicts[each.name].allowed) for each in devices]
-    after = [
-        each._replace(interfaces=tuple(part._replace(authorized=each.authorized) for part in each.interfaces))
-        for each in after
-    ]
-    again = judge(_policy(inserted="apply", keyboards="one", allow=[rule]), after)
-    assert {name: each.allowed for name, each in again.items()} == {
-        name: each.allowed for name, each in verdicts.items()
-    }
-
-
-@pytest.mark.parametrize("present", ["keep", "allow", "apply"])
-def test_d02_the_keyboard_of_boot_is_the_one_keyboard_whatever_let_it_in(tree: UsbTree, present: str) -> None:
-    tree.plug(KNOWN_KEYBOARD, port="2", connected_ms=SINCE_BOOT_MS)
-    probe = _probe(tree, f'present = "{present}"\nkeyboards = "one"\n' + KEYBOARD_RULE)
-    _pass(probe, tree)
-    late = tree.plug(Device(1, 2, "New", interfaces=(KEYBOARD,)), port="1")
-    _pass(probe, tree)
-    assert tree.authorized("1-2:1.0") and not tree.authorized(late)
