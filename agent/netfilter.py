@@ -24,7 +24,7 @@ from agent.firewall import compare, flows, netlink
 from agent.firewall.compare import Canonical
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
-from agent.firewall.render import OWN_TABLES, render, render_cut, render_lockdown
+from agent.firewall.nft import OWN_TABLES, render, render_cut, render_lockdown
 from contract.errors import Rejected
 
 __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render_cut", "render_lockdown"]
@@ -83,16 +83,16 @@ class Netfilter:
         with self._lock:
             return netlink.generation(self._talk)
 
-    def listing(self, table: str) -> Canonical:
-        """Return the canonical form of one table of family inet as it stands; empty where it is absent.
+    def listing(self, table: str, family: str = "inet") -> Canonical:
+        """Return the canonical form of one table as it stands; empty where it is absent.
 
         Raises NetfilterError, also where libnftables prints something that is no JSON.
         """
         with self._lock:
-            return _listing(self._context, self._talk, table)
+            return _listing(self._context, self._talk, (family, table))
 
     def own(self) -> Canonical:
-        """Return the canonical form of both our tables as they stand. Raises NetfilterError."""
+        """Return the canonical form of our tables as they stand. Raises NetfilterError."""
         with self._lock:
             return _own(self._context, self._talk)
 
@@ -118,7 +118,7 @@ class Netfilter:
         unread: list[ForeignChain] = []
         with self._lock:
             for table in netlink.tables(self._talk):
-                if (table.family == "inet" and table.name in OWN_TABLES) or table.flags & _DORMANT:
+                if (table.family, table.name) in OWN_TABLES or table.flags & _DORMANT:
                     continue
                 if _is_plain(table.name) and (not table.flags or self._lists_flags):
                     objects += _parsed(_run(self._context, f"list table {table.family} {table.name}"))
@@ -193,14 +193,15 @@ def _is_plain(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name) is not None
 
 
-def _listing(context: nftables.Nftables, talk: netlink.Talk, table: str) -> Canonical:
+def _listing(context: nftables.Nftables, talk: netlink.Talk, wanted: tuple[str, str]) -> Canonical:
+    family, table = wanted
     for present in netlink.tables(talk):
-        if (present.family, present.name) == ("inet", table):
+        if (present.family, present.name) == wanted:
             if present.flags:
                 # Never listed: ours has no flags, and older libraries read freed memory when they print them.
                 names = [name for bit, name in _FLAG_NAMES.items() if present.flags & bit]
-                return {f"inet {table} table {table}": (f"flags {' '.join(names) or present.flags}",)}
-            return compare.canonical(_parsed(_run(context, f"list table inet {table}")))
+                return {f"{family} {table} table {table}": (f"flags {' '.join(names) or present.flags}",)}
+            return compare.canonical(_parsed(_run(context, f"list table {family} {table}")))
     return {}
 
 

@@ -51,8 +51,8 @@ class ForeignChain:
         return f"{' and '.join(sorted(self.effects)) or 'only looks'}{where}"
 
 
-def foreign_chains(objects: list[Object], own_tables: Collection[str]) -> list[ForeignChain]:
-    """Return every chain outside `own_tables` (family inet) that accepts, drops or rewrites."""
+def foreign_chains(objects: list[Object], own_tables: Collection[tuple[str, str]]) -> list[ForeignChain]:
+    """Return every chain outside `own_tables`, (family, name) each, that accepts, drops or rewrites."""
     effects: dict[tuple[str, str, str], set[Effect]] = {}
     heads: dict[tuple[str, str, str], tuple[str, int | None]] = {}
     for entry in objects:
@@ -60,7 +60,7 @@ def foreign_chains(objects: list[Object], own_tables: Collection[str]) -> list[F
             if kind not in {"chain", "rule"} or not isinstance(value, dict):
                 continue
             family, table = str(value.get("family")), str(value.get("table"))
-            if family == "inet" and table in own_tables:
+            if (family, table) in own_tables:
                 continue
             key = (family, table, str(value.get("name" if kind == "chain" else "chain")))
             found = effects.setdefault(key, set())

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from agent import probes
-from agent.firewall import compare, render
+from agent.firewall import compare, nft
 from agent.firewall.events import Culprit
 from agent.firewall.section import Section
 from agent.netfilter import Netfilter
@@ -51,8 +51,8 @@ class Probe(probes.Probe[Section]):
         around = self.around
         key = (around.posture, around.controller, around.fenced)
         if self._rendered[0] != key:
-            whole = render.render(self.section, around.posture, around)
-            self._rendered = (key, whole, render.render_cut(self.section, around))
+            whole = nft.render(self.section, around.posture, around)
+            self._rendered = (key, whole, nft.render_cut(self.section, around))
         return self._rendered[1:]
 
     def observe(self, now: float) -> list[Drift]:
@@ -121,9 +121,7 @@ class Probe(probes.Probe[Section]):
 
     def _blamed(self, differences: list[Difference], culprits: list[Culprit]) -> list[Difference]:
         """Give each difference the processes that committed to its table; tell of those that left none."""
-        touching = [
-            each for each in culprits if any(each.touched("inet", table) for table in render.OWN_TABLES)
-        ]
+        touching = [each for each in culprits if any(each.touched(*table) for table in nft.OWN_TABLES)]
         ours = [each for each in differences if not each.key.startswith(_FOREIGN)]
         if not ours:
             self._blame = ""
@@ -150,7 +148,7 @@ def _foreign_table(key: str) -> tuple[str, ...]:
 
 
 def _is_cut(key: str) -> bool:
-    return key == _RULESET or key.startswith(f"inet {render.CUT_TABLE} ")
+    return key == _RULESET or key.startswith(f"inet {nft.CUT_TABLE} ")
 
 
 def _touched(culprit: Culprit) -> Notice:

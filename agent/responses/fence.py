@@ -1,7 +1,7 @@
 """Response `fence`: packets from and to a suspect neighbour's addresses are dropped, in every direction and state.
 
 The fence is a set in our own table; the firewall probe keeps it on every pass. `apply` adds the addresses at once.
-Refuses nothing that is an address, but the controller's own are left out (`agent.firewall.render.fences`).
+Refuses nothing that is an address, but the controller's own are left out (`agent.firewall.model.fences`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent import responses
-from agent.firewall.render import TABLE, fences
+from agent.firewall.nft import TABLE, fences
 from agent.responses import Told, Wanted, checked_addresses
 from contract import directive
 from contract.errors import Rejected

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent import responses
-from agent.firewall.render import render_cut
+from agent.firewall.nft import render_cut
 from agent.firewall.section import Section
 from agent.responses import Told, Wanted
 from contract import directive

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.firewall import compare
 from agent.firewall.foreign import foreign_chains
-from agent.firewall.render import render, render_cut, render_lockdown
+from agent.firewall.nft import render, render_cut, render_lockdown
 from agent.firewall.section import Section, Zone, merged_ports, port_range
 from agent.probes import ControllerEndpoint
 from contract.errors import Rejected
@@ -218,14 +218,14 @@ def test_f03_a_statement_that_nobody_knows_counts_as_rewriting(
     statement: compare.Object, effects: set[str]
 ) -> None:
     rule: compare.Object = {"family": "ip", "table": "nat", "chain": "post", "expr": [statement]}
-    found = foreign_chains([{"rule": rule}], ("ringfence",))
+    found = foreign_chains([{"rule": rule}], (("inet", "ringfence"),))
     assert [set(each.effects) for each in found] == ([effects] if effects else [])
 
 
 def test_f03_our_name_in_another_family_is_not_ours() -> None:
     rule: compare.Object = {"family": "inet", "table": "ringfence", "chain": "c", "expr": [{"xt": None}]}
-    assert foreign_chains([{"rule": rule}], ("ringfence",)) == []
-    assert len(foreign_chains([{"rule": rule | {"family": "ip"}}], ("ringfence",))) == 1
+    assert foreign_chains([{"rule": rule}], (("inet", "ringfence"),)) == []
+    assert len(foreign_chains([{"rule": rule | {"family": "ip"}}], (("inet", "ringfence"),))) == 1
 
 
 def test_a_listing_with_other_handles_counters_and_order_is_the_same() -> None:
