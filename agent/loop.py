@@ -19,8 +19,11 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from agent import plan, responses
+from agent.breakglass import BreakGlass
+from agent.clock import boottime
 from agent.config import AgentConfig
 from agent.firewall.events import Culprit
+from agent.grantbook import GrantBook
 from agent.hold import Held, Hold
 from agent.host import Host
 from agent.machine import Machine
@@ -40,11 +43,6 @@ T = TypeVar("T")
 
 TICK_S = 1.0
 _OFFLINE_SAVED_S = 30.0
-
-
-def boottime() -> float:
-    """Seconds on a clock that nobody can set and that counts suspend."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Loop:
@@ -95,6 +93,10 @@ class Loop:
         )
         self.machine = Machine(around, netfilter)
         self.stance = plan.Stance("normal", (), "")
+        self.grants = GrantBook(self.hold, netfilter, self.tell, boot_id=host.boot_id)
+        self.glass = BreakGlass(
+            self.hold, store, spool, self.tell, boot_id=host.boot_id, boottime_s=monotonic()
+        )
         self._requests: list[directives.Response] = []
         self._offline_mark = monotonic()
         self._offline_saved_s = self.hold.state.offline_s
@@ -343,14 +345,20 @@ class Loop:
             isolate_after_s=head.offline.isolate_after_s,
             damaged=self.hold.state.damaged,
         )
+        moment = self._monotonic()
+        stance = self.glass.through(stance, moment)
+        grants = self.grants.open_now(stance.posture, self._now(), moment)
         before, self.stance = self.stance, stance
         fresh, self._fresh = self._fresh, False
-        changed = (stance.posture, stance.fenced) != (before.posture, before.fenced)
+        granted = grants != self.machine.around.grants
+        changed = (stance.posture, stance.fenced) != (before.posture, before.fenced) or granted
         if changed:
-            self.machine.surround(posture=stance.posture, fenced=stance.fenced)
+            self.machine.surround(posture=stance.posture, fenced=stance.fenced, grants=grants)
         self._carry_out(isolating=stance.posture == "isolated" and (fresh or before.posture != "isolated"))
         if changed:
             self._look("firewall", silent=silent)
+        if granted:
+            self.wake()
         if stance.posture != before.posture and not fresh:
             self.tell(
                 Told(
@@ -365,6 +373,8 @@ class Loop:
         """Do the quick part of each new request; undo those that are gone."""
         known = responses.responses()
         wanted = [request for request, _, _ in self.hold.requests]
+        if self.stance.posture != "isolated":  # a break-glass code has released the node
+            wanted = [request for request in wanted if request.name != "isolate"]
         new = [request for request in wanted if request not in self._requests]
         if isolating and "isolate" in known and not any(each.name == "isolate" for each in new):
             new.insert(0, directives.Response(name="isolate", reason=self.stance.reason))

@@ -54,7 +54,7 @@ class Machine:
         section = held.sections["firewall"]
         assert isinstance(section, FirewallSection)  # noqa: S101  (parsed by the module of that name)
         for posture in POSTURES:
-            self._netfilter.check(render(section, posture, replace(self.around, posture=posture)))
+            self._netfilter.check(render(section, posture, replace(self.around, posture=posture, grants=())))
 
     def replace_probes(self, held: Held) -> list[Probe[SectionBase]]:
         """Take the sections of another baseline; return the old probes whose doing is to be undone."""

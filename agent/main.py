@@ -21,12 +21,13 @@ from typing import NoReturn
 import click
 
 from agent import VERSION
+from agent.clock import boottime
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.dial import Dialler
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
 from agent.learn_files import learn, toml_of
-from agent.loop import Loop, boottime
+from agent.loop import Loop
 from agent.machine import POSTURES
 from agent.models.learn import learn_model
 from agent.netfilter import Events, Netfilter, render

@@ -24,7 +24,8 @@ from agent.firewall import compare, flows, netlink
 from agent.firewall.compare import Canonical
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
-from agent.firewall.nft import OWN_TABLES, render, render_cut, render_lockdown
+from agent.firewall.granted import seen_set
+from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
 from contract.errors import Rejected
 
 __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render_cut", "render_lockdown"]
@@ -77,6 +78,15 @@ class Netfilter:
     def check(self, text: str) -> None:
         """Dry run: load the batch where it harms nobody. Raises Rejected `firewall.refused` with the kernel's words."""
         self.canonical(text)
+
+    def grant_use(self, grant: int) -> dict[str, int]:
+        """Return bytes by address of those who used a grant since its rules were loaded. Raises NetfilterError."""
+        found: list[compare.Object] = []
+        with self._lock:
+            for version in (4, 6):
+                listed = f"list set inet {TABLE} {seen_set(grant, version).name}"
+                found += _parsed(_run(self._context, listed))
+        return compare.counted(found)
 
     def generation(self) -> int:
         """Return the number of the last commit, ours or not; equal numbers mean that nothing was changed between."""

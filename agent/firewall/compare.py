@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from agent.firewall.granted import is_record
+
 Canonical = Mapping[str, tuple[str, ...]]
 """Objects by name ("inet ringfence chain input"), each as lines: its head, then its rules in order or its elements sorted."""
 Object = dict[str, object]
@@ -49,11 +51,27 @@ def canonical(objects: list[Object]) -> dict[str, tuple[str, ...]]:
                     out[_key(body, "chain", body.get("chain"))].append(_line(body["comment"]))
                 continue
             elements = body.pop("elem", None)
+            if kind == "set" and is_record(str(body.get("name"))):
+                elements = None
             lines = out.setdefault(_key(body, kind, body.get("name")), [])
             lines.insert(0, _line(body))
             if isinstance(elements, list):
                 lines += sorted(_line(each) for each in elements)
     return {key: tuple(lines) for key, lines in out.items()}
+
+
+def counted(objects: list[Object]) -> dict[str, int]:
+    """Return bytes by element, of sets whose elements are counted."""
+    out: dict[str, int] = {}
+    for entry in objects:
+        body = entry.get("set")
+        elements = body.get("elem") if isinstance(body, dict) else None
+        for each in elements if isinstance(elements, list) else ():
+            element = each.get("elem") if isinstance(each, dict) else None
+            counter = element.get("counter") if isinstance(element, dict) else None
+            if isinstance(counter, dict):
+                out[str(element["val"])] = int(counter.get("bytes", 0))  # type: ignore[index]
+    return out
 
 
 def changes(wanted: Canonical, found: Canonical) -> list[Change]:
@@ -120,6 +138,8 @@ def _without_volatile(value: object) -> object:
         return [_without_volatile(each) for each in value]
     if not isinstance(value, dict):
         return value
+    if "val" in value and "timeout" in value:  # of an element: what is left of it changes all the time
+        value = {key: each for key, each in value.items() if key != "timeout"}
     if "counter" in value and isinstance(value["counter"], dict):
         return {"counter": None} | {key: each for key, each in value.items() if key != "counter"}
     return {key: _without_volatile(each) for key, each in value.items() if key not in _VOLATILE}

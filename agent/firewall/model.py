@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from agent.firewall import section as sections
 from agent.firewall.section import ForwardRule, PortRange, Rule, Section
+from agent.grants import OpenGrant
 from contract.messages import Posture
 
 N = TypeVar("N", ipaddress.IPv4Network, ipaddress.IPv6Network)
@@ -38,6 +39,9 @@ class Around(Interface):
 
     @property
     def fenced(self) -> Sequence[str]: ...
+
+    @property
+    def grants(self) -> tuple[OpenGrant, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +116,8 @@ class Model:
     kept_inbound: tuple[Peer, ...]
     """What an isolated node still serves and asks for, rule by rule."""
     kept_outbound: tuple[Peer, ...]
+    grants: tuple[OpenGrant, ...]
+    """Open now; never in isolation."""
 
 
 def model(section: Section, posture: Posture, around: Around) -> Model:
@@ -133,6 +139,7 @@ def model(section: Section, posture: Posture, around: Around) -> Model:
         forward=passages,
         kept_inbound=tuple(_peer(zones[rule.zone], [rule]) for rule in section.isolated.inbound),
         kept_outbound=tuple(_peer(zones[rule.zone], [rule]) for rule in section.isolated.outbound),
+        grants=() if posture == "isolated" else around.grants,
     )
 
 

@@ -21,8 +21,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 from agent.firewall.cut import cut_table
+from agent.firewall.granted import granted
 from agent.firewall.match import (
     CUT_TABLE,
     NEIGHBOURS,
@@ -65,8 +67,9 @@ def render_lockdown(around: Around) -> str:
 
 def _main_text(meant: Model) -> str:
     table = _main_table(meant)
-    # The fence is no part of the number: fencing a neighbour must not have every other flow judged again.
-    unfenced = Table(name=TABLE, sets=table.sets[2:], chains=table.chains)
+    # Fences and grants are no part of the number: neither may have every other flow judged again.
+    lasting = _main_table(replace(meant, grants=())) if meant.grants else table
+    unfenced = Table(name=TABLE, sets=lasting.sets[2:], chains=lasting.chains)
     epoch = (int.from_bytes(hashlib.sha256(unfenced.text().encode()).digest()[:2], "big") or 1) << 16
     return table.text().replace(_EPOCH, f"0x{epoch:08x}")
 
@@ -95,10 +98,13 @@ def _main_table(meant: Model) -> Table:
         sets += more
         chains.append(chain)
         through += _forward_dispatch(passage, name)
+    grants = granted(meant.grants)
+    sets += grants.sets
+    chains += grants.chains
     way = meant.controller_interface
     chains += [
-        _base_chain("input", "iif", [*_controller_way(way, reply=True), *to_input]),
-        _base_chain("output", "oif", [*_controller_way(way, reply=False), *to_output]),
+        _base_chain("input", "iif", [*_controller_way(way, reply=True), *to_input, *grants.to_input]),
+        _base_chain("output", "oif", [*_controller_way(way, reply=False), *to_output, *grants.to_output]),
         _base_chain("forward", None, through),
     ]
     return Table(name=TABLE, sets=tuple(sets), chains=tuple(chains))

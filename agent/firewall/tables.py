@@ -19,10 +19,16 @@ class Set:
     """Its type, as nft writes it: "ipv4_addr . inet_service"."""
     elements: tuple[str, ...] = ()
     interval: bool = False
+    flags: tuple[str, ...] = ()
+    """Besides `interval`."""
+    more: tuple[str, ...] = ()
+    """Further lines, as nft writes them: "size 64"."""
 
     def text(self) -> str:
         """Return the set as it stands in a table."""
-        flags = "\n\t\tflags interval" if self.interval else ""
+        named = ("interval", *self.flags) if self.interval else self.flags
+        flags = f"\n\t\tflags {','.join(named)}" if named else ""
+        flags += "".join(f"\n\t\t{line}" for line in self.more)
         filled = f"\n\t\telements = {{ {', '.join(self.elements)} }}" if self.elements else ""
         return f"\tset {self.name} {{\n\t\ttype {self.kind}{flags}{filled}\n\t}}"
 
