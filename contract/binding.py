@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from struct import Struct
 
 IMA_PCR = 10
@@ -15,6 +16,7 @@ QUOTED_PCRS = BOOT_PCRS | {IMA_PCR}
 _REPORT_LABEL = b"ringfence report 1\0"
 _ENROL_LABEL = b"ringfence enrolment 1\0"
 _SIZE = Struct(">I").pack
+_DIGEST_SIZE = _SIZE(hashlib.sha256().digest_size)
 _DEVID_LABEL = b"ringfence devid 1\0"
 
 
@@ -30,13 +32,17 @@ def qualifying_data(
     Every field is length-prefixed. `certificate_sha256` is the SHA-256 of the DER client certificate of
     the session, so a quote is of no use on another connection.
     """
-    name, body_sha256 = node.encode(), hashlib.sha256(body).digest()
     values = (
-        *(_REPORT_LABEL, _SIZE(len(nonce)), nonce, _SIZE(len(name)), name),
-        *(_SIZE(len(certificate_sha256)), certificate_sha256, _SIZE(len(body_sha256)), body_sha256),
-        *(_SIZE(len(event_log_sha256)), event_log_sha256),
+        *(_REPORT_LABEL, _SIZE(len(nonce)), nonce, _who(node, certificate_sha256)),
+        *(_DIGEST_SIZE, hashlib.sha256(body).digest(), _SIZE(len(event_log_sha256)), event_log_sha256),
     )
     return hashlib.sha256(b"".join(values)).digest()
+
+
+@lru_cache(maxsize=16384)
+def _who(node: str, certificate_sha256: bytes) -> bytes:
+    """Return the two fields that stay the same for a whole session."""
+    return _field(node.encode()) + _field(certificate_sha256)
 
 
 def enrolment_proof_message(

@@ -143,19 +143,10 @@ CODES: Final[dict[str, tuple[str, str]]] = {
         "the list of revoked boot code (dbx) is older than the policy wants",
         "install the dbx update",
     ),
-    "boot.dbx-rolled-back": (
-        "entries have gone from the list of revoked boot code",
-        "install the dbx update; find out who removed them",
-    ),
     "boot.sbat": (
         "the revocation level of boot loaders (SBAT) is older than the policy wants",
         "update shim",
     ),
-    "boot.sbat-rolled-back": (
-        "the revocation level of boot loaders went back",
-        "update shim; find out who reset it",
-    ),
-    "boot.mok-changed": ("the machine owner's keys changed, or shim does not verify any more", _LOOK),
     "boot.signer": (
         "something was loaded that no allowed signer vouches for",
         "add the signer to `allowed_signers`, or remove it",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from hashlib import sha256
-from struct import Struct
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta
@@ -27,7 +26,7 @@ from contract.imalog import (
     where,
 )
 from contract.imapolicy import Choice
-from contract.imarules import MAX_REMEMBERED_LINE_BYTES, Explanation, ImaRules, Unknown, explainable
+from contract.imarules import Explanation, ImaRules, Unknown, explainable
 from contract.messages import Count, Digest, Finding, Line, Message, Text, never_more
 
 PCR: Final = 10
@@ -37,7 +36,6 @@ MAX_UPDATES: Final = 256
 _ZEROS: Final = bytes(12)
 _VIOLATION: Final = b"\xff" * 32  # no hash: nobody knows data that leads to it
 _VIOLATION_PADDED: Final = b"\xff" * 20 + _ZEROS
-_LENGTH = Struct("<I")
 
 Bank = Literal["", "sha256", "sha1"]
 Place = tuple[int, int]
@@ -159,23 +157,25 @@ class Walk:
             return
         rules, size, padded = self._rules, len(untrusted), bank == "sha1"
         tail = untrusted + bytes(HEAD_BYTES + 300)  # lengths may be read past the end, lines may not
-        known, length, at = rules.known.get, _LENGTH.unpack_from, 0
-        allowed = MAX_REMEMBERED_LINE_BYTES if lines else -1  # the first line is never taken from memory
+        # The first line is never taken from memory.
+        known, at = rules.known, 0
+        memory: dict[bytes, bytes] = known if lines else {}
         head = HEAD_BYTES + 11  # up to the data, if the template's name is as long as that of the line before
-        front = head - 4
+        low, high = head - 4, head - 3
         try:
             while at < size:
-                (wanted,) = length(tail, at + front)
-                end = at + head + wanted
-                raw = untrusted[at:end] if wanted <= allowed else b""
-                extension = known(raw)
-                if extension is None:
+                # The low 12 bits of the length: a line that needs more is never remembered, so it is not found.
+                end = at + head + tail[at + low] + ((tail[at + high] & 15) << 8)
+                raw = untrusted[at:end]
+                try:
+                    extension = memory[raw]
+                except KeyError:
                     record = read_record(untrusted, at, lines, base)
                     head = HEAD_BYTES + 4 + len(record.template)
-                    front, end = head - 4, record.end
+                    low, high, end = head - 4, head - 3, record.end
                     raw = untrusted[at:end]
                     extension = (lines and rules.recall(raw)) or self._examine(record, raw, lines, base)
-                    allowed = MAX_REMEMBERED_LINE_BYTES
+                    memory = known
                     if not extension:  # of another PCR
                         at, lines = end, lines + 1
                         continue

@@ -15,7 +15,6 @@ from contract.claims import Claims, claims_of
 from contract.errors import Rejected
 from contract.eventdata import fields, oddities
 from contract.eventlog import SHA1, coverage, parse_event_log
-from contract.rollback import rolled_back
 from tests.contract.eventforge import (
     GLOBAL,
     KERNEL,
@@ -336,59 +335,6 @@ def test_l14_a_debugger_is_claimed_whatever_the_type_says() -> None:
     assert not claims(keys(), separators()).debugger
 
 
-def mok(content: bytes, name: bytes = b"MokList\0") -> bytes:
-    return record(14, ev.EV_IPL, name, hashed=content)
-
-
-def test_l14_revocations_that_are_gone_are_found() -> None:
-    was, now = (
-        claims(keys(dbx=value), separators()) for value in (DBX, signature_list(SHA256_LIST, b"a" * 32))
-    )
-    found = rolled_back(was, now)
-    assert [(f.code, f.pcr, f.event) for f in found] == [("boot.dbx-rolled-back", 7, 5)]
-    assert (b"b" * 32).hex() in found[0].detail
-    assert rolled_back(now, was) == []
-    assert rolled_back(was, was) == []
-    # Silence is no revocation either.
-    hidden = record(7, ev.EV_EFI_VARIABLE_BOOT, b"x", hashed=variable_data(SECURITY, "dbx", DBX))
-    silent = claims(keys()[: -len(record(7, 1, variable_data(SECURITY, "dbx", b"")))], hidden, separators())
-    assert [f.code for f in rolled_back(was, silent)] == ["boot.dbx-rolled-back"]
-
-
-def test_l14_keys_of_shims_own_that_changed_are_found() -> None:
-    base = keys() + separators() + sbat_level(SBAT)
-    was = claims(base, mok(b"1"), mok(b"2", b"MokListX\0"))
-    for now in (
-        claims(base, mok(b"3"), mok(b"2", b"MokListX\0")),
-        claims(base, mok(b"1")),
-        claims(base, mok(b"1"), mok(b"2", b"MokListX\0"), mok(b"4")),
-        claims(base, mok(b"2"), mok(b"1", b"MokListX\0")),
-    ):
-        assert [f.code for f in rolled_back(was, now)] == ["boot.mok-changed"]
-    off = claims(base, authority(SHIM, "MokSBState", b"\1"), mok(b"1"), mok(b"2", b"MokListX\0"))
-    assert [(f.code, f.pcr) for f in rolled_back(was, off)] == [("boot.mok-changed", 7)]
-    # Names are the log's word: exchanging only them changes nothing.
-    assert rolled_back(was, claims(base, mok(b"1", b"MokListX\0"), mok(b"2"))) == []
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"sbat,1,2021030218\nshim,2\ngrub,3\n",
-        b"sbat,1,2023012900\nshim,1\ngrub,3\n",
-        b"sbat,1,2024010900\nshim,4\n",
-        b"",
-    ],
-)
-def test_l14_a_revocation_level_that_went_back_is_found(text: bytes) -> None:
-    was = claims(keys(), separators(), sbat_level(SBAT))
-    now = claims(keys(), separators(), sbat_level(text) if text else b"")
-    found = rolled_back(was, now)
-    assert [f.code for f in found if f.code != "boot.mok-changed"] == ["boot.sbat-rolled-back"]
-    newer = claims(keys(), separators(), sbat_level(b"sbat,1,2024010900\nshim,4\ngrub,3\ngrub.peimage,2\n"))
-    assert rolled_back(was, newer) == []
-
-
 def test_l16_a_newline_in_the_command_line_forges_nothing() -> None:
     line = b"/vmlinuz quiet\nlockdown=confidentiality\x1b[2J"
     found = claims(keys(state=b"\0"), separators(), loads(line))
@@ -551,7 +497,7 @@ def test_no_well_formed_log_makes_the_reader_raise(records: list[tuple[int, int,
             assert rejected.code == "eventlog.locality"
             return
         found = claims_of(log)
-        assert all(finding.detail.isprintable() for finding in oddities(log) + rolled_back(found, Claims()))
+        assert all(finding.detail.isprintable() for finding in oddities(log))
         extended = {event.index for event in log.events if event.type != ev.EV_NO_ACTION}
         covered = {event.index for event in log.events if event.covered}
         # Nothing is left out: what no digest explains is listed.
