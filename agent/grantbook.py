@@ -114,7 +114,7 @@ class GrantBook:
                 self._tell(_used(opened.id, address))
             if more or new:
                 changed[opened.id] = msgspec.structs.replace(
-                    kept, bytes=kept.bytes + more, sources=(*kept.sources, *new)
+                    kept, carried_bytes=kept.carried_bytes + more, sources=(*kept.sources, *new)
                 )
         if changed != self._hold.state.grants:
             self._hold.change(grants=changed)
@@ -191,11 +191,11 @@ def _closed(number: int, kept: Kept, why: str) -> Told:
     return Told(
         kind="grant.closed",
         severity="warning",
-        summary=f"grant {number}: closed ({why}); {kept.bytes} bytes carried",
+        summary=f"grant {number}: closed ({why}); {kept.carried_bytes} bytes carried",
         detail={
             "grant": str(number),
             "why": why,
-            "bytes": str(kept.bytes),
+            "bytes": str(kept.carried_bytes),
             "sources": ", ".join(kept.sources),
         },
     )

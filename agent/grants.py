@@ -77,7 +77,7 @@ class Kept(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     open: bool = False
     refused: str = ""
     """The code, once it was told."""
-    bytes: int = 0
+    carried_bytes: int = 0
     """Carried under it so far."""
     sources: tuple[str, ...] = ()
     """Who used it: the first so many addresses."""
