@@ -55,6 +55,8 @@ class OpenGrant:
     ports: tuple[OpenPort, ...] = ()
     usb: tuple[str, ...] = ()
     accounts: tuple[str, ...] = ()
+    ends_at: float = 0.0
+    """By the wall clock, seconds since 1970: for what knows days only."""
     timeout_s: float = ANY_TIMEOUT_S
 
     def at(self, boottime_s: float) -> OpenGrant:
@@ -230,6 +232,7 @@ def bounded(grant: Grant, bounds: Bounds, ends_s: float = 0.0) -> OpenGrant:
         ports=tuple(ports),
         usb=tuple(sorted(set(grant.access.usb))),
         accounts=tuple(sorted(set(grant.access.accounts))),
+        ends_at=grant.ends,
     )
 
 

@@ -10,20 +10,29 @@ Relies on: `agent.grants` for the decision, `Surroundings.grants` for what is op
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
 from agent import probes
+from agent.accountfiles import parse_expiry, parse_passwd, with_expiry
 from agent.firewall.section import PortRange, port_range
-from agent.probes import Contradiction
+from agent.probes import Contradiction, Difference, could_not_look
+from agent.tree import file_of
 from contract.grant import MAX_GRANT_S, Account, Door, UsbId
 from contract.messages import Drift, Name
 
 Limit = Annotated[float, Meta(ge=1, le=MAX_GRANT_S)]
 Reason = Annotated[str, Meta(min_length=3, max_length=512)]
 MAX_ENTRIES = 64
+DAY_S = 86400.0
+SHUT = "1"
+"""The expiry of an account that is shut: the second day of 1970. Keys and passwords alike are refused by it (pam_unix(8))."""
+_SHADOW, _PASSWD, _LOCK = "/etc/shadow", "/etc/passwd", "/etc/.pwd.lock"
+_DEATH_S = 0.5
 
 
 class _Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -126,11 +135,100 @@ def contradictions(sections: Mapping[str, probes.SectionBase]) -> Iterator[Contr
 
 
 class Probe(probes.Probe[Section]):
-    """Keeps the accounts shut that no grant opens."""
+    """Keeps the accounts shut that no grant opens: expired in /etc/shadow, and without a process.
+
+    While a grant is open the account expires at the end of its last day, so that it is shut some time even if nobody is
+    there to do it; to the second it is shut by the pass after the grant's end.
+    """
 
     def observe(self, now: float) -> list[Drift]:
         """Return one drift for each account that is not as the grants of the moment want it."""
-        return []
+        return self.drifts(self._differences(), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
-        """Shut accounts."""
+        """Set the expiry of accounts, then end what still runs under those that are shut. Raises OSError."""
+        wrong = {drift.key for drift in drifts}
+        host = self.around.host
+        for name, wanted in self._wanted().items():
+            if f"account {name}" in wrong:
+                self._set(name, wanted)
+        users = self._users()
+        for name, wanted in self._wanted().items():
+            if f"account {name} processes" in wrong and wanted == SHUT and name in users:
+                host.end_processes_of(users[name])
+        self._wait_gone(
+            [users[name] for name, wanted in self._wanted().items() if wanted == SHUT and name in users]
+        )
+
+    def undo(self) -> None:
+        """Give accounts back the expiry that they had. What was ended stays ended."""
+        for name, expiry in self.remembered():
+            with suppress(OSError):
+                self._write(name, expiry)
+            self.forget(name)
+
+    def _wanted(self) -> dict[str, str]:
+        """Return the expiry that each account is to have."""
+        wanted = {name: SHUT for entry in self.section.accounts for name in entry.names}
+        for grant in self.around.grants:
+            for name in grant.accounts:
+                if name in wanted:
+                    until = str(int(grant.ends_at // DAY_S) + 1)
+                    wanted[name] = max(wanted[name], until, key=int)
+        return wanted
+
+    def _differences(self) -> Iterator[Difference]:
+        wanted = self._wanted()
+        if not wanted:
+            return
+        try:
+            expiry = parse_expiry(self.around.host.tree.keep(_SHADOW).content())
+            users = self._users()
+        except OSError as error:
+            yield could_not_look(_SHADOW, "a look at the accounts", error)
+            return
+        for name, day in sorted(wanted.items()):
+            if name not in users:
+                continue
+            found = expiry.get(name)
+            if found != day:
+                yield Difference(
+                    f"account {name}", _words(day), "not in shadow" if found is None else _words(found)
+                )
+            try:
+                running = self.around.host.processes_of(users[name]) if day == SHUT else []
+            except OSError as error:
+                yield could_not_look(f"account {name} processes", "none", error)
+                continue
+            if running:
+                shown = "; ".join(self.around.host.describe_process(pid) for pid in running[:4])
+                yield Difference(f"account {name} processes", "none", f"{len(running)}: {shown}")
+
+    def _users(self) -> dict[str, int]:
+        users, _ = parse_passwd(self.around.host.tree.keep(_PASSWD).content())
+        return {user.name: user.uid for user in users}
+
+    def _set(self, name: str, expiry: str) -> None:
+        before = parse_expiry(self.around.host.tree.keep(_SHADOW).content()).get(name)
+        if before is not None:
+            self.remember_first(name, before)
+            self._write(name, expiry)
+
+    def _write(self, name: str, expiry: str) -> None:
+        tree = self.around.host.tree
+        with tree.locked(_LOCK):
+            kept = tree.keep(_SHADOW)
+            if kept.kind == "file":
+                tree.put(_SHADOW, file_of(with_expiry(kept.content(), name, expiry), kept))
+
+    def _wait_gone(self, uids: Sequence[int]) -> None:
+        """Give killed processes a moment to be gone, so that the look that follows does not find them."""
+        deadline = time.monotonic() + _DEATH_S
+        while any(self.around.host.processes_of(uid) for uid in uids) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+
+def _words(expiry: str) -> str:
+    if expiry == SHUT:
+        return "shut"
+    return f"shut from day {expiry} of 1970 on" if expiry else "open for ever"
