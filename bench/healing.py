@@ -14,19 +14,25 @@ DEEDS = (
     "insert rule inet ringfence input accept",
     "add chain inet ringfence intruder { type filter hook input priority -400; }",
 )
+ELEMENTS = 10_000
 _PAUSE_S = 0.12
 
 
 def run(*, quick: bool) -> list[Figure]:
-    """Do 200 foreign changes (20 when `quick`) of four kinds, one after the other."""
+    """Do 200 foreign changes (20 when `quick`) of four kinds, one after the other; twice, under a small and a large baseline."""
+    return [*_under("", 0, quick), *_under(f" of {ELEMENTS} elements", ELEMENTS, quick)]
+
+
+def _under(kind: str, elements: int, quick: bool) -> list[Figure]:
     times = 20 if quick else 200
     with Lab({"bench": 1}) as lab:
-        lab.bring_up(within_s=90)
-        print(f"  {times} foreign changes", flush=True)
+        lab.bring_up(within_s=90, clients=elements)
+        print(f"  {times} foreign changes, baseline{kind or ' of a few elements'}", flush=True)
         took_ms = _healed(lab, times)
+    what = f"foreign nft change to repaired{', baseline' + kind if kind else ''}"
     return [
-        figure("foreign nft change to repaired, p50", percentile(took_ms, 50), "ms"),
-        figure("foreign nft change to repaired, p99", percentile(took_ms, 99), "ms", "promise", 50.0),
+        figure(f"{what}, p50", percentile(took_ms, 50), "ms"),
+        figure(f"{what}, p99", percentile(took_ms, 99), "ms", "promise", 50.0),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 
 WEIGHTS = hashlib.shake_128(b"vision-7").digest(256 * 1024)
 GUARDRAILS = b'{"refuse": ["faces", "plates"], "version": 3}\n'
@@ -23,11 +24,12 @@ def text(
     way: str | None = None,
     boot: str = "",
     summary: str = "inference node of the lab",
+    clients: int = 0,
 ) -> str:
     """Return a baseline for nodes of site number `site`.
 
     `extra_port` opens one more TCP port to the enclave; `way` names the only interface to the controller;
-    `boot` adds lines to that section.
+    `boot` adds lines to that section; `clients` a zone of so many single addresses, with one rule.
     """
     allowed = "".join(f'"{path}" = ["sha256:{digest.hex()}"]\n' for path, digest in MEASURED.items())
     ports = f"[8080, {extra_port}]" if extra_port else "[8080]"
@@ -122,4 +124,21 @@ reason = "the inference service"
 [boot]
 event_log = "required"
 reference = "enrolment"
-{boot}"""
+{boot}{_clients(clients)}"""
+
+
+def _clients(count: int) -> str:
+    if not count:
+        return ""
+    addresses = ",\n".join(f'"{ipaddress.ip_address("198.18.0.1") + n}"' for n in range(count))
+    return f"""
+[firewall.zones.clients]
+interfaces = ["enclave0"]
+addresses = [{addresses}]
+
+[[firewall.inbound]]
+zone = "clients"
+protocol = "tcp"
+ports = [8081]
+reason = "clients known one by one"
+"""

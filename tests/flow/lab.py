@@ -429,12 +429,12 @@ root = "{node.folder}/root"
         for node in nodes if nodes is not None else self.nodes:
             node.start_agent()
 
-    def bring_up(self, within_s: float = 60) -> None:
+    def bring_up(self, within_s: float = 60, **changes: object) -> None:
         """Do all of it: boot, controller, one signed baseline for each site (named after it), agents, first evidence."""
         self.power_on()
         self.init_controller()
         for site in self.topology.sites.values():
-            self.sign(site.name, 1, site.number)
+            self.sign(site.name, 1, site.number, **changes)
         self.push()
         for name in self.topology.sites:
             self.assign(name, name, 1)
