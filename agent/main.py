@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files, learn-model.
+"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, break-glass, learn-files, learn-model.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -23,6 +23,7 @@ import click
 from agent import VERSION
 from agent.clock import boottime
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
+from agent.console import Console, break_glass
 from agent.dial import Dialler
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
@@ -218,6 +219,7 @@ def learn_files(
 
 
 cli.add_command(learn_model)
+cli.add_command(break_glass)
 
 
 def main() -> NoReturn:
@@ -345,6 +347,7 @@ async def _serve(config: AgentConfig) -> int:
     watches: list[Callable[[], object]] = [Events(loop.firewall_changed, proc=Path(config.roots.proc)).close]
     watches.append(host.watch_devices(lambda: loop.wake("usb")).stop)
     watches.append((await uplink.unlocks.serve(config.state)).close)
+    watches.append((await Console(config.node, loop).serve(config.state)).close)
     tasks: list[asyncio.Task[None]] = []
     try:
         await asyncio.to_thread(loop.start)
