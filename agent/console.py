@@ -140,5 +140,5 @@ def break_glass(config_path: Path) -> None:
         opened_s = ask(config.state, typed)
     except Rejected as refused:
         click.echo(f"ringfence-agent: refused: {refused}", err=True)
-        raise click.exceptions.Exit(1) from None
+        sys.exit(1)
     click.echo(f"open for {opened_s:.0f} s; the controller is told as soon as it can be reached")
