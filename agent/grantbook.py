@@ -15,7 +15,7 @@ import msgspec
 from agent import grants
 from agent.firewall.section import Section as FirewallSection
 from agent.grants import Due, Kept, OpenGrant
-from agent.hold import Hold
+from agent.hold import Held, Hold
 from agent.netfilter import Netfilter
 from agent.probes.access import Section
 from agent.responses import Told
@@ -47,6 +47,7 @@ class GrantBook:
         self._looked_s = 0.0
         self._counted: dict[tuple[int, str], int] = {}
         self._open: tuple[OpenGrant, ...] = ()
+        self._bounds: tuple[Held, grants.Bounds] | None = None
 
     def open_now(self, posture: Posture, now: float, boottime_s: float) -> tuple[OpenGrant, ...]:
         """Return what is open under this posture, after writing down and telling what changed."""
@@ -78,10 +79,13 @@ class GrantBook:
         return self._open
 
     def _due(self, posture: Posture, at: grants.Clock) -> list[Due]:
-        directive, sections = self._hold.state.directive, self._hold.held.sections
-        section, firewall = sections.get("access"), sections["firewall"]
-        assert isinstance(firewall, FirewallSection)  # noqa: S101  (parsed by the module of that name)
-        bounds = grants.Bounds(section if isinstance(section, Section) else None, firewall.zones)
+        directive, held = self._hold.state.directive, self._hold.held
+        if self._bounds is None or self._bounds[0] is not held:
+            section, firewall = held.sections.get("access"), held.sections["firewall"]
+            assert isinstance(firewall, FirewallSection)  # noqa: S101  (parsed by the module of that name)
+            of_grants = section if isinstance(section, Section) else None
+            self._bounds = held, grants.Bounds(of_grants, firewall.zones)
+        bounds = self._bounds[1]
         return grants.due(directive.grants if directive else [], self._hold.state.grants, bounds, posture, at)
 
     def _save(self, after: dict[int, Kept], boottime_s: float) -> None:

@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from contract.errors import Rejected
-from contract.grant import Grant, Opening, network
+from contract.grant import MAX_GRANTS, Grant, Opening, network
 from contract.messages import Posture
 
 if TYPE_CHECKING:
@@ -94,11 +94,24 @@ class Clock(NamedTuple):
     boot_id: str
 
 
-class Bounds(NamedTuple):
-    """What the signed baseline says of grants."""
+@dataclass(frozen=True)
+class Bounds:
+    """What the signed baseline says of grants. Verdicts are kept: a zone may have a hundred thousand addresses."""
 
     section: Section | None
     zones: Mapping[str, Zone]
+    known: dict[bytes, OpenGrant | Rejected] = field(default_factory=dict)
+
+    def verdict(self, grant: Grant, sha256: bytes) -> OpenGrant | Rejected:
+        """Return what a grant opens, or why nothing."""
+        if sha256 not in self.known:
+            while len(self.known) >= MAX_GRANTS:
+                del self.known[next(iter(self.known))]
+            try:
+                self.known[sha256] = bounded(grant, self)
+            except Rejected as refused:
+                self.known[sha256] = refused
+        return self.known[sha256]
 
 
 class Due(NamedTuple):
@@ -178,22 +191,23 @@ def _due(
     at: Clock,
 ) -> Due:
     held = begun(grant, at) if kept is None else resumed(kept, grant, at)
-    try:
-        if held.sha256 != digest(grant):
-            raise Rejected("grant.changed", f"grant {grant.id} came before with other content")
-        opened = bounded(grant, bounds, held.ends_s)
-    except Rejected as refused:
+    sha256 = digest(grant)
+    if held.sha256 != sha256:
+        refused = Rejected("grant.changed", f"grant {grant.id} came before with other content")
         return Due(grant, held, None, "refused", refused)
+    verdict = bounds.verdict(grant, sha256)
+    if isinstance(verdict, Rejected):
+        return Due(grant, held, None, "refused", verdict)
     if at.boottime_s >= held.ends_s:
         return Due(grant, held, None, "ended", None)
     if posture == "isolated":
         return Due(grant, held, None, "isolated", None)
     if at.boottime_s < held.starts_s:
         return Due(grant, held, None, "", None)
-    return Due(grant, held, opened, "", None)
+    return Due(grant, held, replace(verdict, ends_s=held.ends_s), "", None)
 
 
-def bounded(grant: Grant, bounds: Bounds, ends_s: float = 0.0) -> OpenGrant:
+def bounded(grant: Grant, bounds: Bounds) -> OpenGrant:
     """Return what a grant opens, if the signed baseline lets it. Raises Rejected `grant.*`.
 
     1. there is an `[access]` section (`grant.unbounded`)
@@ -202,7 +216,7 @@ def bounded(grant: Grant, bounds: Bounds, ends_s: float = 0.0) -> OpenGrant:
     4. every USB id, account and door is named by an entry (`grant.beyond`)
     5. the grant is no longer than the shortest limit of all entries it needs (`grant.too-long`)
     """
-    section, zones = bounds
+    section, zones = bounds.section, bounds.zones
     if section is None:  # 1
         raise Rejected("grant.unbounded", f"grant {grant.id}: the baseline has no [access] section")
     if section.two_persons and grant.requested_by in grant.approved_by:  # 2
@@ -228,7 +242,7 @@ def bounded(grant: Grant, bounds: Bounds, ends_s: float = 0.0) -> OpenGrant:
         )
     return OpenGrant(
         id=grant.id,
-        ends_s=ends_s,
+        ends_s=0.0,
         ports=tuple(ports),
         usb=tuple(sorted(set(grant.access.usb))),
         accounts=tuple(sorted(set(grant.access.accounts))),

@@ -33,7 +33,9 @@ async def live(tmp_path: Path) -> AsyncIterator[Live]:
 
 def path_of(route: AnyRoute) -> str:
     """A path of this route with harmless parameters."""
-    return "/api/v1" + re.sub(r"\{(\w+)\}", lambda m: "1" if m[1] in {"incident", "grant"} else "nothing", route.path)
+    return "/api/v1" + re.sub(
+        r"\{(\w+)\}", lambda m: "1" if m[1] in {"incident", "grant"} else "nothing", route.path
+    )
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
