@@ -86,9 +86,11 @@ class Console:
     async def tried(self, untrusted: str) -> float:
         """Try a code; return for how many seconds it opened. Raises Rejected `break-glass.*`."""
         loop = self._loop
-        codes = await self._on_worker(lambda: loop.glass.begin(loop.stance.posture == "isolated", boottime()))
+        codes = await self._on_worker(
+            lambda: loop.permits.glass.begin(loop.stance.posture == "isolated", boottime())
+        )
         found = await asyncio.to_thread(matching, codes, untrusted, self._node)
-        return await self._on_worker(lambda: loop.glass.finish(found, boottime()))
+        return await self._on_worker(lambda: loop.permits.glass.finish(found, boottime()))
 
     async def _on_worker(self, job: Callable[[], T]) -> T:
         """Run a job where the machine is owned. A refusal is an answer there: an exception would end the agent."""

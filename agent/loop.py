@@ -18,12 +18,10 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from agent import plan, responses
-from agent.breakglass import BreakGlass
+from agent import permits, plan, responses
 from agent.clock import boottime
 from agent.config import AgentConfig
 from agent.firewall.events import Culprit
-from agent.grantbook import GrantBook
 from agent.hold import Held, Hold
 from agent.host import Host
 from agent.machine import Machine
@@ -93,10 +91,8 @@ class Loop:
         )
         self.machine = Machine(around, netfilter)
         self.stance = plan.Stance("normal", (), "")
-        self.grants = GrantBook(self.hold, netfilter, self.tell, boot_id=host.boot_id)
-        self.glass = BreakGlass(
-            self.hold, store, spool, self.tell, boot_id=host.boot_id, boottime_s=monotonic()
-        )
+        parts = (store, spool), (host, netfilter)
+        self.permits = permits.Permits(self.hold, *parts, self.tell, boottime_s=monotonic())
         self._requests: list[directives.Response] = []
         self._offline_mark = monotonic()
         self._offline_saved_s = self.hold.state.offline_s
@@ -345,9 +341,7 @@ class Loop:
             isolate_after_s=head.offline.isolate_after_s,
             damaged=self.hold.state.damaged,
         )
-        moment = self._monotonic()
-        stance = self.glass.through(stance, moment)
-        grants = self.grants.open_now(stance.posture, self._now(), moment)
+        stance, grants = self.permits.over(stance, self._now(), self._monotonic())
         before, self.stance = self.stance, stance
         fresh, self._fresh = self._fresh, False
         granted = grants != self.machine.around.grants
@@ -372,9 +366,7 @@ class Loop:
     def _carry_out(self, *, isolating: bool) -> None:
         """Do the quick part of each new request; undo those that are gone."""
         known = responses.responses()
-        wanted = [request for request, _, _ in self.hold.requests]
-        if self.stance.posture != "isolated":  # a break-glass code has released the node
-            wanted = [request for request in wanted if request.name != "isolate"]
+        wanted = permits.standing(self.hold.requests, self.stance)
         new = [request for request in wanted if request not in self._requests]
         if isolating and "isolate" in known and not any(each.name == "isolate" for each in new):
             new.insert(0, directives.Response(name="isolate", reason=self.stance.reason))

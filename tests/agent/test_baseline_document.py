@@ -18,7 +18,7 @@ from contract.errors import Rejected
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/baseline.md").read_text()
 SHIPPED = sorted((ROOT / "baselines").glob("*.toml"))
-LEARNED = {"accounts", "ima", "packages", "services"}
+LEARNED = {"access", "accounts", "ima", "packages", "services"}
 _ROW = re.compile(r"^\| `([a-z_0-9]+)` \| (.*?) \| (.*?) \| (.*) \|$")
 
 
