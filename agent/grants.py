@@ -265,6 +265,7 @@ def _bounded_opening(
         zone = zones.get(entry.zone)
         if (
             zone is not None
+            and not zone.macs
             and (entry.direction, entry.protocol) == (opening.direction, opening.protocol)
             and all(any(low <= port <= high for low, high in entry.ranges()) for port in opening.ports)
             and all(_inside(peer, zone) for peer in opening.peers)
@@ -285,9 +286,12 @@ def _bounded_opening(
 
 
 def _inside(peer: str, zone: Zone) -> bool:
-    """Tell whether all of a peer's addresses are in the zone; a zone of interfaces alone holds every address."""
+    """Tell whether all of a peer's addresses are in the zone; a zone of interfaces alone holds every address.
+
+    What names lead to is no part of it: a name is answered by somebody else.
+    """
     if not zone.addresses:
-        return True
+        return not zone.names
     wanted = network(peer)
     for text in zone.addresses:
         around = network(text)

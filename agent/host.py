@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import psutil
 
+from agent.cgroups import CgroupTree
 from agent.clock import Clock
 from agent.devices import DeviceEvents, UsbTree
 from agent.kernelmodules import ModuleTree
@@ -68,6 +69,7 @@ class Host:
         self._proc_root = proc_root
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
+        self.cgroups = CgroupTree(sysfs_root)
         self.clock = Clock(sysfs_root)
         self.mounts = MountTable(proc_root, mounts_of)
         self.tree = Tree(root)

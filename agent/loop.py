@@ -62,6 +62,7 @@ class Loop:
         self.spool = spool
         self.host = host
         self._netfilter = netfilter
+        netfilter.on_wake = lambda: self.wake("firewall")
         self._now = now
         self._monotonic = monotonic
         self._condition = threading.Condition()

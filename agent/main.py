@@ -21,15 +21,16 @@ from typing import NoReturn
 import click
 
 from agent import VERSION
+from agent.checking import check
 from agent.clock import boottime
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.console import Console, break_glass
 from agent.dial import Dialler
+from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
 from agent.learn_files import learn, toml_of
 from agent.loop import Loop
-from agent.machine import POSTURES
 from agent.models.learn import learn_model
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
@@ -105,24 +106,6 @@ def status(config_path: Path, as_json: bool) -> None:
             click.echo(f"{key:<18} {value if value not in (None, '') else '-'}")
     if shown["site"] is None:
         sys.exit(EXIT_NO)
-
-
-@cli.command()
-@_file_argument
-def check(file: Path) -> None:
-    """Check a baseline with the code that will enforce it; as root also against the kernel (dry run)."""
-    baseline = parse_baseline(file.read_bytes(), file=file.name)
-    parsed = parse_sections(baseline)
-    firewall = parsed.get("firewall")
-    dry = "no firewall section: default deny"
-    if isinstance(firewall, FirewallSection):
-        dry = "rules not tried on the kernel: not root"
-        if os.geteuid() == 0:
-            netfilter = Netfilter()
-            for posture in POSTURES:
-                netfilter.check(_rendered(firewall, posture, None))
-            dry = "the kernel takes the rules of every posture"
-    click.echo(f"{file}: {baseline.head.name} version {baseline.head.version}, {len(parsed)} sections; {dry}")
 
 
 @cli.command()
@@ -218,6 +201,7 @@ def learn_files(
         )
 
 
+cli.add_command(check)
 cli.add_command(learn_model)
 cli.add_command(break_glass)
 
@@ -272,9 +256,8 @@ def _endpoints(config: AgentConfig | None) -> tuple[ControllerEndpoint, ...]:
 
 
 def _rendered(firewall: FirewallSection, posture: Posture, config: AgentConfig | None) -> str:
-    return render(
-        firewall, posture, Surroundings(host=_host(config), controller=_endpoints(config), posture=posture)
-    )
+    around = Surroundings(host=_host(config), controller=_endpoints(config), posture=posture)
+    return render(firewall, posture, around, resolved(firewall, around.host))
 
 
 def _drifts(parsed: Mapping[str, object], config: AgentConfig | None) -> list[Drift]:

@@ -26,6 +26,7 @@ from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
 from agent.firewall.granted import seen_set
 from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
+from agent.firewall.tables import Table
 from contract.errors import Rejected
 
 __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render_cut", "render_lockdown"]
@@ -56,8 +57,16 @@ class Netfilter:
         self._lists_flags = _version(self._context) >= _FLAGS_SAFE_SINCE
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
+        self.on_wake: Callable[[], object] = lambda: None
+        """What `wake` calls; the loop sets it."""
+        self.standing: tuple[int, tuple[Table, ...]] | None = None
+        """What our tables were seen to be, and the generation it was seen at; the firewall probe keeps it."""
         self.prepared_cut: str | None = None
         """The cut table of the baseline in force, ready to be loaded; the firewall probe keeps it."""
+
+    def wake(self) -> None:
+        """Ask for another look at the firewall. For any thread."""
+        self.on_wake()
 
     def note(self, culprit: Culprit) -> None:
         """Keep a culprit for the next observation. For the thread of `Events`."""

@@ -1,17 +1,19 @@
 """Two listings of nftables, made comparable and compared. Pure.
 
-Handles, counters and the order of set elements differ between two loads of one text; everything else may not.
+Handles, counters and the order of set elements differ between two loads of one text; everything else may not. What
+packets put into a set, and how long the kernel still keeps an element, is no part of the comparison.
 Relies on: libnftables' JSON (libnftables-json(5)); a listing that is no such JSON raises ValueError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
 
-from agent.firewall.granted import is_record
+from agent.firewall.limit import SEEN
+from agent.firewall.tables import Table
 
 Canonical = Mapping[str, tuple[str, ...]]
 """Objects by name ("inet ringfence chain input"), each as lines: its head, then its rules in order or its elements sorted."""
@@ -51,12 +53,10 @@ def canonical(objects: list[Object]) -> dict[str, tuple[str, ...]]:
                     out[_key(body, "chain", body.get("chain"))].append(_line(body["comment"]))
                 continue
             elements = body.pop("elem", None)
-            if kind == "set" and is_record(str(body.get("name"))):
-                elements = None
             lines = out.setdefault(_key(body, kind, body.get("name")), [])
             lines.insert(0, _line(body))
-            if isinstance(elements, list):
-                lines += sorted(_line(each) for each in elements)
+            if isinstance(elements, list) and not str(body.get("name")).startswith(SEEN):
+                lines += sorted(_line(_untimed(each)) for each in elements)
     return {key: tuple(lines) for key, lines in out.items()}
 
 
@@ -72,6 +72,32 @@ def counted(objects: list[Object]) -> dict[str, int]:
             if isinstance(counter, dict):
                 out[str(element["val"])] = int(counter.get("bytes", 0))  # type: ignore[index]
     return out
+
+
+def filled(
+    wanted: Canonical, found: Canonical, tables: Iterable[Table], fading: Collection[str] = ()
+) -> Canonical:
+    """Return `wanted`, which was made of rules without what their live sets hold, with that put in.
+
+    An element of `fading`, which the kernel drops about now, is wanted exactly where it is found.
+    """
+    unsure = {_element(text) for text in fading}
+    out = dict(wanted)
+    for table in tables:
+        for each in table.sets:
+            key = f"{table.place} set {each.name}"
+            if not each.live or key not in out:
+                continue
+            lines = {_element(text) for text in each.elements}
+            lines = (lines - unsure) | (unsure & set(found.get(key, ())))
+            out[key] = (out[key][0], *sorted(lines))
+    return out
+
+
+def _element(text: str) -> str:
+    """Return an element as `canonical` shows it: an address, or several things joined by " . "."""
+    parts = [int(part) if part.isdigit() else part for part in text.split(" . ")]
+    return _line(parts[0] if len(parts) == 1 else {"concat": parts})
 
 
 def changes(wanted: Canonical, found: Canonical) -> list[Change]:
@@ -133,13 +159,20 @@ def _line(value: object) -> str:
     return msgspec.json.encode(value, order="sorted").decode()
 
 
+def _untimed(element: object) -> object:
+    """Return the bare value of an element that differs from others only in its time."""
+    if isinstance(element, dict) and isinstance(element.get("elem"), dict):
+        inside = element["elem"]
+        if inside.keys() <= {"val", "timeout"}:
+            return inside.get("val")
+    return element
+
+
 def _without_volatile(value: object) -> object:
     if isinstance(value, list):
         return [_without_volatile(each) for each in value]
     if not isinstance(value, dict):
         return value
-    if "val" in value and "timeout" in value:  # of an element: what is left of it changes all the time
-        value = {key: each for key, each in value.items() if key != "timeout"}
     if "counter" in value and isinstance(value["counter"], dict):
         return {"counter": None} | {key: each for key, each in value.items() if key != "counter"}
     return {key: _without_volatile(each) for key, each in value.items() if key not in _VOLATILE}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 from typing import NamedTuple
 
+from agent.firewall.limit import SEEN
 from agent.firewall.tables import Chain, Set
 from agent.grants import OpenGrant, OpenPort
 
@@ -45,22 +46,16 @@ def granted(grants: tuple[OpenGrant, ...]) -> Granted:
 def seen_set(grant: int, version: int) -> Set:
     """Return the set in which the kernel notes who used a grant, with packets and bytes."""
     return Set(
-        name=f"grant{grant}_seen{version}",
+        name=f"{SEEN}{version}_grant{grant}",
         kind=f"ipv{version}_addr",
-        flags=("dynamic",),
-        more=(f"size {MAX_SEEN}", "counter"),
+        dynamic=f"size {MAX_SEEN}; counter;",
     )
-
-
-def is_record(set_name: str) -> bool:
-    """Tell whether the elements of a set of ours are written by the kernel, and so no part of what is wanted."""
-    return set_name.startswith("grant") and set_name.endswith(("_seen4", "_seen6"))
 
 
 def _counting(grant: int, inbound: bool) -> Chain:
     side = "saddr" if inbound else "daddr"
     rules = tuple(
-        f"update @grant{grant}_seen{version} {{ ct original {family} {side} }}"
+        f"update @{seen_set(grant, version).name} {{ ct original {family} {side} }}"
         for version, family in ((4, "ip"), (6, "ip6"))
     )
     return Chain(name=f"grant{grant}_{'in' if inbound else 'out'}", rules=(*rules, "counter accept"))
@@ -77,16 +72,16 @@ def _add(out: Granted, grant: OpenGrant, number: int, port: OpenPort) -> None:
         if not networks:
             continue
         merged = list(ipaddress.collapse_addresses(networks))  # type: ignore[type-var]
-        timeout = f"timeout {max(1, round(grant.timeout_s * 1000))}ms"
         single = all(net.prefixlen == net.max_prefixlen for net in merged)
-        elements = tuple(f"{net.network_address if single else net} {timeout}" for net in merged)
+        elements = tuple(f"{net.network_address if single else net}" for net in merged)
         out.sets.append(
             Set(
                 name=f"{name}_peers{version}",
                 kind=f"ipv{version}_addr",
                 elements=elements,
                 interval=not single,
-                flags=("timeout",),
+                timeout=True,
+                seconds=(grant.timeout_s,) * len(elements),
             )
         )
         for direction in ("original", "reply"):

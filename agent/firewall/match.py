@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from agent.firewall.model import Model, Zone
@@ -15,6 +16,8 @@ OWN_TABLES = (("inet", TABLE), ("inet", CUT_TABLE))
 
 STATELESS = -310
 """Before raw (-300) and connection tracking (-200): nothing has classified the packet yet."""
+
+_FOUR, _SIX = re.compile(r"@(zone|name)4_"), re.compile(r"@(zone|name)6_")
 
 NEIGHBOURS = Chain(
     name="neighbours",
@@ -34,8 +37,8 @@ def controller_sets(meant: Model) -> list[Set]:
 
 
 def zone_sets(zone: Zone) -> list[Set]:
-    """Return the sets of a zone's addresses, one for each family that it has."""
-    return [
+    """Return the sets of a zone's addresses, one for each family that it has, and of its names and MAC addresses."""
+    found = [
         Set(
             name=f"zone{version}_{zone.name}",
             kind=f"ipv{version}_addr",
@@ -45,21 +48,48 @@ def zone_sets(zone: Zone) -> list[Set]:
         for version, addresses in ((4, zone.four), (6, zone.six))
         if addresses.elements
     ]
+    if zone.named:
+        found += [
+            Set(
+                name=f"name{version}_{zone.name}",
+                kind=f"ipv{version}_addr",
+                elements=tuple(each for each, _ in addresses),
+                seconds=tuple(left_s for _, left_s in addresses),
+                live=True,
+                timeout=True,
+            )
+            for version, addresses in ((4, zone.four_named), (6, zone.six_named))
+        ]
+    if zone.macs:
+        found.append(Set(name=f"mac_{zone.name}", kind="ether_addr", elements=zone.macs))
+    return found
 
 
 def zone_matches(zone: Zone, interface_key: str, address_key: str) -> list[str]:
-    """Return one match for each family of the zone; `address_key` holds a place for "ip" or "ip6"."""
-    start = ""
-    if zone.interfaces:
-        names = ", ".join(f'"{each}"' for each in zone.interfaces)
-        start = f"{interface_key} {{ {names} }} "
+    """Return one match for each set of addresses of the zone; `address_key` holds a place for "ip" or "ip6"."""
+    start = interface_match(zone, interface_key)
     if zone.anywhere:
         return [start]
+    found = [("ip", 4, "zone", bool(zone.four.elements)), ("ip6", 6, "zone", bool(zone.six.elements))]
+    found += [(family, version, "name", zone.named) for family, version in (("ip", 4), ("ip6", 6))]
     return [
-        f"{start}{address_key.format(family)} @zone{version}_{zone.name} "
-        for family, version, addresses in (("ip", 4, zone.four), ("ip6", 6, zone.six))
-        if addresses.elements
+        f"{start}{address_key.format(family)} @{kind}{version}_{zone.name} "
+        for family, version, kind, there in found
+        if there
     ]
+
+
+def interface_match(zone: Zone, interface_key: str) -> str:
+    """Return the match of a zone's interfaces; "" for any."""
+    if not zone.interfaces:
+        return ""
+    names = ", ".join(f'"{each}"' for each in zone.interfaces)
+    return f"{interface_key} {{ {names} }} "
+
+
+def mixes_families(match: str) -> bool:
+    """Tell whether a match asks for both IPv4 and IPv6, which no packet is."""
+    return bool(_FOUR.search(match) and _SIX.search(match))
 
 
 def port_set(name: str, ports: Iterable[PortRange]) -> Set:

@@ -7,18 +7,22 @@ merged and sorted here, so that two spellings of one meaning make one model. Rel
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Protocol as Interface
 from typing import TypeVar
 
 from agent.firewall import section as sections
-from agent.firewall.section import ForwardRule, PortRange, Rule, Section
+from agent.firewall.section import ForwardRule, InboundRule, OutboundRule, PortRange, Rule, Section
 from agent.grants import OpenGrant
 from contract.messages import Posture
 
 N = TypeVar("N", ipaddress.IPv4Network, ipaddress.IPv6Network)
 R = TypeVar("R", Rule, ForwardRule)
+
+DEFAULT_BURST = 5
+"""As nftables has it."""
 
 
 class Endpoint(Interface):
@@ -45,6 +49,28 @@ class Around(Interface):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unit:
+    """Where a systemd unit's processes are now."""
+
+    path: str
+    """Of its cgroup, below /sys/fs/cgroup."""
+    level: int
+    """How deep that is in the hierarchy."""
+    number: int
+    """The cgroup's own: another one when the cgroup was made anew."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Local:
+    """What only the node knows: numbers of users, cgroups of units. A rule for what is not here is left out: closed."""
+
+    users: Mapping[str, int] = field(default_factory=dict)
+    units: Mapping[str, Unit] = field(default_factory=dict)
+    names: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
+    """Addresses of each name, with the seconds for which they still hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Addresses:
     """Addresses of one family, as elements of a set."""
 
@@ -61,11 +87,18 @@ class Zone:
     interfaces: tuple[str, ...]
     four: Addresses
     six: Addresses
+    macs: tuple[str, ...] = ()
+    """Of senders; empty: any."""
+    named: bool = False
+    """Whether there are names besides, so sets that come and go."""
+    four_named: tuple[tuple[str, int], ...] = ()
+    """Addresses of the names now, with the seconds for which they still hold."""
+    six_named: tuple[tuple[str, int], ...] = ()
 
     @property
     def anywhere(self) -> bool:
         """Whether interfaces alone decide."""
-        return not (self.four.elements or self.six.elements)
+        return not (self.four.elements or self.six.elements or self.named)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +116,34 @@ class Service:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Limit:
+    """How much one client may do."""
+
+    rate: str | None
+    burst: int
+    connections: int | None
+    network: bool
+    """Whether a client is a whole /24 (IPv6: /64)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Special:
+    """A service on terms: limited for each client, or for the sockets of one user or unit only."""
+
+    service: Service
+    limit: Limit | None = None
+    uid: int | None = None
+    unit: Unit | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Peer:
     """What a zone may begin with this node, or this node with a zone."""
 
     zone: Zone
     service: Service
+    """On no terms."""
+    special: tuple[Special, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,15 +172,18 @@ class Model:
     kept_inbound: tuple[Peer, ...]
     """What an isolated node still serves and asks for, rule by rule."""
     kept_outbound: tuple[Peer, ...]
-    grants: tuple[OpenGrant, ...]
+    grants: tuple[OpenGrant, ...] = ()
     """Open now; never in isolation."""
 
 
-def model(section: Section, posture: Posture, around: Around) -> Model:
+NOWHERE = Local()
+
+
+def model(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> Model:
     """Return the model of one posture."""
-    zones = {name: _zone(name, zone) for name, zone in section.zones.items()}
+    zones = {name: _zone_now(name, zone, local) for name, zone in section.zones.items()}
     inbound, outbound, forward = _rules(section, posture)
-    peers_in, peers_out = _peers(inbound, zones), _peers(outbound, zones)
+    peers_in, peers_out = _peers(inbound, zones, local), _peers(outbound, zones, local)
     passages = _passages(forward, zones)
     used = {peer.zone.name for peer in (*peers_in, *peers_out)}
     used |= {zone.name for each in passages for zone in (each.source, each.destination)}
@@ -137,8 +196,12 @@ def model(section: Section, posture: Posture, around: Around) -> Model:
         inbound=peers_in,
         outbound=peers_out,
         forward=passages,
-        kept_inbound=tuple(_peer(zones[rule.zone], [rule]) for rule in section.isolated.inbound),
-        kept_outbound=tuple(_peer(zones[rule.zone], [rule]) for rule in section.isolated.outbound),
+        kept_inbound=tuple(
+            Peer(zone=zones[rule.zone], service=_service([rule])) for rule in section.isolated.inbound
+        ),
+        kept_outbound=tuple(
+            Peer(zone=zones[rule.zone], service=_service([rule])) for rule in section.isolated.outbound
+        ),
         grants=() if posture == "isolated" else around.grants,
     )
 
@@ -156,7 +219,9 @@ def fences(around: Around) -> tuple[tuple[int, tuple[str, ...]], ...]:
     )
 
 
-def _rules(section: Section, posture: Posture) -> tuple[list[Rule], list[Rule], list[ForwardRule]]:
+def _rules(
+    section: Section, posture: Posture
+) -> tuple[Sequence[Rule], Sequence[Rule], Sequence[ForwardRule]]:
     if posture == "isolated":
         return section.isolated.inbound, section.isolated.outbound, []
     more = section.maintenance if posture == "maintenance" else sections.Extra()
@@ -175,16 +240,33 @@ def _controller(around: Around) -> tuple[tuple[int, tuple[str, ...]], ...]:
     return tuple((version, tuple(sorted(each))) for version, each in found.items())
 
 
-def _zone(name: str, zone: sections.Zone) -> Zone:
+def _zone_now(name: str, zone: sections.Zone, local: Local) -> Zone:
+    still = _zone(name, tuple(zone.interfaces), tuple(zone.addresses))
+    if not (zone.names or zone.macs):
+        return still
+    seconds: dict[str, int] = {}
+    for each in zone.names:
+        for address, left_s in local.names.get(each, ()):
+            seconds[address] = max(left_s, seconds.get(address, 0))
+    four = tuple((each, left_s) for each, left_s in sorted(seconds.items()) if ":" not in each)
+    six = tuple((each, left_s) for each, left_s in sorted(seconds.items()) if ":" in each)
+    macs = tuple(sorted(set(zone.macs)))
+    return replace(still, macs=macs, named=bool(zone.names), four_named=four, six_named=six)
+
+
+@lru_cache(maxsize=256)
+def _zone(name: str, interfaces: tuple[str, ...], addresses: tuple[str, ...]) -> Zone:
+    # Kept: 100,000 addresses take half a second, and are asked for in each posture.
     four: list[ipaddress.IPv4Network] = []
     six: list[ipaddress.IPv6Network] = []
-    for network in map(sections.checked_network, zone.addresses):
+    for network in map(sections.checked_network, addresses):
         if isinstance(network, ipaddress.IPv4Network):
             four.append(network)
         else:
             six.append(network)
-    interfaces = tuple(sorted(set(zone.interfaces)))
-    return Zone(name=name, interfaces=interfaces, four=_addresses(four), six=_addresses(six))
+    return Zone(
+        name=name, interfaces=tuple(sorted(set(interfaces))), four=_addresses(four), six=_addresses(six)
+    )
 
 
 def _addresses(networks: list[N]) -> Addresses:
@@ -197,13 +279,50 @@ def _addresses(networks: list[N]) -> Addresses:
     return Addresses(elements=tuple(elements), interval=True)
 
 
-def _peers(rules: Sequence[Rule], zones: dict[str, Zone]) -> tuple[Peer, ...]:
+def _peers(rules: Sequence[Rule], zones: dict[str, Zone], local: Local) -> tuple[Peer, ...]:
     named = sorted({rule.zone for rule in rules})
-    return tuple(_peer(zones[name], [rule for rule in rules if rule.zone == name]) for name in named)
+    return tuple(_peer(zones[name], [rule for rule in rules if rule.zone == name], local) for name in named)
 
 
-def _peer(zone: Zone, rules: Sequence[Rule]) -> Peer:
-    return Peer(zone=zone, service=_service(rules))
+def _peer(zone: Zone, rules: Sequence[Rule], local: Local) -> Peer:
+    plain: list[Rule] = []
+    by_terms: dict[Terms, list[Rule]] = {}
+    for rule in rules:
+        terms = _terms(rule)
+        if terms is None:
+            plain.append(rule)
+        else:
+            by_terms.setdefault(terms, []).append(rule)
+    special = [_special(terms, _service(under), local) for terms, under in by_terms.items()]
+    return Peer(zone=zone, service=_service(plain), special=tuple(each for each in special if each))
+
+
+Terms = tuple[str, str] | Limit
+"""("user" or "unit", name), or a limit."""
+
+
+def _terms(rule: Rule) -> Terms | None:
+    if isinstance(rule, InboundRule) and (rule.rate or rule.connections):
+        burst = rule.burst or DEFAULT_BURST
+        return Limit(
+            rate=rule.rate, burst=burst, connections=rule.connections, network=rule.client == "network"
+        )
+    if isinstance(rule, OutboundRule) and rule.user is not None:
+        return "user", rule.user
+    if isinstance(rule, OutboundRule) and rule.unit is not None:
+        return "unit", rule.unit
+    return None
+
+
+def _special(terms: Terms, service: Service, local: Local) -> Special | None:
+    if isinstance(terms, Limit):
+        return Special(service=service, limit=terms)
+    kind, name = terms
+    if kind == "user":
+        uid = local.users.get(name)
+        return None if uid is None else Special(service=service, uid=uid)
+    unit = local.units.get(name)
+    return None if unit is None else Special(service=service, unit=unit)
 
 
 def _passages(rules: Sequence[ForwardRule], zones: dict[str, Zone]) -> tuple[Passage, ...]:

@@ -5,10 +5,10 @@ All are replaced in one batch, which `nft -f` can load as well.
 
 Why it looks the way it does:
 - Every chain ends in an explicit `drop`: `policy drop` alone lets packets through while a table is replaced under load.
-- "Established" counts only for flows that *these* rules have let in: their connection mark carries a number made
-  from the text of the rules (upper 16 bits; the lower are left to others). A flow that was opened while the rules
-  were tampered with, or under rules that are no longer in force, is judged again, in both directions, by its
-  original tuple, and goes on only where the rules of today allow it.
+- A flow goes on only where *these* rules have let it in, also one that nobody has answered yet (a camera's datagrams):
+  its connection mark carries a number made from the text of the rules (upper 16 bits; the lower are left to others).
+  A flow that was opened while the rules were tampered with, or under rules that are no longer in force, is judged
+  again, in both directions, by its original tuple, and goes on only where the rules of today allow it.
 - An expected connection of a conntrack helper (RELATED) is not let in; only RELATED ICMP errors are.
 - Flows that a foreign NAT rule has redirected towards or from this node are dropped: the destination that
   a rule names is the one the packet goes to.
@@ -20,11 +20,13 @@ Refuses to put any text into the output but names checked by the section's types
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from agent.firewall.cut import cut_table
 from agent.firewall.granted import granted
+from agent.firewall.limit import limit_of
 from agent.firewall.match import (
     CUT_TABLE,
     NEIGHBOURS,
@@ -32,11 +34,24 @@ from agent.firewall.match import (
     STATELESS,
     TABLE,
     controller_sets,
+    mixes_families,
     port_set,
     zone_matches,
     zone_sets,
 )
-from agent.firewall.model import Around, Model, Passage, Peer, Service, fences, model
+from agent.firewall.model import (
+    NOWHERE,
+    Around,
+    Local,
+    Model,
+    Passage,
+    Peer,
+    Service,
+    Special,
+    Zone,
+    fences,
+    model,
+)
 from agent.firewall.section import Section
 from agent.firewall.tables import Chain, Set, Table, replacing
 from contract.messages import Posture
@@ -44,15 +59,37 @@ from contract.messages import Posture
 __all__ = ["CUT_TABLE", "OWN_TABLES", "TABLE", "Around", "fences", "render", "render_cut", "render_lockdown"]
 
 _EPOCH = "@epoch@"
+_FENCE = "fence"
+_ASKED_PORT = "ct original proto-dst"
+_COUNTER = re.compile(r'counter name "([^"]+)"')
 
 
-def render(section: Section, posture: Posture, around: Around) -> str:
-    """Return the whole batch: our tables deleted where they stand, and made anew as the posture wants them."""
-    meant = model(section, posture, around)
-    text = replacing(OWN_TABLES) + _main_text(meant)
+@dataclass(frozen=True)
+class Rules:
+    """All of our tables as one posture wants them, on a node where users, units and names are `here`."""
+
+    posture: Posture
+    tables: tuple[Table, ...]
+    here: Local = NOWHERE
+
+    def text(self, *, live: bool = True) -> str:
+        """Return the whole batch; `live` False: without what live sets hold, so the same as long as the rules are."""
+        head = f"# Written by Ringfence, posture {self.posture}. Changes made by hand are undone.\n"
+        return head + replacing(OWN_TABLES) + "".join(table.text(live=live) for table in self.tables)
+
+
+def rules(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> Rules:
+    """Return our tables as the posture wants them."""
+    meant = model(section, posture, around, local)
+    tables = [_main_table(meant)]
     if posture == "isolated":
-        text += cut_table(meant).text()
-    return f"# Written by Ringfence, posture {posture}. Changes made by hand are undone.\n{text}"
+        tables.append(cut_table(meant))
+    return Rules(posture, tuple(tables), local)
+
+
+def render(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> str:
+    """Return the whole batch: our tables deleted where they stand, and made anew as the posture wants them."""
+    return rules(section, posture, around, local).text()
 
 
 def render_cut(section: Section, around: Around) -> str:
@@ -65,28 +102,27 @@ def render_lockdown(around: Around) -> str:
     return render(Section(), "normal", around)
 
 
-def _main_text(meant: Model) -> str:
-    table = _main_table(meant)
-    # Fences and grants are no part of the number: neither may have every other flow judged again.
-    lasting = _main_table(replace(meant, grants=())) if meant.grants else table
-    unfenced = Table(name=TABLE, sets=lasting.sets[2:], chains=lasting.chains)
-    epoch = (int.from_bytes(hashlib.sha256(unfenced.text().encode()).digest()[:2], "big") or 1) << 16
-    return table.text().replace(_EPOCH, f"0x{epoch:08x}")
-
-
 def _main_table(meant: Model) -> Table:
-    sets = [Set(name=f"fence{v}", kind=f"ipv{v}_addr", elements=elements) for v, elements in meant.fenced]
+    # Grants are no part of the number: opening one must not have every other flow judged again.
+    lasting = _unnumbered(replace(meant, grants=())) if meant.grants else None
+    table = _unnumbered(meant)
+    return _numbered(table, lasting or table)
+
+
+def _unnumbered(meant: Model) -> Table:
+    fence_sets, fence_chains = _fence(meant.fenced)
+    sets = [*fence_sets]
     sets += controller_sets(meant)
     sets += [each for zone in meant.zones for each in zone_sets(zone)]
-    chains = [*_fence_chains(), NEIGHBOURS, _allow_chain()]
+    chains = [*fence_chains, NEIGHBOURS, _allow_chain()]
     to_input: list[str] = []
     to_output: list[str] = []
     for prefix, peers in (("in", meant.inbound), ("out", meant.outbound)):
         for peer in peers:
             name = f"{prefix}_{peer.zone.name}"
-            more, chain = _service(name, peer.service, "ct original proto-dst")
+            more, made = _peer_chains(name, peer)
             sets += more
-            chains.append(chain)
+            chains += made
             asking, answering = _peer_matches(prefix, peer)
             first, second = (to_input, to_output) if prefix == "in" else (to_output, to_input)
             first += [f"ct direction original {match}jump {name}" for match in asking]
@@ -94,9 +130,9 @@ def _main_table(meant: Model) -> Table:
     through: list[str] = []
     for passage in meant.forward:
         name = f"fwd_{passage.source.name}_{passage.destination.name}"
-        more, chain = _service(name, passage.service, "ct reply proto-src")
+        more, lines = _service(name, passage.service, "ct reply proto-src", "goto allow")
         sets += more
-        chains.append(chain)
+        chains.append(Chain(name=name, rules=tuple(lines)))
         through += _forward_dispatch(passage, name)
     grants = granted(meant.grants)
     sets += grants.sets
@@ -107,7 +143,30 @@ def _main_table(meant: Model) -> Table:
         _base_chain("output", "oif", [*_controller_way(way, reply=False), *to_output, *grants.to_output]),
         _base_chain("forward", None, through),
     ]
-    return Table(name=TABLE, sets=tuple(sets), chains=tuple(chains))
+    return Table(name=TABLE, sets=tuple(sets), chains=tuple(chains), counters=_counters(chains))
+
+
+def _numbered(table: Table, lasting: Table) -> Table:
+    """Put the number of the rules where their connection mark is set and asked for; it is made from `lasting`."""
+    # The fence is no part of it: fencing a neighbour must not have every other flow judged again.
+    judging = replace(
+        lasting,
+        sets=tuple(each for each in lasting.sets if not each.name.startswith(_FENCE)),
+        chains=tuple(each for each in lasting.chains if not each.name.startswith(_FENCE)),
+        counters=(),
+    )
+    digest = hashlib.sha256(judging.text(live=False).encode()).digest()
+    epoch = f"0x{(int.from_bytes(digest[:2], 'big') or 1) << 16:08x}"
+    chains = [
+        replace(chain, rules=tuple(rule.replace(_EPOCH, epoch) for rule in chain.rules))
+        for chain in table.chains
+    ]
+    return replace(table, chains=tuple(chains))
+
+
+def _counters(chains: Iterable[Chain]) -> tuple[str, ...]:
+    found = {name for chain in chains for rule in chain.rules for name in _COUNTER.findall(rule)}
+    return tuple(sorted(found))
 
 
 def _peer_matches(prefix: str, peer: Peer) -> tuple[list[str], list[str]]:
@@ -115,32 +174,65 @@ def _peer_matches(prefix: str, peer: Peer) -> tuple[list[str], list[str]]:
     side = "saddr" if prefix == "in" else "daddr"
     here = zone_matches(peer.zone, "iifname", f"ct original {{}} {side}")
     there = zone_matches(peer.zone, "oifname", f"ct original {{}} {side}")
+    if sender := _sender(peer.zone):
+        # What a MAC address decides, nobody can judge from an answer: the next packet of the client is waited for.
+        return [sender + match for match in here], []
     return (here, there) if prefix == "in" else (there, here)
+
+
+def _sender(zone: Zone) -> str:
+    return f"ether saddr @mac_{zone.name} " if zone.macs else ""
 
 
 def _forward_dispatch(passage: Passage, name: str) -> list[str]:
     """Match both ends: who asked (`ct original saddr`) and who really answers (`ct reply saddr`, so after NAT)."""
     out = []
-    for direction, from_key, to_key in (("original", "iifname", "oifname"), ("reply", "oifname", "iifname")):
+    sender = _sender(passage.source)
+    # What a MAC address decides, nobody can judge from an answer.
+    both = [("original", "iifname", "oifname"), ("reply", "oifname", "iifname")]
+    for direction, from_key, to_key in both[:1] if sender else both:
         for asking in zone_matches(passage.source, from_key, "ct original {} saddr"):
             for answering in zone_matches(passage.destination, to_key, "ct reply {} saddr"):
-                if not ("zone4_" in asking + answering and "zone6_" in asking + answering):
-                    out.append(f"ct direction {direction} {asking}{answering}jump {name}")
+                if not mixes_families(asking + answering):
+                    out.append(f"ct direction {direction} {sender}{asking}{answering}jump {name}")
     return out
 
 
-def _service(name: str, service: Service, port_key: str) -> tuple[list[Set], Chain]:
-    """Return the port sets and the chain that lets in what the rules name; it returns for everything else."""
+def _peer_chains(name: str, peer: Peer) -> tuple[list[Set], list[Chain]]:
+    """Return sets and chains of one peer: the chain that is jumped to, and one for each of its terms."""
+    sets, lines = _service(name, peer.service, _ASKED_PORT, "goto allow")
+    chains = []
+    for number, special in enumerate(peer.special, start=1):
+        under = f"{name}_{number}"
+        # Jumped to, not gone to: what one owner may not, the next may.
+        more, asked = _service(under, special.service, _ASKED_PORT, f"jump {under}")
+        sets += more
+        lines += asked
+        limits, rules = limit_of(under, special.limit) if special.limit else ([], _owner(special))
+        sets += limits
+        chains.append(Chain(name=under, rules=tuple(rules)))
+    return sets, [*chains, Chain(name=name, rules=tuple(lines))]
+
+
+def _owner(special: Special) -> list[str]:
+    if special.unit is not None:
+        return [f'socket cgroupv2 level {special.unit.level} "{special.unit.path}" goto allow']
+    return [f"meta skuid {special.uid} goto allow"]
+
+
+def _service(name: str, service: Service, port_key: str, verdict: str) -> tuple[list[Set], list[str]]:
+    """Return the port sets and the rules that give `verdict` to what the service names, each with its counter."""
     if service.everything:
-        return [], Chain(name=name, rules=("goto allow",))
+        return [], [f'counter name "{name}_any" {verdict}']
     sets, lines = [], []
     for protocol, ports in service.ports():
         sets.append(port_set(f"{name}_{protocol}", ports))
-        lines.append(f"meta l4proto {protocol} {port_key} @{name}_{protocol} goto allow")
+        asked = f"meta l4proto {protocol} {port_key} @{name}_{protocol}"
+        lines.append(f'{asked} counter name "{name}_{protocol}" {verdict}')
     if service.ping:
-        lines += ["icmp type { echo-reply, echo-request } goto allow"]
-        lines += ["icmpv6 type { echo-request, echo-reply } goto allow"]
-    return sets, Chain(name=name, rules=tuple(lines))
+        for family in ("icmp", "icmpv6"):
+            lines.append(f'{family} type {{ echo-reply, echo-request }} counter name "{name}_ping" {verdict}')
+    return sets, lines
 
 
 def _controller_way(interface: str | None, *, reply: bool) -> list[str]:
@@ -159,31 +251,53 @@ def _allow_chain() -> Chain:
 
 def _base_chain(hook: str, loopback_key: str | None, dispatch: Iterable[str]) -> Chain:
     ours = f"ct mark & 0xffff0000 == {_EPOCH}"
-    lines = [f"ct state established {ours} accept"]
+    lines = [f"ct state established,new {ours} accept"]
     if loopback_key:
         lines.append(f'{loopback_key} "lo" accept')
         lines.append("jump neighbours")
     lines += [
         f"ct state related meta l4proto {{ icmp, ipv6-icmp }} {ours} accept",
-        "ct state invalid counter drop",
+        'ct state invalid counter name "drop_invalid" drop',
     ]
     if loopback_key:
-        lines.append("ct status dnat counter drop")
-    rules = (*lines, *dispatch, "counter drop")
+        lines.append('ct status dnat counter name "drop_redirected" drop')
+    rules = (*lines, *dispatch, f'counter name "drop_{hook}" drop')
     return Chain(name=hook, rules=rules, head=f"type filter hook {hook} priority 0; policy drop;")
 
 
-def _fence_chains() -> list[Chain]:
+def fence_now(around: Around) -> str:
+    """Return the batch that fences at once, as the whole rules will have it; "" where nobody is to be fenced."""
+    sets, chains = _fence(fences(around))
+    if not chains:
+        return ""
+    heads = Table(
+        name=TABLE,
+        sets=tuple(sets),
+        chains=tuple(replace(each, rules=()) for each in chains),
+        counters=_counters(chains),
+    )
+    flushed = "".join(f"flush chain {heads.place} {each.name}\n" for each in chains)
+    return heads.text() + flushed + Table(name=TABLE, sets=(), chains=tuple(chains)).text()
+
+
+def _fence(fenced: Iterable[tuple[int, tuple[str, ...]]]) -> tuple[list[Set], list[Chain]]:
+    """Return sets and chains of the fence: none where nobody is fenced, since each packet would pay for them."""
+    listed = [(version, elements) for version, elements in fenced if elements]
+    sets = [
+        Set(name=f"{_FENCE}{version}", kind=f"ipv{version}_addr", elements=elements, live=True)
+        for version, elements in listed
+    ]
     drops = tuple(
-        f"{family} {side} @fence{version} counter drop"
-        for family, version in (("ip", 4), ("ip6", 6))
+        f'{"ip" if version == 4 else "ip6"} {side} @{_FENCE}{version} counter name "drop_fenced" drop'
+        for version, _ in listed
         for side in ("saddr", "daddr")
     )
-    return [
+    chains = [
         Chain(
-            name=f"fence_{hook}",
+            name=f"{_FENCE}_{hook}",
             rules=drops,
             head=f"type filter hook {hook} priority {STATELESS}; policy accept;",
         )
         for hook in ("prerouting", "output")
     ]
+    return sets, chains if drops else []

@@ -23,9 +23,16 @@ InterfaceName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}
 Reason = Annotated[str, Meta(min_length=1, max_length=256)]
 Protocol = Literal["tcp", "udp", "icmp", "any"]
 PortRange = tuple[int, int]
+_LABEL = "[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+HostName = Annotated[str, Meta(pattern=rf"\A(?=.{{1,253}}\Z){_LABEL}(\.{_LABEL})+\Z")]
+MacAddress = Annotated[str, Meta(pattern=r"\A[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")]
+Rate = Annotated[str, Meta(pattern=r"\A[1-9][0-9]{0,6}/(second|minute|hour)\Z")]
+UserName = Annotated[str, Meta(pattern=r"\A([a-z_][a-z0-9_-]{0,31}|[0-9]{1,10})\Z")]
+UnitName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.@:-]{0,120}\.(service|slice|scope)\Z")]
 TableName = Annotated[str, Meta(pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]{0,62}\Z")]
 
 MAX_ADDRESSES = 131_072
+MAX_ALL_ADDRESSES = 262_144
 MAX_RULES = 4_096
 
 
@@ -34,15 +41,26 @@ class _Strict(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Zone(_Strict, frozen=True, kw_only=True):
-    """A named piece of the world: interfaces, addresses, or both (then both must match)."""
+    """A named piece of the world: interfaces, addresses, names, MAC addresses.
+
+    Addresses and names are one list: either may match. Interfaces and MAC addresses, where given, must match as well.
+    """
 
     interfaces: Annotated[list[InterfaceName], Meta(max_length=256)] = []
     addresses: Annotated[list[str], Meta(max_length=MAX_ADDRESSES)] = []
     """IPv4 and IPv6 addresses and prefixes; with none of one family, that family is not in the zone."""
+    names: Annotated[list[HostName], Meta(max_length=64)] = []
+    """Resolved on the node. Whoever answers its DNS queries decides what these mean."""
+    names_lifetime_s: Annotated[int, Meta(ge=30, le=3600)] = 300
+    """An address leaves the zone so long after a name last led to it."""
+    macs: Annotated[list[MacAddress], Meta(max_length=4096)] = []
+    """Senders on the interfaces' own link."""
 
     def __post_init__(self) -> None:
-        if not self.interfaces and not self.addresses:
-            raise ValueError("expected interfaces, addresses or both; an empty zone never means everything")
+        if not (self.interfaces or self.addresses or self.names):
+            raise ValueError("expected interfaces, addresses or names; an empty zone never means everything")
+        if self.macs and not self.interfaces:
+            raise ValueError("expected interfaces where there are macs: a MAC address is of one link only")
         for text in self.addresses:
             checked_network(text)
 
@@ -58,6 +76,40 @@ class Rule(_Strict, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         _check_ports(self.protocol, self.ports)
+
+
+class InboundRule(Rule, frozen=True, kw_only=True):
+    """A rule with limits for each client: the server's own protection at the enclave's edge."""
+
+    rate: Rate | None = None
+    """Connections that one client may begin: "50/second". For UDP, datagrams until the first answer."""
+    burst: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """How many of them at once; absent: 5."""
+    connections: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """Connections that one client may have open at a time."""
+    client: Literal["address", "network"] = "address"
+    """Who counts as one client: an address, or its /24 (IPv6: /64)."""
+
+    def __post_init__(self) -> None:
+        _check_ports(self.protocol, self.ports)
+        if self.burst is not None and self.rate is None:
+            raise ValueError("expected a rate where there is a burst")
+        if self.protocol == "any" and (self.rate or self.connections):
+            raise ValueError("expected no limits for 'any': name the protocol and the ports that are limited")
+
+
+class OutboundRule(Rule, frozen=True, kw_only=True):
+    """A rule for everybody on the node, for one user, or for one systemd unit."""
+
+    user: UserName | None = None
+    """Name or number; resolved on the node when the rules are loaded."""
+    unit: UnitName | None = None
+    """Sockets of processes in this unit's cgroup, at the time the socket was made."""
+
+    def __post_init__(self) -> None:
+        _check_ports(self.protocol, self.ports)
+        if self.user is not None and self.unit is not None:
+            raise ValueError("expected user or unit, not both")
 
 
 class ForwardRule(_Strict, frozen=True, kw_only=True):
@@ -76,8 +128,8 @@ class ForwardRule(_Strict, frozen=True, kw_only=True):
 class Extra(_Strict, frozen=True, kw_only=True):
     """Rules of one posture."""
 
-    inbound: Annotated[list[Rule], Meta(max_length=MAX_RULES)] = []
-    outbound: Annotated[list[Rule], Meta(max_length=MAX_RULES)] = []
+    inbound: Annotated[list[InboundRule], Meta(max_length=MAX_RULES)] = []
+    outbound: Annotated[list[OutboundRule], Meta(max_length=MAX_RULES)] = []
     forward: Annotated[list[ForwardRule], Meta(max_length=MAX_RULES)] = []
 
 
@@ -108,16 +160,16 @@ class Section(SectionBase, frozen=True, kw_only=True):
     foreign: Literal["report", "remove"] = "report"
     """What is done about other tables that accept, drop or rewrite: tell, or delete them."""
     controller: WayToController = WayToController()
-    zones: dict[Name, Zone] = field(default_factory=dict)
-    inbound: Annotated[list[Rule], Meta(max_length=MAX_RULES)] = field(default_factory=list)
-    outbound: Annotated[list[Rule], Meta(max_length=MAX_RULES)] = field(default_factory=list)
+    zones: Annotated[dict[Name, Zone], Meta(max_length=256)] = field(default_factory=dict)
+    inbound: Annotated[list[InboundRule], Meta(max_length=MAX_RULES)] = field(default_factory=list)
+    outbound: Annotated[list[OutboundRule], Meta(max_length=MAX_RULES)] = field(default_factory=list)
     forward: Annotated[list[ForwardRule], Meta(max_length=MAX_RULES)] = field(default_factory=list)
     isolated: IsolatedExtra = IsolatedExtra()
     maintenance: Extra = Extra()
     known: Annotated[list[KnownTable], Meta(max_length=256)] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        rules = [*self.inbound, *self.outbound, *self.isolated.inbound, *self.isolated.outbound]
+        rules: list[Rule] = [*self.inbound, *self.outbound, *self.isolated.inbound, *self.isolated.outbound]
         rules += [*self.maintenance.inbound, *self.maintenance.outbound]
         named = [rule.zone for rule in rules]
         for passing in (*self.forward, *self.maintenance.forward):
@@ -126,6 +178,8 @@ class Section(SectionBase, frozen=True, kw_only=True):
             if zone not in self.zones:
                 known = ", ".join(sorted(self.zones)) or "none is defined"
                 raise ValueError(f"zone {zone!r} is not defined; expected one of: {known}")
+        if sum(len(zone.addresses) for zone in self.zones.values()) > MAX_ALL_ADDRESSES:
+            raise ValueError(f"expected at most {MAX_ALL_ADDRESSES} addresses in all zones together")
 
 
 def checked_network(text: str) -> Address:

@@ -12,13 +12,14 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from contract import baseline as baselines
 from contract.baseline import SectionBase
 from contract.messages import Drift, Mode, Posture, Severity, never_more
+from contract.toml import dotted
 
 if TYPE_CHECKING:
     from agent.grants import OpenGrant
@@ -36,10 +37,12 @@ __all__ = [
     "ProbeModule",
     "SectionBase",
     "Surroundings",
+    "Warned",
     "could_not_look",
     "mode_of",
     "parse_sections",
     "sections",
+    "warnings",
 ]
 
 UNSEEN = "?"
@@ -186,10 +189,23 @@ def could_not_look(key: str, wanted: str, error: Exception) -> Difference:
 Check = Callable[[Mapping[str, SectionBase]], Iterable[Contradiction]]
 
 
+class Warned(NamedTuple):
+    """Something that a node takes and its author may not have meant."""
+
+    line: int
+    key: str
+    text: str
+
+
+Advise = Callable[[Mapping[str, SectionBase], Collection[str] | None], Iterable[Contradiction]]
+
+
 class ProbeModule(Protocol):
     """What a file in this folder exposes; besides, where sections must agree, `contradictions(sections)`.
 
-    That is called for baselines that have the module's section, with all sections, and yields `Contradiction`.
+    That is called for baselines that have the module's section, with all sections, and yields `Contradiction`. And, where
+    there is something to warn an author of, `advice(sections, interfaces)`, which yields the same and refuses nothing;
+    `interfaces` are those of this machine, or None where it is not such a node.
     """
 
     Section: type[SectionBase]
@@ -219,6 +235,22 @@ def parse_sections(baseline: baselines.Baseline) -> dict[str, SectionBase]:
         for found in check(parsed) if check is not None else ():
             raise baselines.refuse(baseline, found.at, found.expected)
     return parsed
+
+
+def warnings(
+    baseline: baselines.Baseline,
+    parsed: Mapping[str, SectionBase],
+    interfaces: Collection[str] | None = None,
+) -> list[Warned]:
+    """Return what an author should look at again, by line."""
+    known = sections()
+    found = []
+    for name in parsed:
+        advise: Advise | None = getattr(known[name], "advice", None)
+        for each in advise(parsed, interfaces) if advise is not None else ():
+            line = baselines.line_of(baseline.text, each.at)
+            found.append(Warned(line, dotted(each.at), each.expected))
+    return sorted(found)
 
 
 def mode_of(section: SectionBase, head: baselines.Head) -> Mode:

@@ -132,6 +132,11 @@ def contradictions(sections: Mapping[str, probes.SectionBase]) -> Iterator[Contr
             yield Contradiction(
                 ("access", "network", number, "zone"), f"expected a zone of [firewall]: {known}"
             )
+        elif zones[entry.zone].macs or (zones[entry.zone].names and not zones[entry.zone].addresses):
+            yield Contradiction(
+                ("access", "network", number, "zone"),
+                "expected a zone of addresses or interfaces: MAC addresses and names bound no grant",
+            )
 
 
 class Probe(probes.Probe[Section]):

@@ -11,24 +11,43 @@ Relies on: `agent.netfilter`; the loop passing on culprits with `Netfilter.note`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import weakref
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from agent import probes
-from agent.firewall import compare, nft
+from agent.firewall import advice as advices
+from agent.firewall import compare, local, nft, tables
 from agent.firewall.events import Culprit
+from agent.firewall.model import Local
+from agent.firewall.names import Names
 from agent.firewall.section import Section
+from agent.firewall.watch import UnitWatch
 from agent.netfilter import Netfilter
-from agent.probes import Difference, Notice, could_not_look
+from agent.probes import Contradiction, Difference, Notice, SectionBase, could_not_look
 from contract.errors import Rejected
 from contract.messages import Drift, never_more
 
-__all__ = ["Probe", "Section"]
+__all__ = ["Probe", "Section", "advice", "contradictions"]
 
 _FOREIGN = "foreign:"
 _RULESET = "ruleset"
+_FAMILIES = frozenset(family for family, _ in nft.OWN_TABLES)
 _FULL_LOOK_S = 60.0
 _MAX_BLAMED = 4
+
+
+def contradictions(parsed: Mapping[str, SectionBase]) -> Iterable[Contradiction]:
+    """Yield what cannot stand in the section."""
+    section = parsed["firewall"]
+    return advices.contradictions(section) if isinstance(section, Section) else ()
+
+
+def advice(parsed: Mapping[str, SectionBase], interfaces: Collection[str] | None) -> Iterable[Contradiction]:
+    """Yield what the author should look at again."""
+    section = parsed["firewall"]
+    return advices.advice(section, interfaces=interfaces) if isinstance(section, Section) else ()
 
 
 class Probe(probes.Probe[Section]):
@@ -36,33 +55,79 @@ class Probe(probes.Probe[Section]):
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
-        self._rendered: tuple[object, str, str] = (None, "", "")
-        self._last: tuple[int, str, list[Difference]] | None = None
+        self._rendered: tuple[object, nft.Rules, str] | None = None
+        self._last: tuple[int, nft.Rules, list[Difference]] | None = None
         self._looked_at = 0.0
+        self._names: Names | None = None
+        self._named: tuple[int, dict[str, tuple[tuple[str, int], ...]]] | None = None
+        self._renewed = 0
+        self._watching = False
         self._blame = ""
         self._foreign_blame: dict[tuple[str, ...], str] = {}
         self._notices: list[Notice] = []
 
     def text(self) -> str:
         """Return the batch that this section wants under the posture and fences of the moment."""
-        return self._texts()[0]
+        return self.rules().text()
 
-    def _texts(self) -> tuple[str, str]:
-        """Return the whole batch and the cut table alone."""
-        around = self.around
-        key = (around.posture, around.controller, around.fenced, around.grants)
-        if self._rendered[0] != key:
-            whole = nft.render(self.section, around.posture, around)
-            self._rendered = (key, whole, nft.render_cut(self.section, around))
+    def rules(self) -> nft.Rules:
+        """Return our tables as they are wanted under the posture and fences of the moment, on this node."""
+        return self._made()[0]
+
+    def _made(self) -> tuple[nft.Rules, str]:
+        """Return the rules and the batch of the cut table alone."""
+        around, here = self.around, self._here()
+        key = (around.posture, around.controller, around.fenced, around.grants, here)
+        if self._rendered is None or self._rendered[0] != key:
+            made = nft.rules(self.section, around.posture, around, here)
+            self._rendered = (key, made, nft.render_cut(self.section, around))
         return self._rendered[1:]
 
-    def _to_load(self) -> str:
-        """Return the batch with the time that is left of each grant, where `text` has a fixed one to compare."""
-        around = self.around
+    def _timed(self) -> nft.Rules:
+        """Return the rules with the time that is left of each grant, where `rules` has a fixed one to compare."""
+        around, made = self.around, self.rules()
         if not around.grants:
-            return self.text()
+            return made
         left = tuple(grant.at(around.host.uptime_s()) for grant in around.grants)
-        return nft.render(self.section, around.posture, replace(around, grants=left))
+        return nft.rules(self.section, around.posture, replace(around, grants=left), made.here)
+
+    def _here(self) -> Local:
+        """Return what the rules need to know of this node at this moment."""
+        found = local.resolved(self.section, self.around.host)
+        if self._names is None:
+            return found
+        version = self._names.version
+        if self._named is None or self._named[0] != version:
+            self._named = (version, self._names.now())
+        return replace(found, names=self._named[1])
+
+    def _watch(self, netfilter: Netfilter) -> None:
+        """Begin to ask for names and to look at units, where the section has any."""
+        if self._watching:
+            return
+        self._watching = True
+        lifetimes_s = {
+            name: zone.names_lifetime_s for zone in self.section.zones.values() for name in zone.names
+        }
+        if lifetimes_s:
+            self._names = Names(lifetimes_s, netfilter.wake)
+            weakref.finalize(self, self._names.stop)
+        if local.owners(self.section)[1]:
+            weakref.finalize(self, UnitWatch(self.section, self.around.host, netfilter.wake).stop)
+
+    def settle(self, now: float) -> None:
+        """Give the addresses of names their time anew. Where our table is not there yet, the repair brings them."""
+        netfilter = self.around.netfilter
+        if netfilter is None:
+            return
+        self._watch(netfilter)
+        if self._names is None or self._names.version == self._renewed:
+            return
+        self._renewed = self._names.version
+        text = tables.renewal(self.rules().tables)
+        if text:
+            with contextlib.suppress(OSError):
+                netfilter.load(text)
 
     def observe(self, now: float) -> list[Drift]:
         """Return one drift for each object of our tables that differs, and for each foreign chain that matters."""
@@ -71,10 +136,11 @@ class Probe(probes.Probe[Section]):
             return self.drifts(
                 [could_not_look(_RULESET, "our tables", OSError("no access to nftables"))], now
             )
-        netfilter.prepared_cut = self._texts()[1]
+        self._watch(netfilter)
+        netfilter.prepared_cut = self._made()[1]
         culprits = netfilter.noted()
         try:
-            differences = self._differences(netfilter, now)
+            differences = [*self._differences(netfilter, now), *self._unresolved(self.rules().here)]
         except (OSError, Rejected, ValueError) as error:
             self._last = None
             differences = [could_not_look(_RULESET, "our tables", error)]
@@ -90,8 +156,8 @@ class Probe(probes.Probe[Section]):
             return
         self._last = None
         keys = [drift.key for drift in drifts]
-        if any(not key.startswith(_FOREIGN) for key in keys):
-            netfilter.load(self._to_load())
+        if any(map(_is_ours, keys)):
+            self._load(netfilter, [key for key in keys if _is_ours(key)], now)
             if self.around.posture == "isolated" and any(_is_cut(key) for key in keys):
                 netfilter.flush_conntrack(self.around.controller)
                 netfilter.kill_sockets(self.around.controller)
@@ -100,21 +166,45 @@ class Probe(probes.Probe[Section]):
             for family, table in sorted(tables):
                 netfilter.remove_table(family, table)
 
+    def _load(self, netfilter: Netfilter, keys: Sequence[str], now: float) -> None:
+        """Bring our tables to what is wanted: only what differs where that can be, and whole where it is not enough."""
+        self._named = None  # the seconds that are left, not those that were
+        wanted = self._timed()
+        standing = netfilter.standing
+        if standing is not None and standing[0] == netfilter.generation():
+            part = tables.difference(standing[1], wanted.tables)
+        else:
+            part = tables.mending(wanted.tables, keys)
+        if part:
+            try:
+                netfilter.load(part)
+                if not any(_is_ours(each.key) for each in self._differences(netfilter, now)):
+                    return
+            except OSError:  # the batch did not fit what is there: nothing of it is in force
+                pass
+        self._last = None
+        netfilter.load(wanted.text())
+
     def notices(self, now: float) -> list[Notice]:
         """Return one notice for each commit on our tables that left no difference: changed and put back."""
         out, self._notices = self._notices, []
         return out
 
     def _differences(self, netfilter: Netfilter, now: float) -> list[Difference]:
-        text = self.text()
+        wanted = self.rules()
         generation = netfilter.generation()
-        if self._last is not None and self._last[:2] == (generation, text) and self._fresh(now):
+        if self._last is not None and self._last[:2] == (generation, wanted) and self._fresh(now):
             return self._last[2]
+        found = netfilter.own()
+        canonical = netfilter.canonical(wanted.text(live=False))
         differences = [
             Difference(change.key, change.wanted, change.found)
-            for change in compare.changes(netfilter.canonical(text), netfilter.own())
+            for change in compare.changes(
+                compare.filled(canonical, found, wanted.tables, self._fading()), found
+            )
         ]
         differences = [each for each in differences if not self._over(each.key)]
+        netfilter.standing = None if differences else (generation, wanted.tables)
         known = {(each.family, each.table) for each in self.section.known}
         differences += [
             Difference(f"{_FOREIGN}{chain.family} {chain.table} {chain.chain}", "absent", chain.describe())
@@ -122,8 +212,10 @@ class Probe(probes.Probe[Section]):
             if (chain.family, chain.table) not in known
         ]
         # Only what was true at one generation may be remembered under it.
-        self._last = (generation, text, differences) if netfilter.generation() == generation else None
+        self._last = (generation, wanted, differences) if netfilter.generation() == generation else None
         self._looked_at = now
+        if self._last is None:
+            netfilter.standing = None
         return differences
 
     def _over(self, key: str) -> bool:
@@ -134,28 +226,38 @@ class Probe(probes.Probe[Section]):
             name.startswith(f"grant{each.id}_") and each.ends_s <= now_s for each in self.around.grants
         )
 
+    def _fading(self) -> frozenset[str]:
+        return frozenset() if self._names is None else self._names.fading()
+
+    def _unresolved(self, here: Local) -> list[Difference]:
+        """Return what the section names and this node does not know. A unit that does not run is none of that."""
+        users = [name for name in local.owners(self.section)[0] if name not in here.users]
+        found = [Difference(f"user {name}", "a user of this machine", "no such user") for name in users]
+        failed = {} if self._names is None else self._names.failed()
+        return found + [Difference(f"name {name}", "addresses", why) for name, why in sorted(failed.items())]
+
     def _fresh(self, now: float) -> bool:
         return abs(now - self._looked_at) < _FULL_LOOK_S
 
     def _blamed(self, differences: list[Difference], culprits: list[Culprit]) -> list[Difference]:
         """Give each difference the processes that committed to its table; tell of those that left none."""
         touching = [each for each in culprits if any(each.touched(*table) for table in nft.OWN_TABLES)]
-        ours = [each for each in differences if not each.key.startswith(_FOREIGN)]
+        ours = [each for each in differences if _is_ours(each.key)]
         if not ours:
             self._blame = ""
             self._notices += [_touched(culprit) for culprit in touching[:_MAX_BLAMED]]
         elif touching:
             self._blame = "; ".join(culprit.describe() for culprit in touching[-_MAX_BLAMED:])
-        tables = {each.key: _foreign_table(each.key) for each in differences if each.key.startswith(_FOREIGN)}
+        places = {each.key: _foreign_table(each.key) for each in differences if each.key.startswith(_FOREIGN)}
         fresh = {
             table: "; ".join(each.describe() for each in culprits if each.touched(table[0], table[1]))
-            for table in set(tables.values())
+            for table in set(places.values())
         }
         # Kept while the difference stands, so that every report can name who made it.
         self._foreign_blame = {table: fresh[table] or self._foreign_blame.get(table, "") for table in fresh}
         out = []
         for each in differences:
-            blame = self._foreign_blame[tables[each.key]] if each.key in tables else self._blame
+            blame = self._foreign_blame[places[each.key]] if each.key in places else self._blame
             out.append(each._replace(culprit=blame) if blame else each)
         return out
 
@@ -163,6 +265,11 @@ class Probe(probes.Probe[Section]):
 def _foreign_table(key: str) -> tuple[str, ...]:
     """Return (family, table) of "foreign:<family> <table> <chain>"."""
     return tuple(key.removeprefix(_FOREIGN).split(" ")[:2])
+
+
+def _is_ours(key: str) -> bool:
+    """Tell whether a drift is of our tables, so that loading them mends it."""
+    return key == _RULESET or key.split(" ", maxsplit=1)[0] in _FAMILIES
 
 
 def _is_cut(key: str) -> bool:

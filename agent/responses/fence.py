@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent import responses
-from agent.firewall.nft import TABLE, fences
+from agent.firewall.nft import fence_now
 from agent.responses import Told, Wanted, checked_addresses
 from contract import directive
 from contract.errors import Rejected
@@ -29,14 +29,10 @@ class Response(responses.Response):
         return Wanted(fenced=addresses)
 
     def apply(self, around: Surroundings, request: directive.Response) -> list[Told]:
-        """Add the addresses to the sets in force. Where our table is not there yet, the pass loads it with them."""
+        """Add the addresses to the sets in force. Where that fails, the pass loads the rules with them."""
         if around.netfilter is None:
             return []
-        text = "".join(
-            f"add element inet {TABLE} fence{version} {{ {', '.join(addresses)} }}\n"
-            for version, addresses in fences(around)
-            if addresses
-        )
+        text = fence_now(around)
         told = Told(
             kind="fence.applied",
             severity="warning",
@@ -47,7 +43,7 @@ class Response(responses.Response):
             if text:
                 around.netfilter.load(text)
         except OSError:
-            return []  # no table to add to: the pass that follows loads it whole, and is read back
+            return []  # the pass that follows loads all of it whole, and reads it back
         return [told]
 
     def undo(self, around: Surroundings) -> list[Told]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -12,7 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent import grants
-from agent.firewall.section import Zone
+from agent.firewall import nft as nft_rules
+from agent.firewall import tables
+from agent.firewall.model import Local
+from agent.firewall.section import OutboundRule, Zone
+from agent.firewall.section import Section as FirewallSection
 from agent.grants import Bounds, Clock, bounded, due
 from agent.probes.access import Network, Section, Usb
 from agent.spool import Spool
@@ -185,6 +190,21 @@ def test_nothing_is_open_in_isolation_and_it_comes_back_for_what_is_left() -> No
     (one,) = due([ask(600)], {1: kept}, BOUNDS, "isolated", Clock(NOW, 1010.0, "b"))
     assert (one.opened, one.why) == (None, "isolated")
     assert opened(ask(600), Clock(NOW, 1599.0, "b"), one.kept)[0] is True
+
+
+def test_a04_renewing_the_addresses_of_names_gives_no_grant_more_time() -> None:
+    zone = msgspec.structs.replace(ZONES["vendor"], names=["vendor.example"])
+    section = FirewallSection(
+        zones={"vendor": zone},
+        outbound=[OutboundRule(zone="vendor", protocol="tcp", ports=[443], reason="updates")],
+    )
+    around = SimpleNamespace(controller=(), fenced=(), grants=(bounded(ask(), BOUNDS),))
+    here = Local(names={"vendor.example": (("203.0.113.9", 60),)})
+    rules = nft_rules.rules(section, "normal", around, here)
+    assert "grant1_0_peers4" in rules.text()
+    renewal = tables.renewal(rules.tables)
+    assert "203.0.113.9" in renewal
+    assert "grant" not in renewal
 
 
 # -- the whole machine side ------------------------------------------------------------------------------

@@ -87,12 +87,10 @@ def test_f02_the_order_of_rules_counts_and_two_loads_of_one_text_are_equal(node:
         node.do(lambda: node.netfilter.load(node.probe.text()))
         assert node.observe() == []
     listed = node.namespace.run("nft", "-a", "list", "chain", "inet", "ringfence", "input").stdout
-    last = next(
-        line for line in listed.splitlines() if line.strip().startswith("counter packets") and "drop" in line
-    )
+    last = next(line for line in listed.splitlines() if line.strip().startswith('counter name "drop_input"'))
     handle = last.rpartition("handle ")[2]
     node.namespace.nft(
-        f"delete rule inet ringfence input handle {handle}\ninsert rule inet ringfence input counter drop\n"
+        f"delete rule inet ringfence input handle {handle}\ninsert rule inet ringfence input counter name drop_input drop\n"
     )
     assert [drift.key for drift in node.observe()] == ["inet ringfence chain input"]
 

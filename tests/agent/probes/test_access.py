@@ -148,6 +148,12 @@ print("held", flush=True); time.sleep(60)
         ),
         (
             "[access]\n",
+            '[firewall.zones.gone]\ninterfaces = ["eth0"]\nmacs = ["02:00:00:00:00:01"]\n[access]\n[[access.network]]\n'
+            'name = "a"\ndirection = "in"\nzone = "gone"\nprotocol = "tcp"\nports = [22]\nmax_s = 60\nreason = "why"\n',
+            "access.network[0].zone",
+        ),
+        (
+            "[access]\n",
             "[access]\n[[access.network]]\n"
             'name = "a"\ndirection = "in"\nzone = "gone"\nprotocol = "tcp"\nports = []\nmax_s = 60\nreason = "why"\n',
             "access.network",

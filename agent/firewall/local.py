@@ -1,0 +1,36 @@
+"""What the rules need to know of this very node: numbers of users, cgroups of units.
+
+Refuses to guess: who or what is not there is not in the answer, and the rules for it are left out (closed).
+Relies on: `agent.host` for users and control groups.
+"""
+
+from __future__ import annotations
+
+from agent.firewall.model import Local, Unit
+from agent.firewall.section import Section
+from agent.host import Host, user_id
+
+
+def resolved(section: Section, host: Host) -> Local:
+    """Return what the section's owners are at this moment."""
+    users, units = owners(section)
+    numbers: dict[str, int] = {}
+    for name in users:
+        try:
+            numbers[name] = user_id(name)
+        except OSError:
+            continue
+    groups: dict[str, Unit] = {}
+    for name in units:
+        found = host.cgroups.of_unit(name)
+        if found is not None:
+            groups[name] = Unit(path=found.path, level=found.level, number=found.number)
+    return Local(users=numbers, units=groups)
+
+
+def owners(section: Section) -> tuple[list[str], list[str]]:
+    """Return every user and every unit that an outbound rule names."""
+    rules = [*section.outbound, *section.maintenance.outbound]
+    users = sorted({rule.user for rule in rules if rule.user is not None})
+    units = sorted({rule.unit for rule in rules if rule.unit is not None})
+    return users, units
