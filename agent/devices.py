@@ -1,4 +1,4 @@
-"""USB as the kernel shows it: devices and interfaces in sysfs, their `authorized` switches, and uevents.
+"""USB as the kernel shows it: devices and interfaces in sysfs, and their `authorized` switches.
 
 Kernel facts (Documentation/usb/authorization.rst): `authorized_default` of a root hub decides about devices
 that come later; `interface_authorized_default` does the same for interfaces, and an interface that is authorised
@@ -9,12 +9,10 @@ bytes. This module decides nothing; `agent.probes.usb` does. Used through `agent
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-import select
-import socket
-import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,17 +23,31 @@ DEVICE = re.compile(r"[0-9]+-[0-9]+(?:\.[0-9]+)*", re.ASCII)
 _MAX_ATTRIBUTE_BYTES = 4096
 _MAX_DESCRIPTOR_BYTES = 65536
 _DESCRIPTOR_INTERFACE = 4
-_NETLINK_KOBJECT_UEVENT = 15
-_KERNEL_GROUP = 1
-_RECEIVE_BUFFER_BYTES = 1024 * 1024
+_DESCRIPTOR_CONFIGURATION = 2
 MALFORMED = "malformed"
 """Stands for what a device offers when its descriptors do not parse: no rule can name it."""
 
 
+USBCORE = "usbcore"
+"""Stands for the kernel's USB core where a root hub is named."""
+ROOT = "root"
+"""Stands for a root hub where a hub is named."""
+
+
+class Offered(NamedTuple):
+    """One interface as the descriptors announce it, before the device may do anything."""
+
+    number: int
+    """`bInterfaceNumber`; -1 where the descriptors do not parse."""
+    kind: str
+    """`class:subclass:protocol` in hexadecimal, or MALFORMED."""
+
+
 class UsbInterface(NamedTuple):
-    """One interface of the active configuration. `kind` is `class:subclass:protocol` in hexadecimal."""
+    """One interface of the active configuration."""
 
     name: str
+    number: int
     kind: str
     authorized: bool
 
@@ -51,10 +63,23 @@ class UsbDevice(NamedTuple):
     product: str
     serial: str
     label: str
+    manufacturer: str
     authorized: bool
-    offered: tuple[str, ...]
-    """Kinds of all interfaces in the descriptors, in every configuration."""
+    offered: tuple[Offered, ...]
+    """All interfaces in the descriptors, in every configuration: a kind as often as it is offered."""
     interfaces: tuple[UsbInterface, ...]
+    hub: tuple[str, str]
+    """Place and `vendor:product` of the hub it hangs on; ROOT and ROOT for a port of the machine."""
+    connect: str
+    """What the firmware says of the port: `hotplug`, `hardwired`, `not used`, `unknown`."""
+    connected_s: float | None
+    """When it was plugged in, on the monotonic clock (0 is the start of the kernel); None where the kernel does not tell."""
+    digest: str | None
+    """SHA-256 of texts and raw descriptors, see `device_digest`; None where there are no descriptors."""
+
+    def kinds(self) -> tuple[str, ...]:
+        """Return what it offers, each kind once."""
+        return tuple(sorted({each.kind for each in self.offered}))
 
 
 class UsbTree:
@@ -63,6 +88,7 @@ class UsbTree:
     def __init__(self, sysfs_root: Path) -> None:
         self._bus = sysfs_root / "bus" / "usb"
         self._devices = self._bus / "devices"
+        self._parameter = sysfs_root / "module/usbcore/parameters/authorized_default"
 
     def names(self) -> list[str]:
         """Return the names of root hubs and devices, sorted; empty where the kernel has no USB."""
@@ -82,16 +108,27 @@ class UsbTree:
         folder = self._devices / name
         try:
             interfaces = tuple(self._interface(path) for path in sorted(folder.glob(f"{name}:*")))
+            vendor = self._text(folder / "idVendor").lower()
+            product = self._text(folder / "idProduct").lower()
+            texts = [self._text(folder / each, missing="") for each in ("manufacturer", "product", "serial")]
+            raw = self._descriptors(folder)
             return UsbDevice(
                 name=name,
                 number=self._text(folder / "devnum", missing="0"),
-                vendor=self._text(folder / "idVendor").lower(),
-                product=self._text(folder / "idProduct").lower(),
-                serial=self._text(folder / "serial", missing=""),
-                label=self._text(folder / "product", missing=""),
+                vendor=vendor,
+                product=product,
+                serial=texts[2],
+                label=texts[1],
+                manufacturer=texts[0],
                 authorized=self._text(folder / "authorized") != "0",
-                offered=self._offered(folder, interfaces),
+                offered=offered_by(raw)
+                if raw is not None
+                else tuple(Offered(each.number, each.kind) for each in interfaces),
                 interfaces=interfaces,
+                hub=self._hub(name),
+                connect=self._text(folder / "port" / "connect_type", missing="unknown"),
+                connected_s=self._connected_s(folder),
+                digest=None if raw is None else device_digest(vendor, product, texts, raw),
             )
         except FileNotFoundError:
             if folder.is_dir():
@@ -99,12 +136,18 @@ class UsbTree:
             return None
 
     def default(self, hub: str, attribute: str) -> str | None:
-        """Return `authorized_default` or `interface_authorized_default` of a root hub; None where it has none."""
-        return self._text(self._devices / hub / attribute, missing="") or None
+        """Return `authorized_default` or `interface_authorized_default` of a root hub; None where it has none.
+
+        Hub USBCORE has the `authorized_default` that root hubs get which come later, with their controller.
+        """
+        return self._text(self._default_path(hub, attribute), missing="") or None
 
     def set_default(self, hub: str, attribute: str, value: str) -> None:
-        """Write a default of a root hub."""
-        _write(self._devices / hub / attribute, value)
+        """Write a default of a root hub, or of USBCORE."""
+        _write(self._default_path(hub, attribute), value)
+
+    def _default_path(self, hub: str, attribute: str) -> Path:
+        return self._parameter if hub == USBCORE else self._devices / hub / attribute
 
     def authorize(self, device: str, allowed: bool) -> None:
         """Let a device in, or shut it out: its drivers are unbound and its configuration is dropped."""
@@ -123,14 +166,33 @@ class UsbTree:
     def _interface(self, folder: Path) -> UsbInterface:
         parts = ("bInterfaceClass", "bInterfaceSubClass", "bInterfaceProtocol")
         kind = ":".join(self._text(folder / part).lower() for part in parts)
-        return UsbInterface(folder.name, kind, self._text(folder / "authorized", missing="1") != "0")
+        number = folder.name.rpartition(".")[2]
+        return UsbInterface(
+            folder.name,
+            int(number) if number.isascii() and number.isdigit() else -1,
+            kind,
+            self._text(folder / "authorized", missing="1") != "0",
+        )
 
-    def _offered(self, folder: Path, interfaces: tuple[UsbInterface, ...]) -> tuple[str, ...]:
+    def _descriptors(self, folder: Path) -> bytes | None:
         try:
-            raw = _read(folder / "descriptors", _MAX_DESCRIPTOR_BYTES)
+            return _read(folder / "descriptors", _MAX_DESCRIPTOR_BYTES)
         except FileNotFoundError:
-            return tuple(sorted({interface.kind for interface in interfaces}))
-        return interface_kinds(raw)
+            return None
+
+    def _hub(self, name: str) -> tuple[str, str]:
+        place = name.rpartition(".")[0]
+        if not place:
+            return ROOT, ROOT
+        ids = [
+            self._text(self._devices / place / each, missing="").lower() for each in ("idVendor", "idProduct")
+        ]
+        return place, ":".join(ids)
+
+    def _connected_s(self, folder: Path) -> float | None:
+        text = self._text(folder / "power" / "connected_duration", missing="")
+        # In ms of the kernel's ticks, which stand still in suspend as the monotonic clock does.
+        return time.monotonic() - int(text) / 1000 if text.isascii() and text.isdigit() else None
 
     def _text(self, path: Path, missing: str | None = None) -> str:
         try:
@@ -141,26 +203,40 @@ class UsbTree:
             return missing
 
 
-def interface_kinds(untrusted_descriptors: bytes) -> tuple[str, ...]:
-    """Return the kinds (`03:01:01`) of all interface descriptors (USB 2.0, 9.6.5), sorted, each once.
+def offered_by(untrusted_descriptors: bytes) -> tuple[Offered, ...]:
+    """Return the interfaces that descriptors announce (USB 2.0, 9.6.3 and 9.6.5), sorted.
 
-    Bytes that do not walk to their end yield MALFORMED beside what was found before: nothing may match by luck.
+    An alternate setting of the same kind is the same interface; in another configuration it counts again. Bytes that do not
+    walk to their end yield MALFORMED beside what was found before: nothing may match by luck.
     """
-    kinds: set[str] = set()
-    place = 0
+    found: set[tuple[int, Offered]] = set()
+    place = configuration = 0
     while place < len(untrusted_descriptors):
         length = untrusted_descriptors[place]
-        if length < 2 or place + length > len(untrusted_descriptors):
-            kinds.add(MALFORMED)
+        kind = untrusted_descriptors[place + 1] if place + 1 < len(untrusted_descriptors) else 0
+        short = kind == _DESCRIPTOR_INTERFACE and length < 9
+        if length < 2 or short or place + length > len(untrusted_descriptors):
+            found.add((configuration, Offered(-1, MALFORMED)))
             break
-        if untrusted_descriptors[place + 1] == _DESCRIPTOR_INTERFACE:
-            if length < 9:
-                kinds.add(MALFORMED)
-                break
+        if kind == _DESCRIPTOR_CONFIGURATION:
+            configuration += 1
+        if kind == _DESCRIPTOR_INTERFACE:
             fields = untrusted_descriptors[place + 5 : place + 8]
-            kinds.add(fields.hex(":"))
+            found.add((configuration, Offered(untrusted_descriptors[place + 2], fields.hex(":"))))
         place += length
-    return tuple(sorted(kinds))
+    return tuple(sorted(each for _, each in found))
+
+
+def device_digest(vendor: str, product: str, texts: list[str], untrusted_descriptors: bytes) -> str:
+    """Return SHA-256, hexadecimal, of ids, manufacturer, product, serial and raw descriptors, each after its length.
+
+    A device that copies another's ids and serial but offers anything else has another digest. One that copies every
+    byte has the same: nothing that a USB device says can be proved.
+    """
+    digest = hashlib.sha256()
+    for part in (*(text.encode() for text in (vendor, product, *texts)), untrusted_descriptors):
+        digest.update(len(part).to_bytes(4, "big") + part)
+    return digest.hexdigest()
 
 
 def _read(path: Path, limit: int) -> bytes:
@@ -175,72 +251,3 @@ def _write(path: Path, value: str) -> None:
         os.write(descriptor, value.encode())
     finally:
         os.close(descriptor)
-
-
-class DeviceEvents:
-    """Calls `on_change()` from its own thread when USB devices come, go or change.
-
-    Kernel uevents wake it. Four times a second it also compares the list of devices, since netlink may overflow
-    and trees other than the kernel's own raise no uevents. The call carries no data and may be made in vain.
-    """
-
-    SETTLE_S = 0.02
-    """A burst of uevents (one device raises five or more) is one call."""
-    POLL_S = 0.25
-
-    def __init__(self, tree: UsbTree, on_change: Callable[[], None]) -> None:
-        self._tree = tree
-        self._on_change = on_change
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="device-events", daemon=True)
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, _NETLINK_KOBJECT_UEVENT
-        )
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        self._socket.bind((0, _KERNEL_GROUP))
-        self._stop_reader, self._stop_writer = os.pipe()
-
-    def start(self) -> None:
-        """Begin to listen."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """End the thread and wait for it."""
-        self._stop.set()
-        os.write(self._stop_writer, b"x")
-        if self._thread.is_alive():
-            self._thread.join()
-        self._socket.close()
-        os.close(self._stop_reader)
-        os.close(self._stop_writer)
-
-    def _run(self) -> None:
-        known = self._names()
-        while not self._stop.is_set():
-            ready, _, _ = select.select([self._socket.fileno(), self._stop_reader], [], [], self.POLL_S)
-            event = self._socket.fileno() in ready and self._drain()
-            if event and self._stop.wait(self.SETTLE_S):
-                return
-            self._drain()
-            names = self._names()
-            if event or names != known:
-                known = names
-                self._on_change()
-
-    def _names(self) -> list[str]:
-        try:
-            return self._tree.entries()
-        except OSError:
-            return ["?"]  # the probe looks for itself and reports it
-
-    def _drain(self) -> bool:
-        """Empty the socket; True if something of USB was in it, or if the kernel says that messages were lost."""
-        seen = False
-        while True:
-            try:
-                message = self._socket.recv(8192)
-            except BlockingIOError:
-                return seen
-            except OSError:  # ENOBUFS
-                return True
-            seen = seen or b"\0SUBSYSTEM=usb\0" in message

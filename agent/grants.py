@@ -53,7 +53,8 @@ class OpenGrant:
     ends_s: float
     """Seconds since boot."""
     ports: tuple[OpenPort, ...] = ()
-    usb: tuple[str, ...] = ()
+    usb: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """`vendor:product`, and the kinds of its interfaces that may work."""
     accounts: tuple[str, ...] = ()
     ends_at: float = 0.0
     """By the wall clock, seconds since 1970: for what knows days only."""
@@ -244,10 +245,16 @@ def bounded(grant: Grant, bounds: Bounds) -> OpenGrant:
         id=grant.id,
         ends_s=0.0,
         ports=tuple(ports),
-        usb=tuple(sorted(set(grant.access.usb))),
+        usb=tuple((name, _kinds(name, section)) for name in sorted(set(grant.access.usb))),
         accounts=tuple(sorted(set(grant.access.accounts))),
         ends_at=grant.ends,
     )
+
+
+def _kinds(name: str, section: Section) -> tuple[str, ...]:
+    """Return the kinds of interfaces that the longest-lasting entry of a device lets work."""
+    entry = max((each for each in section.usb if name in each.ids), key=lambda each: each.max_s)
+    return tuple(entry.interfaces)
 
 
 def _limit(grant: Grant, what: str, wanted: str, entries: Iterable[tuple[Sequence[str], float]]) -> float:

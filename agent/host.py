@@ -8,14 +8,12 @@ roots can be other folders than `/`, `/proc` and `/sys`: for tests, and for an a
 from __future__ import annotations
 
 import errno
-import grp
 import ipaddress
 import os
-import pwd
 import re
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -23,18 +21,29 @@ import psutil
 
 from agent.cgroups import CgroupTree
 from agent.clock import Clock
-from agent.devices import DeviceEvents, UsbTree
+from agent.devicenodes import DeviceNodes
+from agent.devices import UsbTree
+from agent.fileaccess import AclEntry, attributes_of, set_acl, set_attributes, set_capabilities
+from agent.filewatch import FileWatch
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
+from agent.netlinks import Links
 from agent.packages import PackageDatabase
 from agent.proc import Listener, ProcTree, printable
+from agent.socketends import Ended, SocketEnds
+from agent.sysfsbuses import Disks, PciBus, ThunderboltBus
 from agent.tree import Tree
+from agent.uevents import DeviceEvents
+from agent.userdb import group_name, user_name
 
-__all__ = ["FileFacts", "Host", "Identity", "Listener", "printable"]
+__all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "printable"]
 
 _MAX_SYSCTL_BYTES = 4096
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_@:.-]+", re.ASCII)
 _EPHEMERAL_DEFAULT = (32768, 60999)
+_POLL_S = 5.0
+_POLL_ELSEWHERE_S = 0.25
+"""A tree that is not the kernel's raises no uevents."""
 
 Identity = tuple[int, int, int, int, int]
 """Device, inode, size, mtime and ctime in ns: another one whenever the content can have changed by a write."""
@@ -43,15 +52,34 @@ Identity = tuple[int, int, int, int, int]
 class FileFacts(NamedTuple):
     """What `stat` says of one regular file."""
 
-    owner: str
-    """Name of the user, or its number where it has no name."""
-    group: str
     uid: int
     gid: int
     mode: int
     """Permission bits, with set-uid, set-gid and sticky."""
     size: int
     identity: Identity
+
+    @property
+    def owner(self) -> str:
+        """Name of the user, or its number where it has no name."""
+        return user_name(self.uid)
+
+    @property
+    def group(self) -> str:
+        """Name of the group, or its number."""
+        return group_name(self.gid)
+
+
+class Wanted(NamedTuple):
+    """What a file is to grant."""
+
+    uid: int
+    gid: int
+    mode: int
+    acl: frozenset[AclEntry] = frozenset()
+    capabilities: str = ""
+    attributes: Sequence[str] | None = None
+    """None: left alone."""
 
 
 class Host:
@@ -67,14 +95,35 @@ class Host:
     ) -> None:
         self._root = root
         self._proc_root = proc_root
+        self._sysfs_root = sysfs_root
+        self.let_in: Callable[[], None] | None = None
+        """What `breathe` calls; the loop sets it."""
+        self.wake: Callable[[str], None] | None = None
+        """Makes the loop look at a section again; the loop sets it."""
+        self._watch: FileWatch | None = None
+        self._ends: SocketEnds | None = None
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
         self.cgroups = CgroupTree(sysfs_root)
         self.clock = Clock(sysfs_root)
         self.mounts = MountTable(proc_root, mounts_of)
-        self.tree = Tree(root)
-        self.packages = PackageDatabase(root)
-        self.processes = ProcTree(proc_root)
+        self.tree = Tree(root, self.breathe)
+        self.packages = PackageDatabase(root, self.breathe)
+        self.processes = ProcTree(proc_root, self.breathe)
+        self.nodes = DeviceNodes(root, sysfs_root, self.processes)
+        self.pci = PciBus(sysfs_root)
+        self.thunderbolt = ThunderboltBus(sysfs_root)
+        self.disks = Disks(sysfs_root)
+        self.links = Links()
+
+    def breathe(self) -> None:
+        """Let more urgent work in; to be called at least every 10 ms or so by whatever takes long on the machine's thread.
+
+        The firewall may be looked at and an order carried out before it returns, so nothing half done may be open
+        to them. Does nothing on other threads.
+        """
+        if self.let_in is not None:
+            self.let_in()
 
     # Facts
 
@@ -107,6 +156,15 @@ class Host:
             low, high = _EPHEMERAL_DEFAULT
         return range(low, high + 1)
 
+    def written_bytes(self) -> int:
+        """Return how much the calling thread has written to files since it began; 0 where the kernel does not count."""
+        try:
+            with (self._proc_root / "thread-self/io").open("rb") as file:
+                fields = dict(line.split(b":") for line in file.read(_MAX_SYSCTL_BYTES).splitlines())
+            return int(fields[b"wchar"])
+        except (OSError, KeyError, ValueError):
+            return 0
+
     # Processes and sockets
 
     def describe_process(self, pid: int) -> str:
@@ -116,6 +174,15 @@ class Host:
     def listeners(self) -> list[Listener]:
         """Return every listening socket of this network namespace. Raises OSError."""
         return self.processes.listeners()
+
+    def ended_sockets(self, limit: int) -> tuple[list[Ended], bool]:
+        """Return sockets without a peer that were closed since the last call, and whether some were missed. Raises OSError.
+
+        The first call begins to listen, in the network namespace of its thread.
+        """
+        if self._ends is None:
+            self._ends = SocketEnds()
+        return self._ends.take(limit)
 
     def end_listener(self, listener: Listener) -> None:
         """Kill the process behind a listening socket, if it still is that one. Raises OSError."""
@@ -143,6 +210,21 @@ class Host:
             os.write(descriptor, value.encode() + b"\n")
         finally:
             os.close(descriptor)
+
+    def sysctls(self, key: str) -> list[str]:
+        """Return the paths of the settings that a key with `*` as whole parts stands for now, sorted; a plain one stands for itself.
+
+        Raises OSError for a folder that is not there, ValueError for a bad key.
+        """
+        found = [""]
+        for part in sysctl_path(key).split("/"):
+            if part != "*":
+                found = [f"{above}/{part}".strip("/") for above in found]
+                continue
+            base = self._proc_root / "sys"
+            names = {above: os.listdir(base / above) for above in found}  # noqa: PTH208
+            found = [f"{above}/{name}" for above in found for name in sorted(names[above])]
+        return found
 
     # Files
 
@@ -204,24 +286,66 @@ class Host:
         found = Path(path).stat()
         return found.st_dev, found.st_ino
 
-    def set_owner_and_mode(self, path: str, *, uid: int, gid: int, mode: int) -> None:
-        """Give a regular file its owner and mode back. Raises OSError; EMLINK if the file has a second name."""
+    def set_access(self, path: str, wanted: Wanted) -> None:
+        """Make a regular file grant what is wanted. Raises OSError; EMLINK if the file has a second name.
+
+        Everything by one descriptor. Immutable and append-only are taken off first only where `wanted` decides about them.
+        """
         descriptor = self.open_file(path)
         try:
             found = os.fstat(descriptor)
             if found.st_nlink != 1:
                 raise OSError(errno.EMLINK, f"has {found.st_nlink} names, not changed", path)
-            if (found.st_uid, found.st_gid) != (uid, gid):
-                os.fchown(descriptor, uid, gid)  # before the mode: chown clears set-uid and set-gid
-            os.fchmod(descriptor, mode)
+            self.tree.tell(path)
+            if wanted.attributes is not None and attributes_of(descriptor):
+                set_attributes(descriptor, [])
+            if (found.st_uid, found.st_gid) != (wanted.uid, wanted.gid):
+                os.fchown(
+                    descriptor, wanted.uid, wanted.gid
+                )  # before the mode: chown clears set-uid and set-gid
+            set_acl(descriptor, wanted.acl, wanted.mode)
+            os.fchmod(descriptor, wanted.mode)
+            set_capabilities(descriptor, wanted.capabilities)
+            if wanted.attributes is not None:
+                set_attributes(descriptor, wanted.attributes)
         finally:
             os.close(descriptor)
 
+    def watch_files(self, section: str, paths: frozenset[str], folders: frozenset[str] = frozenset()) -> None:
+        """Have `section` woken when one of these files, or anything in one of these folders, is touched.
+
+        Nothing happens where nobody is to be woken, and where the kernel gives no inotify: looks find it later.
+        """
+        if self.wake is None:
+            return
+        try:
+            if self._watch is None:
+                self._watch = FileWatch(self._root, self.wake)
+            self._watch.cover(section, paths, folders)
+        except OSError:  # no inotify left for root: the looks of every interval go on
+            return
+
+    def close(self) -> None:
+        """End the threads that watch. Idempotent."""
+        self.wake = None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+        if self._ends is not None:
+            self._ends.close()
+            self._ends = None
+
     # Events
 
-    def watch_devices(self, on_change: Callable[[], None]) -> DeviceEvents:
-        """Return a started listener that calls `on_change()` from its own thread when USB devices change."""
-        events = DeviceEvents(self.usb, on_change)
+    def watch_devices(
+        self, subsystems: Mapping[str, Sequence[str]], on_change: Callable[[str], None]
+    ) -> DeviceEvents:
+        """Return a started listener that calls `on_change(section)` from its own thread when devices change.
+
+        `subsystems`: the kernel's name of each to the sections that look at it.
+        """
+        poll_s = _POLL_S if self._sysfs_root == Path("/sys") else _POLL_ELSEWHERE_S
+        events = DeviceEvents(subsystems, on_change, lambda: {"usb": self.usb.entries()}, poll_s=poll_s)
         events.start()
         return events
 
@@ -234,8 +358,6 @@ def facts_of(descriptor: int) -> FileFacts:
     """Return the facts of an open file. Raises OSError."""
     found = os.fstat(descriptor)
     return FileFacts(
-        owner=_user_name(found.st_uid),
-        group=_group_name(found.st_gid),
         uid=found.st_uid,
         gid=found.st_gid,
         mode=stat.S_IMODE(found.st_mode),
@@ -250,40 +372,11 @@ def sysctl_path(key: str) -> str:
     Raises ValueError for what is no such key.
     """
     parts = key.split("/") if "/" in key else key.split(".")
-    if len(parts) < 2 or any(_SYSCTL_PART.fullmatch(part) is None or part in (".", "..") for part in parts):
+    plain = [part for part in parts if part != "*"]
+    if (
+        len(parts) < 2
+        or parts[0] == "*"
+        or any(_SYSCTL_PART.fullmatch(part) is None or part in (".", "..") for part in plain)
+    ):
         raise ValueError(f"expected the name of a kernel setting, got {key!r}")
     return "/".join(parts)
-
-
-def user_id(name: str) -> int:
-    """Return the number of a user by name or number. Raises OSError (ENOENT) if there is none."""
-    if name.isascii() and name.isdigit():
-        return int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise OSError(errno.ENOENT, "no such user", name) from None
-
-
-def group_id(name: str) -> int:
-    """Return the number of a group by name or number. Raises OSError (ENOENT) if there is none."""
-    if name.isascii() and name.isdigit():
-        return int(name)
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise OSError(errno.ENOENT, "no such group", name) from None
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _group_name(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
@@ -21,6 +20,7 @@ from typing import TypeVar
 from agent import permits, plan, responses
 from agent.clock import boottime
 from agent.config import AgentConfig
+from agent.exhibits import Exhibits
 from agent.firewall.events import Culprit
 from agent.hold import Held, Hold
 from agent.host import Host
@@ -31,6 +31,7 @@ from agent.responses import Told
 from agent.spool import Spool
 from agent.store import Store
 from agent.tpm import Tpm
+from agent.wakes import Wakes
 from contract import directive as directives
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
@@ -65,11 +66,9 @@ class Loop:
         netfilter.on_wake = lambda: self.wake("firewall")
         self._now = now
         self._monotonic = monotonic
-        self._condition = threading.Condition()
-        self._jobs: deque[Callable[[], None]] = deque()
-        self._due: set[str] = set()
-        self._all_due = False
-        self._stopping = False
+        self._wakes = Wakes()
+        self.wake = self._wakes.wake
+        """Any thread: look again at one section, or at all."""
         self._thread = threading.Thread(target=self._run, name="machine", daemon=True)
         self._started = threading.Event()
         self.beat = monotonic()
@@ -90,7 +89,9 @@ class Loop:
             event_log=config.tpm.event_log,
             ima_log=config.tpm.ima_log,
         )
-        self.machine = Machine(around, netfilter)
+        self.machine = Machine(around, netfilter, Exhibits(config.state / "exhibits"), monotonic)
+        host.let_in, host.wake = self._let_in, self.wake
+        self._in_firewall = self._interruptible = False
         self.stance = plan.Stance("normal", (), "")
         parts = (store, spool), (host, netfilter)
         self.permits = permits.Permits(self.hold, *parts, self.tell, boottime_s=monotonic())
@@ -115,20 +116,10 @@ class Loop:
 
     def stop(self) -> None:
         """End the thread. The rules stay in the kernel: stopping never opens anything."""
-        with self._condition:
-            self._stopping = True
-            self._condition.notify()
+        self._wakes.stop()
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def wake(self, section: str | None = None) -> None:
-        """Look again at one section, or at all."""
-        with self._condition:
-            if section is None:
-                self._all_due = True
-            else:
-                self._due.add(section)
-            self._condition.notify()
+        self.host.close()
 
     def firewall_changed(self, culprit: Culprit | None) -> None:
         """Somebody else committed to nftables."""
@@ -138,20 +129,7 @@ class Loop:
 
     def call(self, job: Callable[[], T]) -> Future[T]:
         """Run `job` on the worker thread."""
-        future: Future[T] = Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(job())
-                except BaseException as error:
-                    future.set_exception(error)
-                    raise
-
-        with self._condition:
-            self._jobs.append(run)
-            self._condition.notify()
-        return future
+        return self._wakes.call(job)
 
     # ---- what the uplink asks for (worker)
 
@@ -218,7 +196,7 @@ class Loop:
         try:
             self._hold_at_start()
             self._started.set()
-            while self._wait():
+            while self._wakes.wait(TICK_S):
                 self._turn()
         except BaseException as error:  # the outermost place: whatever it is, the process must end
             self.failure = error
@@ -226,40 +204,45 @@ class Loop:
             self.on_failure()
             raise
 
-    def _wait(self) -> bool:
-        with self._condition:
-            if not (self._jobs or self._due or self._all_due or self._stopping):
-                self._condition.wait(TICK_S)
-            return not self._stopping
-
     def _turn(self) -> None:
         self.beat = self._monotonic()
-        while True:
-            with self._condition:
-                job = self._jobs.popleft() if self._jobs else None
-            if job is None:
-                break
-            job()
-            self._firewall_if_due()
+        self._do_jobs()
         self._count_offline()
         self._reconcile_holdings()
-        with self._condition:
-            full = self._all_due or self.beat >= self._next_full
-            due = set(self.machine.probes) if full else self._due & set(self.machine.probes)
-            self._due, self._all_due = set(), False
+        woken = self._wakes.take_all()
+        full = woken is None or self.beat >= self._next_full
+        due = set(self.machine.probes) if full else (woken or set()) & set(self.machine.probes)
         if full:
             self._next_full = self.beat + self._config.interval_s
         for name in sorted(due, key=lambda each: (each != "firewall", each)):
             if name != "firewall":
                 self._firewall_if_due()
-            self._look(name)
+            if name in self.machine.probes:  # an order that came meanwhile may have brought another baseline
+                self._interruptible = True
+                self._look(name)
+                self._interruptible = False
         self.spool.flush()
 
+    def _do_jobs(self) -> None:
+        while (job := self._wakes.job()) is not None:
+            job()
+            self._firewall_if_due()
+
+    def _let_in(self) -> None:
+        """Look at the firewall and carry out orders while a probe takes long: it calls this between slices."""
+        if not self._wakes.any() or threading.current_thread() is not self._thread:
+            return
+        if self._in_firewall:
+            return
+        self.beat = self._monotonic()
+        self._firewall_if_due()
+        if self._interruptible and self.machine.observing:
+            self._interruptible = False
+            self._do_jobs()
+            self._interruptible = True
+
     def _firewall_if_due(self) -> None:
-        with self._condition:
-            due = "firewall" in self._due
-            self._due.discard("firewall")
-        if due:
+        if self._wakes.take("firewall"):
             self._look("firewall")
 
     def _count_offline(self) -> None:
@@ -310,7 +293,8 @@ class Loop:
                 self.hold.confirm()
                 self.on_report()
             elif isinstance(step, plan.Revert):
-                self._adopt(self.hold.revert(step.code, step.reason, self._now()), silent=True)
+                held = self.hold.revert(step.code, step.reason, self._now())
+                self._adopt(held, silent=True, reverting=True)
                 self.on_redial()
             else:
                 if isinstance(step, plan.Fetch) and self._fetching != step.wanted.sha256:
@@ -319,9 +303,9 @@ class Loop:
                 break
         self._hold_stance(silent=True)
 
-    def _adopt(self, held: Held, *, silent: bool) -> None:
+    def _adopt(self, held: Held, *, silent: bool, reverting: bool = False) -> None:
         """Make the machine look like `held`: firewall first, then undo what only the old one wanted, then the rest."""
-        old = self.machine.replace_probes(held)
+        old = self.machine.replace_probes(held, reverting=reverting)
         self._hold_stance(silent=silent)
         self._look("firewall", silent=silent)
         for probe in old:
@@ -331,7 +315,12 @@ class Loop:
         self._next_full = self._monotonic() + self._config.interval_s
 
     def _look(self, name: str, *, silent: bool = False) -> None:
-        self._tell_all(self.machine.look(name, self.stance, self._now(), silent=silent))
+        before = self._in_firewall
+        self._in_firewall = before or name == "firewall"
+        try:
+            self._tell_all(self.machine.look(name, self.stance, self._now(), silent=silent))
+        finally:
+            self._in_firewall = before
 
     def _hold_stance(self, *, silent: bool) -> None:
         head = self.hold.held.baseline.head

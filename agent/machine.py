@@ -1,6 +1,9 @@
 """The probes in force and one look at a section: observe, repair, observe again. On the worker thread only.
 
-Refuses: to decide what is repaired (agent.plan does) and to keep records (the loop does).
+Repairs have a budget, rest when they do not last (`agent.budget`), and keep what they found (`agent.exhibits`): not when a
+baseline of ours is put in force, which is carried out at once.
+
+Refuses: to decide what is repaired (agent.plan and agent.budget do) and to keep records (the loop does).
 Relies on: probes keeping to their interface; a repair that fails is told, and seen again by the next look.
 """
 
@@ -8,11 +11,13 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import msgspec
 
-from agent import plan
+from agent import budget, plan
+from agent.exhibits import Exhibit, Exhibits
 from agent.firewall.section import Section as FirewallSection
 from agent.hold import Held
 from agent.netfilter import Netfilter, render
@@ -20,7 +25,7 @@ from agent.probes import Probe, SectionBase, Surroundings, mode_of, sections
 from agent.responses import Told
 from contract.baseline import Head
 from contract.errors import Rejected
-from contract.messages import Drift, Posture
+from contract.messages import Drift, Posture, never_more
 
 POSTURES: tuple[Posture, ...] = ("normal", "isolated", "maintenance")
 _HEALED_KEPT = 128
@@ -32,16 +37,29 @@ _STORM_PAUSE_S = 0.02
 class Machine:
     """What is looked at, and what was found. `around` is what probes and responses are given."""
 
-    def __init__(self, around: Surroundings, netfilter: Netfilter) -> None:
+    def __init__(
+        self,
+        around: Surroundings,
+        netfilter: Netfilter,
+        exhibits: Exhibits | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.around = around
         self.probes: dict[str, Probe[SectionBase]] = {}
         self.drifts: dict[str, list[Drift]] = {}
         """Left after the last look, by section."""
         self.healed: list[Drift] = []
         """Repaired and not reported yet, oldest first."""
+        self.observing = False
+        """A probe is looking and changes nothing: an order may be carried out in between."""
         self._netfilter = netfilter
+        self._exhibits = exhibits
+        self._monotonic = monotonic
         self._head: Head
         self._firewall_times: deque[float] = deque(maxlen=_STORM)
+        self._accounts: dict[str, budget.Account] = {}
+        self._resting: dict[str, dict[str, str]] = {}
+        """Keys whose repair waits, and why, by section."""
 
     def surround(self, **changes: object) -> None:
         """Change posture, fences or the controller's addresses for all probes."""
@@ -56,14 +74,25 @@ class Machine:
         for posture in POSTURES:
             self._netfilter.check(render(section, posture, replace(self.around, posture=posture, grants=())))
 
-    def replace_probes(self, held: Held) -> list[Probe[SectionBase]]:
-        """Take the sections of another baseline; return the old probes whose doing is to be undone."""
+    def replace_probes(self, held: Held, *, reverting: bool = False) -> list[Probe[SectionBase]]:
+        """Take the sections of another baseline; return the old probes whose doing is to be undone.
+
+        Each knows its successor, so that what the new baseline governs too is handed over and not put back in between.
+        `reverting`: only to sections that will mend it themselves; a last-good one that merely observes must find the
+        machine as it was before.
+        """
         old, self._head = self.probes, held.baseline.head
         self.probes = {
             name: sections()[name].Probe(section, self.around) for name, section in held.sections.items()
         }
         self.drifts = {name: drifts for name, drifts in self.drifts.items() if name in self.probes}
-        return [p for n, p in old.items() if n != "firewall" and p.section != held.sections.get(n)]
+        self._accounts, self._resting = {}, {}
+        undone = [p for n, p in old.items() if n != "firewall" and p.section != held.sections.get(n)]
+        for probe in undone:
+            successor = self.probes.get(probe.name)
+            if successor and (not reverting or mode_of(successor.section, self._head) == "enforce"):
+                probe.successor = successor
+        return undone
 
     def look(self, name: str, held: plan.Stance, now: float, *, silent: bool) -> list[Told]:
         """Observe, repair, observe again, tell. `silent`: the difference is of our own making."""
@@ -74,27 +103,112 @@ class Machine:
         mode = mode_of(probe.section, self._head)
         if plan.enforced(name, mode, held):
             probe.settle(now)
-        found = left = probe.observe(now)
-        failed: list[Told] = []
-        repair = plan.to_repair(name, mode, held, found)
+        found = left = self._observe(probe, now)
+        if self.probes.get(name) is not probe:
+            return []  # an order came in between, and brought another baseline
+        told: list[Told] = []
+        kept: list[Exhibit] = []
+        wrong = plan.to_repair(name, mode, held, found)
+        repair = wrong if silent or not probe.rationed else self._within_budget(name, wrong, told)
         if repair:
-            try:
-                probe.repair(repair, now)
-            except (OSError, Rejected) as error:
-                failed = [Told(kind=f"{name}.repair-failed", severity="critical", summary=str(error))]
+            kept = self._repair(probe, repair, now, told, free=silent or not probe.rationed)
             left = probe.observe(now)
+        left = _marked(left, self._resting.get(name, {}))
         self.drifts[name] = left
         remaining = {drift.key for drift in left}
-        told = plan.tell(name, before, left if silent else found, left)
+        told += plan.tell(name, before, left if silent else found, left, _named(kept))
+        told += _not_named(name, kept, {drift.key for drift in found} - remaining)
         if not silent:
             healed = [msgspec.structs.replace(d, repaired=True) for d in found if d.key not in remaining]
             self.healed = (self.healed + healed)[-_HEALED_KEPT:]
         noticed = probe.notices(now)
         told += [Told(kind=n.kind, severity=n.severity, summary=n.summary, detail=n.detail) for n in noticed]
-        return failed + told
+        return told
+
+    def _observe(self, probe: Probe[SectionBase], now: float) -> list[Drift]:
+        before, self.observing = self.observing, True
+        try:
+            return probe.observe(now)
+        finally:
+            self.observing = before
+
+    def _within_budget(self, name: str, wrong: Sequence[Drift], told: list[Told]) -> list[Drift]:
+        """Return what may be repaired now, and tell once of what begins to wait."""
+        decision = budget.decide(
+            self._accounts.get(name, budget.Account()),
+            self._head.repair,
+            [drift.key for drift in wrong],
+            self._monotonic(),
+        )
+        before, self._resting[name] = self._resting.get(name, {}), dict(decision.resting)
+        if decision.over and decision.over not in before.values():
+            told.append(Told(kind=f"{name}.budget-spent", severity="critical", summary=decision.over))
+        elif not decision.over:
+            for key in sorted(decision.resting.keys() - before.keys()):
+                summary = f"{key}: {decision.resting[key]}"
+                detail = {"key": key}
+                told.append(Told(kind=f"{name}.flapping", severity="warning", summary=summary, detail=detail))
+        return [drift for drift in wrong if drift.key in decision.may]
+
+    def _repair(
+        self, probe: Probe[SectionBase], wrong: list[Drift], now: float, told: list[Told], *, free: bool
+    ) -> list[Exhibit]:
+        """Repair, keep what is found, and charge it to the section's account unless it is `free`."""
+        tree = self.around.host.tree
+        began, written = time.thread_time(), self.around.host.written_bytes()
+        if self._exhibits is not None and not free:
+            tree.before_change = self._exhibits.keep
+        try:
+            probe.repair(wrong, now)
+        except (OSError, Rejected) as error:
+            told.append(Told(kind=f"{probe.name}.repair-failed", severity="critical", summary=str(error)))
+        finally:
+            tree.before_change = None
+        if not free:
+            cost = budget.Cost(time.thread_time() - began, max(0, self.around.host.written_bytes() - written))
+            account = self._accounts.get(probe.name, budget.Account())
+            keys = [drift.key for drift in wrong]
+            self._accounts[probe.name] = budget.charge(account, keys, cost, self._monotonic())
+        return self._exhibits.take() if self._exhibits is not None else []
 
     def _pace(self) -> None:
         now = time.monotonic()
         if len(self._firewall_times) == _STORM and now - self._firewall_times[0] < 1.0:
             time.sleep(_STORM_PAUSE_S)
         self._firewall_times.append(now)
+
+
+def _marked(left: Sequence[Drift], resting: dict[str, str]) -> list[Drift]:
+    """Return the drifts, those whose repair waits with the reason."""
+    return [
+        msgspec.structs.replace(d, wanted=never_more(f"{d.wanted} ({resting[d.key]})", 2048))
+        if d.key in resting
+        else d
+        for d in left
+    ]
+
+
+def _named(kept: Sequence[Exhibit]) -> dict[str, dict[str, str]]:
+    """Return what an event says of each path's record, by path."""
+    out = {}
+    for each in kept:
+        record = each.record
+        detail = {"kept": each.name} if each.name else {"not_kept": each.why_not}
+        if record is not None:
+            detail |= {"sha256": record.sha256, "owner": f"{record.uid}:{record.gid}", "mode": record.mode}
+        out[each.path] = {key: value for key, value in detail.items() if value}
+    return out
+
+
+def _not_named(name: str, kept: Sequence[Exhibit], healed: set[str]) -> list[Told]:
+    """Return an event for each record that no event of a healed key names."""
+    return [
+        Told(
+            kind=f"{name}.kept" if "kept" in detail else f"{name}.not-kept",
+            severity="info" if "kept" in detail else "warning",
+            summary=f"{path}: what was found there before the repair",
+            detail={"path": path, **detail},
+        )
+        for path, detail in _named(kept).items()
+        if not any(plan.about(key, path) for key in healed)
+    ]

@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, break-glass, learn-files, learn-model.
+"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, break-glass, learn-files, learn-model, devices.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -29,13 +29,14 @@ from agent.dial import Dialler
 from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
+from agent.learn_devices import devices
 from agent.learn_files import learn, toml_of
 from agent.loop import Loop
 from agent.models.learn import learn_model
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
 from agent.packages import PackageDatabase
-from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections
+from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections, subsystems
 from agent.spool import Spool
 from agent.store import Damaged, Store
 from agent.tpm import Tpm, TpmUnavailable
@@ -204,6 +205,7 @@ def learn_files(
 cli.add_command(check)
 cli.add_command(learn_model)
 cli.add_command(break_glass)
+cli.add_command(devices)
 
 
 def main() -> NoReturn:
@@ -328,7 +330,7 @@ async def _serve(config: AgentConfig) -> int:
     uplink = Uplink(config, store, loop, tpm)
     # Listen before the first rules are loaded: nothing that happens in between is missed.
     watches: list[Callable[[], object]] = [Events(loop.firewall_changed, proc=Path(config.roots.proc)).close]
-    watches.append(host.watch_devices(lambda: loop.wake("usb")).stop)
+    watches.append(host.watch_devices(subsystems(), loop.wake).stop)
     watches.append((await uplink.unlocks.serve(config.state)).close)
     watches.append((await Console(config.node, loop).serve(config.state)).close)
     tasks: list[asyncio.Task[None]] = []

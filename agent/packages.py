@@ -11,13 +11,17 @@ import errno
 import hashlib
 import os
 import re
+import select
 import stat
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 RPM_TIMEOUT_S: Final = 120.0
+_RPM_PAUSE_S: Final = 0.005
+_RPM_READ_BYTES: Final = 65536
 _HASH_BYTES: Final = 1024 * 1024
 _RPM_FOLDERS: Final = ("usr/lib/sysimage/rpm", "var/lib/rpm")
 _RPM_NAMES: Final = ("rpmdb.sqlite", "Packages", "Packages.db")
@@ -63,8 +67,9 @@ class PackageVersion(NamedTuple):
 class PackageDatabase:
     """All packages below one root. Reads when asked, and remembers nothing."""
 
-    def __init__(self, root: Path = Path("/")) -> None:
+    def __init__(self, root: Path = Path("/"), breathe: Callable[[], None] = lambda: None) -> None:
         self._root = root
+        self._breathe = breathe
         self._folders: dict[str, str] = {}
 
     def stamp(self) -> tuple[int, ...]:
@@ -114,24 +119,32 @@ class PackageDatabase:
         base = self._root / "var/lib/dpkg"
         status = (base / "status").read_text("utf-8", "surrogateescape")
         tails = tuple(needle.decode() for needle in needles)
-        conffiles = _CONFFILE.findall(status)
-        found = {self._real(p): digest for p, digest in conffiles if any(tail in p for tail in tails)}
-        for sums in (base / "info").glob("*.md5sums"):
-            content = sums.read_bytes()
-            if not any(needle in content for needle in needles):
-                continue
-            for line in content.splitlines():
-                if any(needle in line for needle in needles):
-                    digest, _, path = line.decode("utf-8", "surrogateescape").partition("  ")
-                    found[self._real("/" + path)] = digest
-        for listed in (base / "info").glob("*.list"):
-            content = listed.read_bytes()
-            for needle in needles:
-                if needle in content:
-                    for line in content.splitlines():
-                        if needle in line:
-                            found.setdefault(self._real(line.decode("utf-8", "surrogateescape")), "")
+        found: dict[str, str] = {}
+        for paragraph in status.split("\n\n"):
+            self._breathe()
+            for path, digest in _CONFFILE.findall(paragraph):
+                if any(tail in path for tail in tails):
+                    found[self._real(path)] = digest
+        for line in self._lines_with(needles, ".md5sums"):
+            digest, _, path = line.partition("  ")
+            found[self._real("/" + path)] = digest
+        for line in self._lines_with(needles, ".list"):
+            found.setdefault(self._real(line), "")
         return {path: digest for path, digest in found.items() if path.startswith(tuple(folders))}
+
+    def _lines_with(self, needles: Sequence[bytes], ending: str) -> Iterator[str]:
+        """Yield the lines, of all of dpkg's files with that ending, in which one of the needles stands."""
+        with os.scandir(self._root / "var/lib/dpkg/info") as entries:
+            for entry in entries:
+                self._breathe()
+                if not entry.name.endswith(ending):
+                    continue
+                content = Path(entry.path).read_bytes()
+                if not any(needle in content for needle in needles):
+                    continue
+                for line in content.splitlines():
+                    if any(needle in line for needle in needles):
+                        yield line.decode("utf-8", "surrogateescape")
 
     def sha256_of(self, file: PackageFile) -> str | None:
         """Return the SHA-256 of a file as it is now, or None if it is not what the database records, or is not there."""
@@ -189,6 +202,7 @@ class PackageDatabase:
         """Yield the fields of each package that is there in any part. `State` is dpkg's word, `Text` the whole. Raises OSError."""
         status = (self._root / "var/lib/dpkg/status").read_text("utf-8", "surrogateescape")
         for paragraph in status.split("\n\n"):
+            self._breathe()
             fields = dict(_FIELD.findall(paragraph))
             state = fields.get("Status", "").split()
             if len(state) == 3 and state[2] not in ("not-installed", "config-files") and "Package" in fields:
@@ -234,11 +248,26 @@ class PackageDatabase:
     def _ask_rpm(self, folder: Path, form: str) -> list[str]:
         """Return the lines rpm prints for all packages. Raises OSError."""
         command = ["rpm", "--dbpath", str(folder.absolute()), "-qa", "--qf", form]
-        try:
-            done = subprocess.run(command, capture_output=True, check=True, timeout=RPM_TIMEOUT_S)
-        except subprocess.SubprocessError as error:
-            raise OSError(f"rpm did not answer: {error}") from None
-        return done.stdout.decode("utf-8", "surrogateescape").splitlines()
+        until = time.monotonic() + RPM_TIMEOUT_S
+        parts: list[bytes] = []
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as rpm:
+            assert rpm.stdout is not None  # noqa: S101  (a pipe was asked for)
+            try:
+                while True:
+                    self._breathe()
+                    if select.select([rpm.stdout], [], [], _RPM_PAUSE_S)[0]:
+                        if not (part := os.read(rpm.stdout.fileno(), _RPM_READ_BYTES)):
+                            break
+                        parts.append(part)
+                    elif time.monotonic() > until:
+                        raise OSError(errno.ETIMEDOUT, f"rpm did not answer within {RPM_TIMEOUT_S:g} s")
+                if rpm.wait(_RPM_PAUSE_S * 100):
+                    raise OSError(f"rpm did not answer: exit code {rpm.returncode}")
+            except subprocess.TimeoutExpired as error:
+                raise OSError(f"rpm did not answer: {error}") from None
+            finally:
+                rpm.kill()
+        return b"".join(parts).decode("utf-8", "surrogateescape").splitlines()
 
 
 _FIELD = re.compile(r"^(Package|Status|Version|Architecture|Multi-Arch): (.*)$", re.MULTILINE)

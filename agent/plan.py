@@ -140,10 +140,22 @@ def to_repair(section: str, mode: Mode, held: Stance, drifts: Sequence[Drift]) -
     return list(drifts) if enforced(section, mode, held) else []
 
 
-def tell(section: str, before: Sequence[Drift], found: Sequence[Drift], left: Sequence[Drift]) -> list[Told]:
+def about(key: str, path: str) -> bool:
+    """Tell whether a drift's key speaks of a file: "/etc/x", "/etc/x mode"."""
+    return key == path or key.startswith(f"{path} ")
+
+
+def tell(
+    section: str,
+    before: Sequence[Drift],
+    found: Sequence[Drift],
+    left: Sequence[Drift],
+    kept: Mapping[str, Mapping[str, str]] | None = None,
+) -> list[Told]:
     """Return events for what changed: healed at once, newly drifted, cleared by somebody else.
 
-    `before`: left over from the last pass; `found`: seen in this one; `left`: still there after the repair.
+    `before`: left over from the last pass; `found`: seen in this one; `left`: still there after the repair; `kept`: path ->
+    what is to be said of the record of what the repair found there.
     """
     told = []
     known = {(d.key, d.found) for d in before}
@@ -154,6 +166,9 @@ def tell(section: str, before: Sequence[Drift], found: Sequence[Drift], left: Se
             detail["culprit"] = drift.culprit
         by = f" by {drift.culprit}" if drift.culprit else ""
         if drift.key not in remaining:
+            for path in kept or ():
+                if about(drift.key, path):
+                    detail |= (kept or {})[path]
             told.append(
                 Told(
                     kind=f"{section}.healed",

@@ -5,17 +5,14 @@ A process chooses its own name and arguments: they are made printable and are ne
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import select
 import signal
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
+from agent.sockettable import SocketTable
 
 _MAX_COMMAND_CHARS = 300
 _MAX_STATUS_BYTES = 8192
@@ -38,8 +35,9 @@ class Listener(NamedTuple):
 class ProcTree:
     """A procfs tree."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, breathe: Callable[[], None] = lambda: None) -> None:
         self.root = root
+        self._sockets = SocketTable(root, breathe)
 
     def describe(self, pid: int) -> str:
         """Return "nft (pid 4242, uid 0, from bash): nft flush ruleset"; for a process that has gone "pid 4242 (gone)"."""
@@ -56,18 +54,13 @@ class ProcTree:
 
     def listeners(self) -> list[Listener]:
         """Return every listening socket of this network namespace, sorted, each once. Raises OSError."""
+        waiting = self._sockets.waiting()
+        holders = self._sockets.holders({each.inode for each in waiting})
         found: set[Listener] = set()
-        with self._psutil():
-            try:
-                for each in psutil.net_connections("inet"):
-                    tcp = each.type == socket.SOCK_STREAM
-                    if each.raddr or not each.laddr or (tcp and each.status != psutil.CONN_LISTEN):
-                        continue
-                    program = self.program(each.pid) if each.pid else ""
-                    address = str(ipaddress.ip_address(each.laddr.ip.partition("%")[0]))
-                    found.add(Listener("tcp" if tcp else "udp", address, each.laddr.port, each.pid, program))
-            except psutil.Error as error:
-                raise OSError(str(error)) from error
+        for each in waiting:
+            pid = holders.get(each.inode)
+            program = self.program(pid) if pid else ""
+            found.add(Listener(each.protocol, each.address, each.port, pid, program))
         return sorted(found, key=lambda each: (each.protocol, each.port, each.address, each.pid or 0))
 
     def program(self, pid: int) -> str:
@@ -142,16 +135,6 @@ class ProcTree:
             return f", from {printable(self._status(int(status['PPid'])).get('Name', '?'))}"
         except (OSError, ValueError, KeyError):
             return ""
-
-    @contextmanager
-    def _psutil(self) -> Iterator[None]:
-        """Point psutil at this tree. The setting is global; only the thread that owns the machine comes here."""
-        before = psutil.PROCFS_PATH
-        psutil.PROCFS_PATH = str(self.root)
-        try:
-            yield
-        finally:
-            psutil.PROCFS_PATH = before
 
 
 def printable(untrusted_text: str) -> str:

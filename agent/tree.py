@@ -14,7 +14,7 @@ import os
 import secrets
 import stat
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
@@ -60,8 +60,11 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Tree:
     """The files below one root."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, breathe: Callable[[], None] = lambda: None) -> None:
         self._root = root
+        self._breathe = breathe
+        self.before_change: Callable[[str, int, str], None] | None = None
+        """Called with path, open folder and name before anything that stands there is changed."""
 
     def entries(self, path: str) -> list[Entry]:
         """Return the names in a folder, sorted. Raises OSError; E2BIG for more than MAX_ENTRIES."""
@@ -75,6 +78,7 @@ class Tree:
                 raise OSError(errno.E2BIG, f"more than {MAX_ENTRIES} names", path)
             found = []
             for name in names:
+                self._breathe()
                 with suppress(FileNotFoundError):  # gone meanwhile
                     found.append(_entry(folder, name))
             return found
@@ -150,6 +154,7 @@ class Tree:
             self.remove(path)
             return
         with self._parent(path) as (folder, name):
+            self._tell(path, folder, name)
             fresh = f".ringfence-{secrets.token_hex(8)}"
             try:
                 if kept.kind == "link":
@@ -181,8 +186,18 @@ class Tree:
     def remove(self, path: str) -> None:
         """Take a file or link away; nothing happens if it is not there. Raises OSError."""
         with suppress(FileNotFoundError), self._parent(path) as (folder, name):
+            self._tell(path, folder, name)
             os.unlink(name, dir_fd=folder)
             _settle(folder)
+
+    def tell(self, path: str) -> None:
+        """Say that what stands under a path is about to be changed. Raises OSError for a folder that cannot be entered."""
+        with self._parent(path) as (folder, name):
+            self._tell(path, folder, name)
+
+    def _tell(self, path: str, folder: int, name: str) -> None:
+        if self.before_change is not None:
+            self.before_change(path, folder, name)
 
     def make_folder(self, path: str) -> None:
         """Make a folder (root's, 0755) if it is not there. Raises OSError."""

@@ -32,6 +32,15 @@ class Offline(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds without a verified answer of the controller until posture `isolated`; absent: never."""
 
 
+class RepairLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[baseline.repair]`: what the repairs of one section may cost within an hour; past it they wait. Not for the firewall."""
+
+    processor_s: Annotated[float, Meta(gt=0, le=3600)] = 60.0
+    """Seconds of processor time."""
+    written_mb: Annotated[float, Meta(gt=0, le=65536)] = 64.0
+    """Million bytes written, the agent's own records of the repair among them."""
+
+
 class Head(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`[baseline]`: which baseline this is, and what holds for all of its sections."""
 
@@ -42,6 +51,7 @@ class Head(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mode: Mode = "enforce"
     """The mode of every section that does not name its own."""
     offline: Offline = Offline()
+    repair: RepairLimits = RepairLimits()
 
 
 class SectionBase(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

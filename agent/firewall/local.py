@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from agent.firewall.model import Local, Unit
 from agent.firewall.section import Section
-from agent.host import Host, user_id
+from agent.host import Host
+from agent.userdb import user_id
 
 
 def resolved(section: Section, host: Host) -> Local:

@@ -21,6 +21,7 @@ def files_below(host: Host, root: str) -> dict[str, bool]:
         above = folders.pop()
         if above.count("/") > MAX_DEPTH:
             raise OSError(errno.E2BIG, f"folders deeper than {MAX_DEPTH}", root)
+        host.breathe()
         for entry in host.tree.entries(f"{root}/{above}".rstrip("/")):
             if entry.kind == "folder":
                 folders.append(f"{above}{entry.name}/")

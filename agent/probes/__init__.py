@@ -14,7 +14,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
 
 from contract import baseline as baselines
 from contract.baseline import SectionBase
@@ -42,6 +42,7 @@ __all__ = [
     "mode_of",
     "parse_sections",
     "sections",
+    "subsystems",
     "warnings",
 ]
 
@@ -110,10 +111,15 @@ class Probe(ABC, Generic[S]):
     `around` is replaced by the loop when posture or fences change; nothing may be derived from it in `__init__`.
     """
 
+    rationed: ClassVar[bool] = True
+    """False where a repair closes a door in one small step: it has no budget and never rests (`agent.budget`)."""
+
     def __init__(self, section: S, around: Surroundings) -> None:
         self.section = section
         self.around = around
         self._since: dict[tuple[str, str, str], float] = {}
+        self.successor: Probe[SectionBase] | None = None
+        """Who takes over what this probe remembers, as far as it governs it."""
         name = type(self).__module__.rpartition(".")[2]
         self.name = name
         """The section's name."""
@@ -134,7 +140,14 @@ class Probe(ABC, Generic[S]):
         """
 
     def undo(self) -> None:
-        """Put back what `repair` changed, where it was remembered: the baseline is being reverted."""
+        """Put back what `repair` changed, where it was remembered: this section is no longer in force.
+
+        What the `successor` governs is left as it is, and stays remembered for its own undo.
+        """
+
+    def governs(self, key: str) -> bool:
+        """True if this section too decides about what is remembered under `key`, and would not have the first value back."""
+        return False
 
     def notices(self, now: float) -> list[Notice]:
         """Return what is to be recorded since the last call, each thing once. Called after `observe`."""
@@ -165,10 +178,19 @@ class Probe(ABC, Generic[S]):
         self.around.remembered.setdefault(self._before + key, value)
 
     def remembered(self) -> Iterator[tuple[str, str]]:
-        """Yield every (key, first value) that this section has remembered."""
+        """Yield every (key, first value) that this section has remembered and that no successor governs."""
         for key in list(self.around.remembered):
             if key.startswith(self._before):
-                yield key.removeprefix(self._before), self.around.remembered[key]
+                bare = key.removeprefix(self._before)
+                if self.successor is None or not self.successor.governs(bare):
+                    yield bare, self.around.remembered[key]
+
+    def handed_over(self) -> Iterator[tuple[str, str]]:
+        """Yield every (key, first value) that this section has remembered and that the successor governs."""
+        for key, value in list(self.around.remembered.items()):
+            bare = key.removeprefix(self._before)
+            if key.startswith(self._before) and self.successor is not None and self.successor.governs(bare):
+                yield bare, value
 
     def forget(self, key: str) -> None:
         """Drop a remembered value after it was put back."""
@@ -203,9 +225,10 @@ Advise = Callable[[Mapping[str, SectionBase], Collection[str] | None], Iterable[
 class ProbeModule(Protocol):
     """What a file in this folder exposes; besides, where sections must agree, `contradictions(sections)`.
 
-    That is called for baselines that have the module's section, with all sections, and yields `Contradiction`. And, where
-    there is something to warn an author of, `advice(sections, interfaces)`, which yields the same and refuses nothing;
-    `interfaces` are those of this machine, or None where it is not such a node.
+    That is called for baselines that have the module's section, with all sections, and yields `Contradiction`. A module
+    that names `SUBSYSTEMS` (of the kernel's uevents) is looked at again as soon as a device of one of them comes or goes.
+    And, where there is something to warn an author of, `advice(sections, interfaces)`, which yields the same and refuses
+    nothing; `interfaces` are those of this machine, or None where it is not such a node.
     """
 
     Section: type[SectionBase]
@@ -216,6 +239,15 @@ def sections() -> dict[str, ProbeModule]:
     """Return every probe module by section name, found by listing this folder. Names with a leading '_' are not probes."""
     names = sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_"))
     return {name: cast(ProbeModule, importlib.import_module(f"{__name__}.{name}")) for name in names}
+
+
+def subsystems() -> dict[str, list[str]]:
+    """Return which sections look at which of the kernel's subsystems: those that a probe module names as `SUBSYSTEMS`."""
+    found: dict[str, list[str]] = {}
+    for name, module in sections().items():
+        for subsystem in getattr(module, "SUBSYSTEMS", ()):
+            found.setdefault(subsystem, []).append(name)
+    return found
 
 
 def parse_sections(baseline: baselines.Baseline) -> dict[str, SectionBase]:

@@ -52,6 +52,7 @@ class Reader(Generic[T]):
 
     def read(self, host: Host, path: str) -> Small[T]:
         """Return a file. Raises OSError; EFBIG for more than SMALL_BYTES."""
+        host.breathe()
         descriptor = host.open_file(path)
         try:
             identity, at = facts_of(descriptor).identity, time.monotonic()
@@ -120,6 +121,12 @@ def put_aside(probe: Probe[Any], path: str) -> None:
     if kept.kind != "absent":
         remember(probe, path, kept)
         tree.remove(path)
+
+
+def aside(probe: Probe[Any], key: str) -> tuple[str, Kept | None]:
+    """Return the path that a remembered key stands for, and what stood there. Raises nothing: None for no such key."""
+    value = probe.around.remembered.get(f"{probe.name}:{key}")
+    return key.removeprefix(_ASIDE), msgspec.json.decode(value, type=Kept) if value is not None else None
 
 
 def put_asides(probe: Probe[Any]) -> Iterator[tuple[str, Kept]]:

@@ -22,6 +22,7 @@ from agent.accountfiles import parse_expiry, parse_passwd, with_expiry
 from agent.firewall.section import PortRange, port_range
 from agent.probes import Contradiction, Difference, could_not_look
 from agent.tree import file_of
+from agent.usbrules import Kind
 from contract.grant import MAX_GRANT_S, Account, Door, UsbId
 from contract.messages import Drift, Name
 
@@ -64,6 +65,8 @@ class Usb(_Strict, frozen=True, kw_only=True):
     """`[[access.usb]]`: devices that a grant may let in."""
 
     ids: Annotated[list[UsbId], Meta(min_length=1, max_length=64)]
+    interfaces: Annotated[list[Kind], Meta(min_length=1, max_length=32)]
+    """`class:subclass:protocol` in hexadecimal, `*` for any. A stick that is also a keyboard gets in as a stick."""
     max_s: Limit
     reason: Reason
 

@@ -26,7 +26,7 @@ from agent.accountfiles import (
 from agent.accountsection import Section
 from agent.probes import Difference, could_not_look
 from agent.probes._bounds import bounded
-from agent.probes._kept import PackagedFiles, Reader, Small, put_aside, put_asides, remember
+from agent.probes._kept import PackagedFiles, Reader, Small, aside, put_aside, put_asides, remember
 from agent.tree import Kept, file_of
 from contract.messages import Drift
 
@@ -51,6 +51,8 @@ class Probe(probes.Probe[Section]):
         self._pam = Reader(lambda content: bool(content.strip()))
         self._packaged = PackagedFiles(around.host, [*(f"{each}/" for each in PAM_FOLDERS), "/etc/sudoers"])
         self._allowed = {(key.user, key.fingerprint, key.options) for key in section.key}
+        self._owners: dict[str, set[str]] = {}
+        """Files of authorized_keys, and whose they are."""
         self._strange: dict[str, set[str]] = {}
         """Files of authorized_keys with lines that are not allowed, and whose they are."""
 
@@ -85,6 +87,31 @@ class Probe(probes.Probe[Section]):
                     tree.put(path, kept)
                 elif there.kind == kept.kind == "file" and not path.startswith(f"{SUDOERS_FOLDER}/"):
                     tree.put(path, _merged(there, kept))
+        for key, _ in self.handed_over():
+            path, before = aside(self, key)
+            if isinstance(self.successor, Probe) and before is not None and before.kind == "file":
+                with suppress(OSError):
+                    self.successor.give_back(path, before, self._owners.get(path, set()))
+
+    def governs(self, key: str) -> bool:
+        """True for what was put aside, but for files of sudo that the section lists."""
+        path, kept = aside(self, key)
+        return kept is not None and path not in {each.path for each in self.section.sudoers}
+
+    def give_back(self, path: str, before: Kept, users: set[str]) -> None:
+        """Add those lines of a key file as it was that this section allows and an older one took out. Raises OSError."""
+        if path.startswith(f"{SUDOERS_FOLDER}/"):
+            return
+        there = self.around.host.tree.keep(path)
+        if there.kind != "file":
+            return
+        content = before.content()
+        allowed = {key.number for key in parse_authorized_keys(content) if self._may(users, key)}
+        now = there.content().split(b"\n")
+        lines = [line for number, line in enumerate(content.split(b"\n"), 1) if number in allowed]
+        if missing := [line for line in lines if line not in now]:
+            whole = b"\n".join([*(line for line in now if line), *missing]) + b"\n"
+            self.around.host.tree.put(path, file_of(whole, there))
 
     def _differences(self) -> Iterator[Difference]:
         host = self.around.host
@@ -212,6 +239,7 @@ class Probe(probes.Probe[Section]):
                 path = pattern.replace("%u", user.name)
                 if path.startswith("/") or home is not None:
                     whose.setdefault(path if path.startswith("/") else f"{home}/{path}", set()).add(user.name)
+        self._owners = whose
         for path, names in sorted(whose.items()):
             try:
                 found = self._keys.read(self.around.host, path)

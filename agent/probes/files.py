@@ -1,84 +1,70 @@
-"""`[files]`: files that must have a certain content, owner and mode: model weights, guardrails, configuration.
+"""`[files]`: files that must have a certain content, owner, mode, ACL, capabilities and attributes.
 
-Refuses to follow symbolic links in any part of a path. Small files are hashed in the pass; big ones by a thread of
-their own, at a quarter of one processor, so that 20 GB of weights never delay the firewall. A digest holds as long as
-`stat` shows the very same file (device, inode, size, mtime, ctime), and for `rehash_s` at most, because a clock
-set back can hide a write. Content is never repaired: there is no good copy here to repair it from. Owner and mode
-are, where the file says `repair = "mode"`.
+Refuses to follow symbolic links in any part of a path. A file is opened once in each look and everything is asked of that
+descriptor, so that one that is swapped in between is not judged in parts (ATTACKS d06, d07). Small files are hashed in
+the pass; big ones by a thread of their own, at a quarter of one processor. A digest holds as long as `stat` shows the very
+same file (device, inode, size, mtime, ctime), and for `rehash_s` at most, because a clock set back can hide a write.
+inotify wakes the look; it decides nothing. Content is never repaired: there is no good copy here to repair it from. The
+rest is, where the file says `repair = "mode"`; what the kernel will not have changed (immutable, read-only) stays a drift
+that says so.
 """
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import os
-import threading
-import time
+import weakref
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
-from msgspec import Meta, Struct, field
+import msgspec
 
 from agent import probes
-from agent.host import FileFacts, Host, Identity, facts_of, group_id, user_id
+from agent.fileaccess import (
+    access_of,
+    acl_text,
+    attributes_of,
+    capability_text,
+    parse_capabilities,
+    wanted_acl,
+)
+from agent.filehashing import BackgroundHashing, Digest, hash_open
+from agent.filesection import File, Section
+from agent.host import FileFacts, Wanted, facts_of
+from agent.imawitness import ImaWitness
 from agent.probes import Difference, Notice, could_not_look
+from agent.probes._bounds import bounded
+from agent.userdb import group_id, user_id
 from contract.messages import Drift
+
+__all__ = ["File", "Probe", "Section"]
 
 SMALL_FILE_BYTES = 1024 * 1024
 """Up to this size a file is hashed in the pass itself (some 5 ms)."""
 PASS_BYTES = 8 * 1024 * 1024
 """No more than this is hashed in one pass; the rest goes to the thread."""
-SLICE_BYTES = 1024 * 1024
-_REST_FACTOR = 3.0
-"""The thread rests three times as long as a slice took."""
-_CHANGING = "changes while it is read"
-
-Reason = Annotated[str, Meta(min_length=3, max_length=512)]
-Account = Annotated[str, Meta(pattern=r"\A[a-z0-9_][a-z0-9_.-]{0,31}\Z")]
-
-
-class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`[[files.file]]`: one file. It must be there."""
-
-    path: Annotated[str, Meta(max_length=1024, pattern=r"\A(/[^/\x00-\x1f\x7f]+)+\Z")]
-    """Absolute, without symbolic links."""
-    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None = None
-    """Of its content, in lower case; absent: any content."""
-    owner: Account = "root"
-    """User, by name or number."""
-    group: Account = "root"
-    """Group, by name or number."""
-    mode: Annotated[str, Meta(pattern=r"\A[0-7]{4}\Z")] = "0644"
-    """Four octal digits."""
-    repair: Literal["none", "mode"] = "none"
-    """`mode`: in mode `enforce` put owner, group and mode right."""
-    reason: Reason
-    """Why, for the next reader."""
-
-    def __post_init__(self) -> None:
-        if {".", ".."} & set(self.path.split("/")):
-            raise ValueError("expected a path without '.' and '..'")
-
-
-class Section(probes.SectionBase, frozen=True, kw_only=True):
-    """`[files]`."""
-
-    file: Annotated[list[File], Meta(max_length=4096)] = field(default_factory=list)
-    """The files."""
-    rehash_s: Annotated[float, Meta(ge=60, le=30 * 86400)] = 86400.0
-    """A file is hashed anew after so many seconds even if nothing seems to have changed."""
-
-    def __post_init__(self) -> None:
-        paths = [file.path for file in self.file]
-        if len(set(paths)) != len(paths):
-            raise ValueError("expected each path once")
+MAX_TOLD = 1024
+"""Differences told one by one."""
+_ACCESS = ("owner", "group", "mode", "acl", "capabilities", "attributes")
+_MORE = "more files"
 
 
 class Hashed(NamedTuple):
-    """A digest, and the file it is of."""
+    """A digest and when it was taken."""
 
-    identity: Identity
+    digest: Digest
     at: float
-    sha256: str
+
+
+class Before(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a file granted before its first repair."""
+
+    uid: int
+    gid: int
+    mode: int
+    acl: list[tuple[int, int, int]] = []
+    capabilities: str = ""
+    attributes: list[str] | None = None
 
 
 class Probe(probes.Probe[Section]):
@@ -89,172 +75,241 @@ class Probe(probes.Probe[Section]):
         self._hashed: dict[str, Hashed] = {}
         self._failed: dict[str, OSError] = {}
         self._background = BackgroundHashing(around.host)
+        weakref.finalize(self, self._background.stop)
+        self._paths = frozenset(file.path for file in section.file)
+        self._judged = {file.path: file.sha256 for file in section.file if file.sha256 is not None}
+        self._witness = ImaWitness(around.host, around.ima_log)
+        weakref.finalize(self, self._witness.close)
+        self._stuck: dict[str, str] = {}
+        """Path -> why it could not be repaired."""
+        self._ids: dict[tuple[str, str], int | None] = {}
         self._left_bytes = 0
         self._unproved: set[str] = set()
         self._told: set[str] = set()
+        self._told_measured: dict[str, str] = {}
 
     def observe(self, now: float) -> list[Drift]:
-        """Return a drift for each file whose digest, owner or mode differs, or that cannot be read."""
+        """Return a drift for each file that is not as wanted in some way, or that cannot be read."""
+        self.around.host.watch_files(self.name, self._paths)
         self._left_bytes = PASS_BYTES
         self._unproved = set()
+        self._ids = {}
         for path, result in self._background.take().items():
             self._failed.pop(path, None)
             if isinstance(result, OSError):
                 self._failed[path] = result
             else:
-                self._hashed[path] = Hashed(result[0], now, result[1])
-        return self.drifts(self._differences(now), now)
+                self._hashed[path] = Hashed(result, now)
+        return self.drifts(bounded(_MORE, self._differences(now), MAX_TOLD), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
-        """Put owner, group and mode right where the file asks for it."""
+        """Put right what a file grants, where the file asks for it."""
         wrong = {drift.key for drift in drifts}
         for file in self.section.file:
-            if (
-                file.repair == "mode"
-                and {f"{file.path} {what}" for what in ("owner", "group", "mode")} & wrong
-            ):
+            if file.repair != "mode":
+                continue
+            if _MORE in wrong or {f"{file.path} {what}" for what in _ACCESS} & wrong:
                 self._repair(file)
 
     def undo(self) -> None:
-        """Put back owner, group and mode from before the first repair."""
+        """Put back what each file granted before the first repair."""
         for path, value in self.remembered():
-            uid, gid, mode = (int(part) for part in value.split(":"))
             try:
-                self.around.host.set_owner_and_mode(path, uid=uid, gid=gid, mode=mode)
+                before = msgspec.json.decode(value, type=Before)
+                wanted = Wanted(
+                    before.uid,
+                    before.gid,
+                    before.mode,
+                    frozenset(before.acl),
+                    before.capabilities,
+                    before.attributes,
+                )
+                self.around.host.set_access(path, wanted)
             except OSError:  # the file has gone
                 pass
             self.forget(path)
 
+    def governs(self, key: str) -> bool:
+        """True if the section has the file and mends it."""
+        return any(file.path == key and file.repair == "mode" for file in self.section.file)
+
     def notices(self, now: float) -> list[Notice]:
-        """Return `files.hashing` once for each file whose first digest is not ready yet."""
+        """Return what is to be known besides: digests that are not ready yet, and what the kernel measured otherwise."""
         fresh = sorted(self._unproved - self._told)
         self._told |= self._unproved
-        return [
+        out = [
             Notice("files.hashing", "info", f"{path}: its first digest is being computed", {"path": path})
             for path in fresh
         ]
+        measured = self._witness.look(frozenset(self._judged)) if self._judged else {}
+        for path, sha256 in sorted(measured.items()):
+            if sha256 == self._judged[path]:
+                self._told_measured.pop(path, None)
+            elif self._told_measured.get(path) != sha256:
+                self._told_measured[path] = sha256
+                known = self._hashed.get(path)
+                read = known.digest.sha256 if known else "not read yet"
+                detail = {"path": path, "measured": sha256, "read": read}
+                summary = (
+                    f"{path}: the kernel measured another content in use, {sha256}; reading it gives {read}"
+                )
+                out.append(Notice("files.measured", "warning", summary, detail))
+        return out
 
     def hashing(self) -> bool:
         """True while the thread has something to do."""
         return self._background.busy()
 
     def _differences(self, now: float) -> Iterator[Difference]:
+        host = self.around.host
         for file in self.section.file:
+            host.breathe()
             try:
-                facts = self.around.host.file_facts(file.path)
-                yield from _wrong_facts(file, facts)
-                if file.sha256 is not None:
-                    found = self._digest(file.path, facts, now)
-                    if found not in (None, file.sha256):
-                        yield Difference(f"{file.path} sha256", file.sha256, str(found))
+                descriptor = host.open_file(file.path)
+                try:
+                    yield from self._of_open(file, descriptor, now)
+                finally:
+                    os.close(descriptor)
             except FileNotFoundError:
                 yield Difference(file.path, "there", "not there")
             except OSError as error:
                 yield could_not_look(file.path, "a look at the file", error)
 
-    def _digest(self, path: str, facts: FileFacts, now: float) -> str | None:
+    def _of_open(self, file: File, descriptor: int, now: float) -> Iterator[Difference]:
+        facts = facts_of(descriptor)
+        wrong = list(self._wrong_access(file, descriptor, facts))
+        if not wrong:
+            self._stuck.pop(file.path, None)
+        reason = self._stuck.get(file.path)
+        for each in wrong:
+            yield each._replace(wanted=f"{each.wanted} (not repaired: {reason})") if reason else each
+        for name, value in file.xattrs.items():
+            yield from _wrong_xattr(file.path, descriptor, name, value)
+        if file.sha256 is not None:
+            found = self._digest(file.path, descriptor, facts, now)
+            if found not in (None, file.sha256):
+                yield Difference(f"{file.path} sha256", file.sha256, str(found))
+
+    def _wrong_access(self, file: File, descriptor: int, facts: FileFacts) -> Iterator[Difference]:
+        path = file.path
+        if self._id("user", file.owner) != facts.uid:
+            yield Difference(f"{path} owner", file.owner, facts.owner)
+        if self._id("group", file.group) != facts.gid:
+            yield Difference(f"{path} group", file.group, facts.group)
+        if int(file.mode, 8) != facts.mode:
+            yield Difference(f"{path} mode", file.mode, f"{facts.mode:04o}")
+        access = access_of(descriptor)
+        if file.acl or access.acl:
+            acl = self._acl(file)
+            if acl != access.acl:
+                wanted = (
+                    "no ACL" if not file.acl else acl_text(acl) if acl is not None else ",".join(file.acl)
+                )
+                yield Difference(f"{path} acl", wanted, acl_text(access.acl))
+        capabilities = capability_text(parse_capabilities(file.capabilities))
+        if capabilities != access.capabilities:
+            yield Difference(f"{path} capabilities", capabilities or "none", access.capabilities or "none")
+        if file.attributes is not None and set(file.attributes) != access.attributes:
+            wanted = ",".join(sorted(file.attributes)) or "none"
+            yield Difference(f"{path} attributes", wanted, ",".join(sorted(access.attributes)) or "none")
+
+    def _acl(self, file: File) -> frozenset[tuple[int, int, int]] | None:
+        """Return the ACL wanted; None where it names somebody that this machine does not know."""
+        entries = []
+        for kind, who, letters in file.acl_entries():
+            number = self._id(kind, who) if who else None
+            if who and number is None:
+                return None
+            entries.append((kind, number, letters))
+        return wanted_acl(entries, int(file.mode, 8))
+
+    def _id(self, kind: str, name: str) -> int | None:
+        """Return the number of a user or group, asked once in a look; None if there is none."""
+        if (kind, name) not in self._ids:
+            try:
+                self._ids[kind, name] = user_id(name) if kind == "user" else group_id(name)
+            except OSError:
+                self._ids[kind, name] = None
+        return self._ids[kind, name]
+
+    def _digest(self, path: str, descriptor: int, facts: FileFacts, now: float) -> str | None:
         """Return the digest, the last one known while a new one is being computed, or None before the first."""
         known = self._hashed.get(path)
-        if known and known.identity == facts.identity and 0 <= now - known.at < self.section.rehash_s:
-            return known.sha256
+        if (
+            known
+            and known.digest.settled
+            and known.digest.identity == facts.identity
+            and 0 <= now - known.at < self.section.rehash_s
+        ):
+            return known.digest.sha256
         if facts.size <= min(SMALL_FILE_BYTES, self._left_bytes):
             self._left_bytes -= facts.size
-            identity, digest = hash_file(self.around.host, path)
-            self._hashed[path] = Hashed(identity, now, digest)
-            return digest
+            digest = hash_open(self.around.host, path, descriptor)
+            self._hashed[path] = Hashed(digest, now)
+            return digest.sha256
         self._background.ask(path)
         if path in self._failed:  # until it succeeds: a file that is written to all the time is never proved
             raise self._failed[path]
         if known is None:
             self._unproved.add(path)
-        return known.sha256 if known else None
+        return known.digest.sha256 if known else None
 
     def _repair(self, file: File) -> None:
         host = self.around.host
         try:
-            facts = host.file_facts(file.path)
-            self.remember_first(file.path, f"{facts.uid}:{facts.gid}:{facts.mode}")
-            uid, gid = user_id(file.owner), group_id(file.group)
-            host.set_owner_and_mode(file.path, uid=uid, gid=gid, mode=int(file.mode, 8))
-        except OSError:
-            return  # the next observation reports what is still wrong
+            self.remember_first(file.path, self._first(file))
+            acl = self._acl(file)
+            if acl is None:
+                raise OSError(errno.ENOENT, "no such user or group", ",".join(file.acl))
+            wanted = Wanted(
+                user_id(file.owner),
+                group_id(file.group),
+                int(file.mode, 8),
+                acl,
+                file.capabilities,
+                file.attributes,
+            )
+            host.set_access(file.path, wanted)
+            self._stuck.pop(file.path, None)
+        except OSError as error:  # the next observation reports what is still wrong, with the reason
+            self._stuck[file.path] = self._why(file.path, error)
 
+    def _first(self, file: File) -> str:
+        descriptor = self.around.host.open_file(file.path)
+        try:
+            facts, access = facts_of(descriptor), access_of(descriptor)
+        finally:
+            os.close(descriptor)
+        before = Before(
+            uid=facts.uid,
+            gid=facts.gid,
+            mode=facts.mode,
+            acl=sorted(access.acl),
+            capabilities=access.capabilities.partition(" [")[0],
+            attributes=None if file.attributes is None else sorted(access.attributes),
+        )
+        return msgspec.json.encode(before).decode()
 
-class BackgroundHashing:
-    """Hashes big files one after the other in a thread that ends when nothing is left to do."""
-
-    def __init__(self, host: Host) -> None:
-        self._host = host
-        self._lock = threading.Lock()
-        self._waiting: dict[str, None] = {}
-        self._done: dict[str, tuple[Identity, str] | OSError] = {}
-        self._thread: threading.Thread | None = None
-
-    def ask(self, path: str) -> None:
-        """Put a file in the queue, unless it is there."""
-        with self._lock:
-            self._waiting.setdefault(path)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="file-hashing", daemon=True)
-                self._thread.start()
-
-    def take(self) -> dict[str, tuple[Identity, str] | OSError]:
-        """Return what has been finished, or has failed, since the last call."""
-        with self._lock:
-            done, self._done = self._done, {}
-        return done
-
-    def busy(self) -> bool:
-        """True while a file is waiting or being hashed."""
-        with self._lock:
-            return self._thread is not None
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                path = next(iter(self._waiting), None)
-                if path is None:
-                    self._thread = None
-                    return
-            result: tuple[Identity, str] | OSError
+    def _why(self, path: str, error: OSError) -> str:
+        if error.errno in (errno.EPERM, errno.EACCES):
             try:
-                result = hash_file(self._host, path, rest_factor=_REST_FACTOR)
-            except OSError as error:
-                result = error
-            with self._lock:
-                del self._waiting[path]
-                self._done[path] = result
+                descriptor = self.around.host.open_file(path)
+                try:
+                    if found := attributes_of(descriptor):
+                        return f"the file is {' and '.join(sorted(found))} (chattr)"
+                finally:
+                    os.close(descriptor)
+            except OSError:  # the reason that is known will do
+                pass
+        return error.strerror or str(error)
 
 
-def hash_file(host: Host, path: str, *, rest_factor: float = 0.0) -> tuple[Identity, str]:
-    """Return the SHA-256 of a file and the identity of what was hashed.
-
-    Opened once, so a file that is swapped meanwhile is not mixed in. Raises OSError, also for a file that was
-    written to while it was read: its digest would be that of no state it ever had.
-    """
-    descriptor = host.open_file(path)
+def _wrong_xattr(path: str, descriptor: int, name: str, value: str) -> Iterator[Difference]:
     try:
-        before = facts_of(descriptor).identity
-        digest = hashlib.sha256()
-        while True:
-            started = time.monotonic()
-            content = os.read(descriptor, SLICE_BYTES)
-            if not content:
-                break
-            digest.update(content)
-            if rest_factor:
-                time.sleep((time.monotonic() - started) * rest_factor)
-        if facts_of(descriptor).identity != before:
-            raise OSError(_CHANGING)
-    finally:
-        os.close(descriptor)
-    return before, digest.hexdigest()
-
-
-def _wrong_facts(file: File, facts: FileFacts) -> Iterator[Difference]:
-    if file.owner not in (facts.owner, str(facts.uid)):
-        yield Difference(f"{file.path} owner", file.owner, facts.owner)
-    if file.group not in (facts.group, str(facts.gid)):
-        yield Difference(f"{file.path} group", file.group, facts.group)
-    if int(file.mode, 8) != facts.mode:
-        yield Difference(f"{file.path} mode", file.mode, f"{facts.mode:04o}")
+        found = os.getxattr(descriptor, name).rstrip(b"\0").decode("utf-8", "backslashreplace")
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise
+        found = "none"
+    if found != value:
+        yield Difference(f"{path} {name}", value, found)

@@ -53,6 +53,8 @@ def advice(parsed: Mapping[str, SectionBase], interfaces: Collection[str] | None
 class Probe(probes.Probe[Section]):
     """Observes and repairs the firewall."""
 
+    rationed = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._rendered: tuple[object, nft.Rules, str] | None = None

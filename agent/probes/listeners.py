@@ -1,8 +1,8 @@
 """`[listeners]`: which programs may wait for connections on this node.
 
 Sees TCP sockets that listen and UDP sockets without a peer, in the agent's network namespace; raw and packet sockets,
-SCTP, and other namespaces are not seen. A port that opens and closes between two looks is not seen either: the
-firewall stands before both. Reports only, unless `kill = true`. UDP sockets on a port that the kernel chose are
+SCTP, and other namespaces are not seen. A port that opened and closed between two looks is put on record
+(`listeners.brief`), since the kernel announces the end of a socket; whose it was nobody can tell any more. Reports only, unless `kill = true`. UDP sockets on a port that the kernel chose are
 given `udp_settle_s` before they count, since every name lookup opens one.
 """
 
@@ -16,9 +16,13 @@ from msgspec import Meta, Struct, field
 
 from agent import probes
 from agent.host import Listener
-from agent.probes import Difference, could_not_look
+from agent.probes import Difference, Notice, could_not_look
+from agent.socketends import Ended
 from contract.messages import Drift
 
+MAX_BRIEF = 4096
+"""Ends of sockets taken in one look (some 20 ms)."""
+MAX_BRIEF_TOLD = 16
 Reason = Annotated[str, Meta(min_length=3, max_length=512)]
 
 
@@ -59,6 +63,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
     """The sockets that may be open."""
     kill: bool = False
     """In mode `enforce`: kill the process of a socket that no rule allows."""
+    brief: bool = True
+    """Put on record sockets that no rule allows and that opened and closed between two looks."""
     udp_settle_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
     """Seconds that a UDP socket on a port of the kernel's choice may be open without being a drift."""
 
@@ -69,6 +75,10 @@ class Probe(probes.Probe[Section]):
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._first_seen: dict[Listener, float] = {}
+        self._seen: set[Ended] = set()
+        """Sockets of this look and the last one: their end is no news."""
+        self._now_open: set[Ended] = set()
+        self._brief_failed = ""
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each open socket that no rule allows."""
@@ -91,6 +101,49 @@ class Probe(probes.Probe[Section]):
                 except OSError:
                     continue  # hidden, or not to be killed: the next observation reports that it is still there
 
+    def notices(self, now: float) -> list[Notice]:
+        """Return `listeners.brief` for what opened and closed since the last call, each port once."""
+        if not self.section.brief:
+            return []
+        try:
+            ended, lost = self.around.host.ended_sockets(MAX_BRIEF)
+        except OSError as error:
+            return self._without_brief(error)
+        ephemeral = self.around.host.ephemeral_ports() if ended else range(0)
+        counts: dict[Ended, int] = {}
+        for each in ended:
+            known = each in self._seen or self._may_be_allowed(each)
+            if not known and not (each.protocol == "udp" and each.port in ephemeral):
+                counts[each] = counts.get(each, 0) + 1
+        self._seen = self._now_open
+        out = []
+        for each, times in list(counts.items())[:MAX_BRIEF_TOLD]:
+            key = _key(Listener(each.protocol, each.address, each.port, None, ""))
+            detail = {"key": key, "times": str(times)}
+            out.append(Notice("listeners.brief", "warning", f"{key} was open and is closed again", detail))
+        missed = max(0, len(counts) - MAX_BRIEF_TOLD)
+        if missed or lost or len(ended) == MAX_BRIEF:
+            summary = "more sockets were opened and closed again than are named"
+            out.append(
+                Notice("listeners.brief", "warning", summary, {"more": str(missed) if missed else "?"})
+            )
+        return out
+
+    def _without_brief(self, error: OSError) -> list[Notice]:
+        reason = error.strerror or str(error)
+        if reason == self._brief_failed:
+            return []
+        self._brief_failed = reason
+        summary = f"sockets that open and close between two looks are not seen: {reason}"
+        return [Notice("listeners.brief-blind", "warning", summary, {})]
+
+    def _may_be_allowed(self, ended: Ended) -> bool:
+        """True if a rule would allow it for some program: which one it was is not known."""
+        return any(
+            rule.covers(Listener(ended.protocol, ended.address, ended.port, None, rule.program or ""))
+            for rule in self.section.allow
+        )
+
     def _allowed(self, listener: Listener) -> bool:
         return any(rule.covers(listener) for rule in self.section.allow)
 
@@ -102,6 +155,8 @@ class Probe(probes.Probe[Section]):
             yield could_not_look("sockets", "a list of open sockets", error)
             return
         ephemeral = host.ephemeral_ports()
+        self._now_open = {Ended(each.protocol, each.address, each.port) for each in listeners}
+        self._seen |= self._now_open
         self._first_seen = {each: self._first_seen.get(each, now) for each in listeners}
         for each in listeners:
             if self._allowed(each):

@@ -117,6 +117,14 @@ class Probe(probes.Probe[Section]):
                 pass
             self.forget(path)
 
+    def governs(self, key: str) -> bool:
+        """True if the section carries the text of the file."""
+        return any(
+            model.at(file) == key and file.content is not None
+            for model in self.section.model
+            for file in model.file
+        )
+
     def notices(self, now: float) -> list[Notice]:
         """Return how far a verification is, its end, and each file whose `stat` changed since its digest was made."""
         out = []
@@ -164,6 +172,7 @@ class Probe(probes.Probe[Section]):
             unlisted = sorted(there.keys() - {file.path for file in listed}) if model.complete else []
         for file in listed:
             path = model.at(file)
+            self.around.host.breathe()
             try:
                 yield from self._wrong(file, path, now)
             except FileNotFoundError:

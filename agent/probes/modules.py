@@ -122,6 +122,10 @@ class Probe(probes.Probe[Section]):
                 pass
             self.forget(key)
 
+    def governs(self, key: str) -> bool:
+        """True if the section keeps out modules too: then the file is its own to write."""
+        return key == MODPROBE_FILE and bool(self._blocked)
+
     def _differences(self) -> Iterator[Difference]:
         try:
             loadable = self.around.host.modules.loadable()

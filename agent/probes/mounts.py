@@ -152,6 +152,12 @@ class Probe(probes.Probe[Section]):
                 pass
             self.forget(path)
 
+    def governs(self, key: str) -> bool:
+        """True if the section adds options to the same mount; those that it does not want are taken away first."""
+        wanted = self._wanted.get(key)
+        added = self.around.remembered.get(f"{self.name}:{key}", "")
+        return wanted is not None and wanted.remount and set(added.split(",")) <= set(wanted.options)
+
     def _differences(self) -> Iterator[Difference]:
         try:
             mounts = self.around.host.mounts.mounts()

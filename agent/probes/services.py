@@ -17,7 +17,17 @@ from msgspec import Meta, Struct, field
 from agent import probes, units
 from agent.probes import Difference, could_not_look
 from agent.probes._bounds import bounded
-from agent.probes._kept import PackagedFiles, Path, Reader, Reason, Sha256, put_aside, put_asides, remember
+from agent.probes._kept import (
+    PackagedFiles,
+    Path,
+    Reader,
+    Reason,
+    Sha256,
+    aside,
+    put_aside,
+    put_asides,
+    remember,
+)
 from agent.tree import Kept
 from agent.units import ETC, LOCAL, MASK, VENDOR, Piece, State
 from contract.messages import Drift
@@ -126,6 +136,19 @@ class Probe(probes.Probe[Section]):
                 there = tree.keep(path)
                 if there.kind == "absent" or (there.kind == "link" and path.startswith(ETC)):
                     tree.put(path, kept)
+
+    def governs(self, key: str) -> bool:
+        """True if the section would not have a thing back that was put aside, or wants a link that was made."""
+        path, kept = aside(self, key)
+        if path in self._listed or kept is None:
+            return False
+        name = path.rpartition("/")[2]
+        states = {unit.state for unit in self.section.unit if fnmatchcase(name, unit.name)}
+        if kept.kind == "absent":
+            return bool(states & {"masked", "enabled"})
+        if kept.kind == "link":
+            return not states & ({"masked", "disabled", "any"} if kept.target == MASK else {"enabled", "any"})
+        return True
 
     def _differences(self) -> Iterator[Difference]:
         tree = self.around.host.tree

@@ -43,7 +43,7 @@ SECTION = Section(
             reason="remote service",
         )
     ],
-    usb=[Usb(ids=["0781:5581"], max_s=600, reason="a stick")],
+    usb=[Usb(ids=["0781:5581"], interfaces=["08:*:*"], max_s=600, reason="a stick")],
 )
 BOUNDS = Bounds(SECTION, ZONES)
 PEER = ("198.51.100.7",)

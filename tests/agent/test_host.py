@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.host import Host, group_id, printable, sysctl_path, user_id
+from agent.host import Host, Wanted, printable, sysctl_path
+from agent.userdb import group_id, user_id
 from tests.parts.namespace import Namespace
 
 
@@ -86,7 +87,7 @@ def test_d06_only_plain_paths_to_plain_files_open(path: str, tmp_path: Path) -> 
 def test_owner_and_mode_are_set_together_and_set_uid_survives_the_change_of_owner(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"1")
-    Host(root=tmp_path).set_owner_and_mode("/f", uid=65534, gid=65534, mode=0o4750)
+    Host(root=tmp_path).set_access("/f", Wanted(65534, 65534, 0o4750))
     facts = Host(root=tmp_path).file_facts("/f")
     assert (facts.uid, facts.gid, facts.mode) == (65534, 65534, 0o4750)
 

@@ -36,6 +36,7 @@ class Device:
     serial: str = ""
     interfaces: tuple[Interface, ...] = (KEYBOARD,)
     device_class: int = 0
+    manufacturer: str = ""
 
 
 KNOWN_KEYBOARD = Device(0x046D, 0xC31C, "Keyboard K120", interfaces=(KEYBOARD, (0x03, 0x00, 0x00)))
@@ -72,6 +73,9 @@ class UsbTree:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        parameters = root / "module/usbcore/parameters"
+        parameters.mkdir(parents=True)
+        _put(parameters, authorized_default="-1")
         for bus in range(1, buses + 1):
             self._root_hub(bus)
 
@@ -84,8 +88,19 @@ class UsbTree:
         self._numbers[bus] = 1
         self._configure(at, hub, f"{bus}-0", "1")
 
-    def plug(self, device: Device, *, bus: int = 1, port: str = "1") -> str:
-        """Plug a device in; `port` "1.4" is port 4 of the hub in port 1. Return its name in sysfs ("1-1.4")."""
+    def plug(
+        self,
+        device: Device,
+        *,
+        bus: int = 1,
+        port: str = "1",
+        connect: str = "hotplug",
+        connected_ms: int = 0,
+    ) -> str:
+        """Plug a device in; `port` "1.4" is port 4 of the hub in port 1. Return its name in sysfs ("1-1.4").
+
+        `connect` is what the firmware says of the port; `connected_ms` for how long the kernel says that it is there.
+        """
         with self._lock:
             parent = self._links / (f"{bus}-{port.rpartition('.')[0]}" if "." in port else f"usb{bus}")
             hub = (self._links / f"usb{bus}").resolve()
@@ -93,6 +108,10 @@ class UsbTree:
             at = parent.resolve() / name
             self._numbers[bus] += 1
             self._write_device(at, device, bus, self._numbers[bus], port)
+            (at / "power").mkdir()
+            _put(at / "power", connected_duration=str(connected_ms))
+            (at / "port").mkdir()
+            _put(at / "port", connect_type=connect)
             allowed = _get(hub, "authorized_default") != "0"
             _put(at, authorized="1" if allowed else "0")
             self._devices[name] = device
@@ -169,6 +188,8 @@ class UsbTree:
         )
         if device.serial:
             _put(at, serial=device.serial)
+        if device.manufacturer:
+            _put(at, manufacturer=device.manufacturer)
         (at / "descriptors").write_bytes(descriptors(device))
 
     def _configure(self, at: Path, device: Device, name: str, allowed: str) -> None:

@@ -206,3 +206,91 @@ def test_a_bad_rule_is_refused(line: str) -> None:
     protocol = "" if "protocol" in line else 'protocol = "tcp"\n'
     with pytest.raises(Rejected):
         section_of("listeners", f'[listeners]\n[[listeners.allow]]\n{protocol}{line}\nreason = "why"\n')
+
+
+BRIEF = """\
+[listeners]
+[[listeners.allow]]
+protocol = "tcp"
+port = 8080
+program = "/usr/bin/inference"
+reason = "inference API"
+"""
+
+
+class Inside:
+    """A probe on a thread inside a namespace, where its socket must be opened."""
+
+    def __init__(self, folder: Path, label: str, toml: str = BRIEF) -> None:
+        self.machine = Machine(folder, label)
+        self.probe = probe_of("listeners", toml, self.machine.around)
+        self.look()
+
+    def look(self) -> list[tuple[str, str]]:
+        """Return (kind, key) of what is put on record by one look."""
+
+        def run() -> list[tuple[str, str]]:
+            self.probe.observe(NOW)
+            return [(each.kind, each.detail.get("key", "")) for each in self.probe.notices(NOW)]
+
+        return self.machine.namespace.inside(run)
+
+    def open_and_close(self, *kinds: tuple[str, str, int]) -> None:
+        """As a process of its own, faster than anybody looks."""
+        script = "".join(
+            f"s=socket.socket(socket.AF_INET{'6' if ':' in address else ''},"
+            f"socket.SOCK_{'STREAM' if kind == 'tcp' else 'DGRAM'});s.bind(({address!r},{port}));"
+            + ("s.listen();" if kind == "tcp" else "")
+            + "s.close()\n"
+            for kind, address, port in kinds
+        )
+        self.machine.namespace.run(sys.executable, "-c", f"import socket\n{script}")
+        time.sleep(0.2)  # the kernel announces from a work queue, after an RCU grace period
+
+    def close(self) -> None:
+        self.machine.around.host.close()
+        self.machine.close()
+
+
+@pytest.fixture
+def inside(tmp_path: Path) -> Iterator[Inside]:
+    made = Inside(tmp_path, "brief")
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_d09_a_port_that_opened_and_closed_between_two_looks_is_put_on_record(inside: Inside) -> None:
+    inside.open_and_close(("tcp", "0.0.0.0", 4444), ("tcp", "::", 4445), ("udp", "127.0.0.1", 5353))
+    assert sorted(inside.look()) == [
+        ("listeners.brief", "tcp 0.0.0.0:4444"),
+        ("listeners.brief", "tcp [::]:4445"),
+        ("listeners.brief", "udp 127.0.0.1:5353"),
+    ]
+    assert inside.look() == []
+
+
+def test_d09_allowed_ports_connections_and_lookups_are_not_put_on_record(inside: Inside) -> None:
+    server = "import socket;l=socket.socket();l.bind(('127.0.0.1',8080));l.listen();"
+    client = "c=socket.create_connection(('127.0.0.1',8080));a,_=l.accept();a.close();c.close();l.close();"
+    lookup = "u=socket.socket(socket.AF_INET,socket.SOCK_DGRAM);u.sendto(b'?',('127.0.0.1',53));u.close()\n"
+    refused = "try: socket.create_connection(('127.0.0.1',9))\nexcept OSError: pass\n"
+    inside.machine.namespace.run(sys.executable, "-c", server + client + lookup + refused)
+    time.sleep(0.2)
+    assert inside.look() == []
+
+
+def test_d09_a_port_that_was_seen_while_it_was_open_is_told_as_a_drift_only(inside: Inside) -> None:
+    process = inside.machine.listen("tcp", "0.0.0.0", 4444)
+    assert inside.look() == []
+    process.kill()
+    process.wait()
+    time.sleep(0.2)
+    assert inside.look() == []
+
+
+def test_d09_a_flood_of_ports_is_told_within_bounds(inside: Inside) -> None:
+    inside.open_and_close(*(("tcp", "127.0.0.1", 2000 + number) for number in range(60)))
+    told = inside.look()
+    assert len(told) == 17 and told[-1] == ("listeners.brief", "")

@@ -54,7 +54,20 @@ def case(folder: Path) -> Iterator[Case]:
 
 
 @pytest.mark.parametrize(
-    "key", ["", "a", "net..x", "../etc/passwd", "net/../x", "net.ipv4.x y", "/etc/x", "a/./b", "net.\n"]
+    "key",
+    [
+        "",
+        "a",
+        "net..x",
+        "../etc/passwd",
+        "net/../x",
+        "net.ipv4.x y",
+        "/etc/x",
+        "a/./b",
+        "net.\n",
+        "*.x",
+        "net.a*.x",
+    ],
 )
 def test_a_key_that_is_no_setting_is_refused(key: str) -> None:
     escaped = key.replace("\n", "\\n")
@@ -102,3 +115,58 @@ def test_the_kernel_itself_takes_and_gives_back_the_value() -> None:
         assert kernel.run("sysctl", "-n", "net.ipv6.conf.all.forwarding").stdout == "1\n"
     finally:
         kernel.remove()
+
+
+WILD = (
+    '[sysctl]\n[[sysctl.set]]\nkey = "net.ipv4.conf.*.rp_filter"\nvalue = "1"\nreason = "no spoofed senders"\n'
+    '[[sysctl.set]]\nkey = "net.ipv4.conf.lo.rp_filter"\nvalue = "0"\nreason = "the node itself"\n'
+)
+
+
+def test_an_interface_that_appears_later_is_held_and_a_named_one_goes_first() -> None:
+    kernel = Namespace("sysctl-wild")
+    try:
+        probe = probe_of("sysctl", WILD, Surroundings(host=Host()))
+
+        def shown(name: str) -> str:
+            return kernel.run("sysctl", "-n", f"net/ipv4/conf/{name}/rp_filter").stdout.strip()
+
+        def mend() -> list[str]:
+            drifts = kernel.inside(lambda: probe.observe(1.0))
+            kernel.inside(lambda: probe.repair(drifts, 1.0))
+            assert kernel.inside(lambda: probe.observe(2.0)) == []
+            return [drift.key for drift in drifts]
+
+        kernel.run("sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
+        kernel.run("sysctl", "-qw", "net.ipv4.conf.lo.rp_filter=0")
+        mend()
+        assert (shown("all"), shown("default"), shown("lo")) == ("1", "1", "0")
+        kernel.run("ip", "link", "add", "late0.7", "type", "veth", "peer", "name", "far0")
+        kernel.run("sysctl", "-qw", "net/ipv4/conf/late0.7/rp_filter=2")
+        assert "net/ipv4/conf/late0.7/rp_filter" in mend()
+        assert shown("late0.7") == "1"
+        kernel.run("ip", "link", "del", "late0.7")
+        assert kernel.inside(lambda: probe.observe(3.0)) == []
+        kernel.inside(probe.undo)
+        assert shown("all") == "0"
+    finally:
+        kernel.remove()
+
+
+def test_an_interface_with_a_name_that_is_no_key_is_told_and_stops_nothing() -> None:
+    kernel = Namespace("sysctl-odd")
+    try:
+        probe = probe_of("sysctl", WILD, Surroundings(host=Host()))
+        kernel.run("ip", "link", "add", "e$x", "type", "veth", "peer", "name", "far0")
+        drifts = kernel.inside(lambda: probe.observe(1.0))
+        assert [drift.key for drift in drifts if drift.found == "?"] == ["net.ipv4.conf.e$x.rp_filter"]
+        kernel.inside(lambda: probe.repair(drifts, 1.0))
+        assert [drift.found for drift in kernel.inside(lambda: probe.observe(2.0))] == ["?"]
+    finally:
+        kernel.remove()
+
+
+def test_a_star_in_a_folder_that_is_not_there_is_a_failed_look(tmp_path: Path) -> None:
+    toml = '[sysctl]\n[[sysctl.set]]\nkey = "net.ipv9.conf.*.rp_filter"\nvalue = "1"\nreason = "a mistake"\n'
+    (drift,) = probe_of("sysctl", toml, Surroundings(host=Host())).observe(1.0)
+    assert drift.found == "?"

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.devices import MALFORMED, interface_kinds
+from agent.devices import MALFORMED, offered_by
 from agent.host import Host
 from agent.probes import Probe, Surroundings
 from agent.probes import usb as usb_probe
@@ -43,6 +43,7 @@ vendor = "1d6b"
 interfaces = ["09:*:*"]
 reason = "hub of the cabinet"
 """
+USB_ONLY = {"usb": ["usb"]}
 CABINET_HUB = Device(0x1D6B, 0x0104, "Hub", interfaces=(HUB,), device_class=9)
 BAD_KEYBOARD = Device(0x046D, 0xC31C, "Keyboard K120", interfaces=(KEYBOARD, STORAGE))
 """The known keyboard's name, with storage in it."""
@@ -66,6 +67,8 @@ def case(folder: Path) -> Iterator[Case]:
         for name in ("authorized_default", "interface_authorized_default"):
             if (hub / name).exists():
                 (hub / name).write_text("0\n")
+
+    (folder / "sys/module/usbcore/parameters/authorized_default").write_text("0\n")
 
     def spoil() -> None:
         (tree.root / "bus/usb/devices/usb2/authorized_default").write_text("1\n")
@@ -201,7 +204,8 @@ def test_default_allow_shuts_out_only_what_is_blocked(tree: UsbTree) -> None:
     stick = tree.plug(STORAGE_STICK, port="2")
     _pass(probe, tree)
     assert tree.authorized(mouse) and not tree.authorized(stick)
-    assert (tree.root / "bus/usb/devices/usb1/authorized_default").read_text() == "1\n"
+    # A stick must wait for its verdict as well: it would be read before anyone has looked.
+    assert (tree.root / "bus/usb/devices/usb1/authorized_default").read_text() == "0"
 
 
 def test_root_hubs_are_never_shut_out(tree: UsbTree) -> None:
@@ -247,14 +251,14 @@ def test_hostile_text_cannot_break_a_line(tree: UsbTree) -> None:
 
 @given(st.binary(max_size=300))
 def test_no_bytes_of_a_device_break_the_descriptor_walk(untrusted: bytes) -> None:
-    assert all(kind == MALFORMED or len(kind) == 8 for kind in interface_kinds(untrusted))
+    assert all(each.kind == MALFORMED or len(each.kind) == 8 for each in offered_by(untrusted))
 
 
 def test_descriptors_cut_short_at_every_byte_are_malformed_or_offer_less() -> None:
     whole = descriptors(KNOWN_KEYBOARD)
-    assert interface_kinds(whole) == ("03:00:00", "03:01:01")
+    assert offered_by(whole) == ((0, "03:01:01"), (1, "03:00:00"))
     for length in range(len(whole)):
-        kinds = interface_kinds(whole[:length])
+        kinds = [each.kind for each in offered_by(whole[:length])]
         assert MALFORMED in kinds or len(kinds) < 2
 
 
@@ -277,7 +281,7 @@ def test_rules_that_could_mean_more_than_they_say_are_refused(rule: str) -> None
 
 def test_a_device_that_comes_wakes_the_agent_within_a_second(tree: UsbTree) -> None:
     woken = threading.Event()
-    events = Host(sysfs_root=tree.root).watch_devices(woken.set)
+    events = Host(sysfs_root=tree.root).watch_devices(USB_ONLY, lambda section: woken.set())
     try:
         time.sleep(0.1)
         assert not woken.is_set()
@@ -291,7 +295,9 @@ def test_uevents_that_are_not_of_usb_do_not_wake_the_agent(tree: UsbTree) -> Non
     woken = threading.Event()
     kernel = Namespace("uevents")
     try:
-        events = kernel.inside(lambda: Host(sysfs_root=tree.root).watch_devices(woken.set))
+        events = kernel.inside(
+            lambda: Host(sysfs_root=tree.root).watch_devices(USB_ONLY, lambda section: woken.set())
+        )
         for _ in range(20):
             kernel.uevent()
         time.sleep(0.3)
