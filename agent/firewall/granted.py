@@ -1,6 +1,6 @@
 """What open grants add to the rules: sets whose elements the kernel itself takes out when the time is over. Pure.
 
-A grant's flows never get the mark that makes other flows "established": each of their packets, both ways, is looked up
+A grant's flows get a mark of their own, never the one that makes flows "established": each of their packets, both ways, is looked up
 anew by its original tuple. So a connection that a grant let in dies with the set's element, also when the agent is dead.
 One chain for each grant counts it and remembers who came; a full list of comers stops nobody.
 
@@ -16,6 +16,8 @@ from agent.firewall.limit import SEEN
 from agent.firewall.tables import Chain, Set
 from agent.grants import OpenGrant, OpenPort
 
+GRANTED = "0xffff0000"
+"""The upper half of a granted flow's mark: no number of any rules, so never "established"; but seen to be let in by ours."""
 MAX_SEEN = 64
 """Addresses that a grant's use is told of."""
 
@@ -58,7 +60,10 @@ def _counting(grant: int, inbound: bool) -> Chain:
         f"update @{seen_set(grant, version).name} {{ ct original {family} {side} }}"
         for version, family in ((4, "ip"), (6, "ip6"))
     )
-    return Chain(name=f"grant{grant}_{'in' if inbound else 'out'}", rules=(*rules, "counter accept"))
+    return Chain(
+        name=f"grant{grant}_{'in' if inbound else 'out'}",
+        rules=(*rules, f"ct mark set ct mark & 0x0000ffff | {GRANTED} counter accept"),
+    )
 
 
 def _add(out: Granted, grant: OpenGrant, number: int, port: OpenPort) -> None:

@@ -92,6 +92,34 @@ def test_a04_a_vendors_port_closes_on_time_with_the_agent_killed(
         agent.wait(5)
 
 
+BEHIND = """
+table inet behind {
+	chain input { type filter hook input priority 10; policy drop; iif "lo" accept; ct mark & 0xffff0000 != 0 accept; icmpv6 type nd-neighbor-solicit accept; icmpv6 type nd-neighbor-advert accept; }
+	chain output { type filter hook output priority 10; policy drop; oif "lo" accept; ct mark & 0xffff0000 != 0 accept; icmpv6 type nd-neighbor-solicit accept; icmpv6 type nd-neighbor-advert accept; }
+}
+"""
+
+
+def test_f03_what_lets_only_marked_flows_pass_lets_a_grants_pass_and_no_longer_than_it(
+    site: tuple[Namespace, Namespace, str], tmp_path: Path
+) -> None:
+    node, vendor, address = site
+    begun = time.monotonic()
+    agent = started(node, tmp_path, "6")
+    try:
+        node.nft(BEHIND)
+        line = Line(vendor, address, VENDOR_PORT)
+        assert line.alive()
+        assert not opens(vendor, address, 7777)
+        time.sleep(max(0.0, begun + 9.0 - time.monotonic()))
+        while line.alive(0.2):
+            assert time.monotonic() < begun + 12.0, "the open connection goes on"
+        assert not opens(vendor, address, VENDOR_PORT)
+    finally:
+        agent.kill()
+        agent.wait(5)
+
+
 def test_f02_a_reload_keeps_what_is_left_and_a_flow_goes_on_through_it(
     site: tuple[Namespace, Namespace, str], tmp_path: Path
 ) -> None:
