@@ -124,16 +124,20 @@ class DeviceNodes:
         """
         nodes: dict[str, Node] = {}
         others = []
+        folders: dict[str, list[str]] = {}
         for pattern in patterns:
             folder, _, name = pattern.rpartition("/")
+            folders.setdefault(folder, []).append(name)
+        for folder, names in folders.items():
             try:
                 entries = self._tree.entries(folder)
             except FileNotFoundError:
                 continue
             for entry in entries:
-                path = f"{folder}/{entry.name}"
-                if entry.kind in ("link", "folder") or not fnmatchcase(entry.name, name):
+                wanted = any(fnmatchcase(entry.name, name) for name in names)
+                if not wanted or entry.kind in ("link", "folder"):
                     continue
+                path = f"{folder}/{entry.name}"
                 with suppress(FileNotFoundError):
                     node = self.node(path)
                     if node is None:

@@ -41,6 +41,8 @@ __all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "printable"]
 _MAX_SYSCTL_BYTES = 4096
 _SYSCTL_PART = re.compile(r"[A-Za-z0-9_@:.-]+", re.ASCII)
 _EPHEMERAL_DEFAULT = (32768, 60999)
+_SYSTEM = ("", "boot", "boot/efi", "usr", "etc", "var", "home", "opt", "srv", "root")
+"""Folders whose disks the machine does not run without."""
 _POLL_S = 5.0
 _POLL_ELSEWHERE_S = 0.25
 """A tree that is not the kernel's raises no uevents."""
@@ -155,6 +157,30 @@ class Host:
         except (OSError, ValueError):
             low, high = _EPHEMERAL_DEFAULT
         return range(low, high + 1)
+
+    def system_devices(self) -> list[tuple[int, int]]:
+        """Return the numbers of the block devices that the system's own folders lie on; those that can be found."""
+        numbers = set()
+        for path in _SYSTEM:
+            try:
+                numbers.add((self._root / path).stat().st_dev)
+            except OSError:  # a machine need not have them all
+                continue
+        try:
+            table = self.mounts.mounts()
+        except OSError:
+            table = []
+        for mount in table:  # btrfs and overlays have numbers of their own: their source tells more
+            if mount.path.lstrip("/") in _SYSTEM and mount.source.startswith("/dev/"):
+                try:
+                    numbers.add((self._root / mount.source.lstrip("/")).stat().st_rdev)
+                except OSError:
+                    continue
+        return sorted((os.major(each), os.minor(each)) for each in numbers if os.major(each))
+
+    def interface_place(self, name: str) -> Path:
+        """Return where sysfs has a network interface."""
+        return self._sysfs_root / "class/net" / name
 
     def written_bytes(self) -> int:
         """Return how much the calling thread has written to files since it began; 0 where the kernel does not count."""

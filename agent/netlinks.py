@@ -9,20 +9,26 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import ipaddress
 import os
 import socket
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from agent.firewall.netlink import Talk, attributes
+from agent.firewall.netlink import Talk, attribute, attributes
 from agent.proc import printable
 
 _NETLINK_ROUTE = 0
-_RTM_NEWLINK, _RTM_GETLINK = 16, 18
+_RTM_NEWLINK, _RTM_GETLINK, _RTM_GETROUTE = 16, 18, 26
+_ROUTE = struct.Struct("=BBBBBBBBI")
+"""Family, length of the destination, and what is not asked for."""
+_RTA_DST, _RTA_OIF = 1, 4
 _IFINFO = struct.Struct("=BxHiII")
 """Family, hardware type, index, flags, which flags are meant."""
 _IFF_UP = 1
-_ADDRESS, _NAME, _LINKINFO, _PROMISCUITY, _PERMANENT, _PARENT = 1, 3, 18, 30, 54, 56
+_ADDRESS, _NAME, _BELOW, _MASTER, _LINKINFO = 1, 3, 5, 10, 18
+_PROMISCUITY, _OTHER_NAMESPACE, _PERMANENT, _PARENT = 30, 37, 54, 56
 _INFO_KIND = 1
 _ARPHRD_LOOPBACK = 772
 _SIOCETHTOOL = 0x8946
@@ -48,6 +54,10 @@ class Link(NamedTuple):
     up: bool
     promiscuous: bool
     loopback: bool
+    below: int
+    """Number of the one that it stands on, as a VLAN on its port; 0 for none here."""
+    master: int
+    """Number of the bridge or bond that it is a port of; 0 for none."""
 
     def describe(self) -> str:
         """Return it in words."""
@@ -67,6 +77,34 @@ class Links:
         finally:
             talk.close()
         return sorted(_link(message.payload) for message in found if message.kind == _RTM_NEWLINK)
+
+    def towards(self, addresses: Iterable[str]) -> frozenset[int]:
+        """Return the numbers of the interfaces that the way to some addresses goes over: VLANs, their ports, and the ports of bridges.
+
+        Empty where there is no route. Raises OSError.
+        """
+        needed: set[int] = set()
+        talk = Talk(_NETLINK_ROUTE)
+        try:
+            for text in addresses:
+                address = ipaddress.ip_address(text)
+                family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+                question = _ROUTE.pack(family, address.max_prefixlen, 0, 0, 0, 0, 0, 0, 0)
+                try:
+                    answer = talk.ask(_RTM_GETROUTE, question + attribute(_RTA_DST, address.packed))
+                except OSError:  # no route
+                    continue
+                found = attributes(answer.payload[_ROUTE.size :]).get(_RTA_OIF, b"")
+                needed.add(int.from_bytes(found, "little"))
+        finally:
+            talk.close()
+        links = self.all()
+        while True:
+            more = {each.below for each in links if each.number in needed}
+            more |= {each.number for each in links if each.master in needed}
+            if more - {0} <= needed:
+                return frozenset(needed)
+            needed |= more - {0}
 
     def set_down(self, link: Link) -> None:
         """Set one down. Raises OSError if the kernel refuses; nothing happens to another that has its index by now."""
@@ -105,6 +143,8 @@ def _link(payload: bytes) -> Link:
         up=bool(flags & _IFF_UP),
         promiscuous=int.from_bytes(found.get(_PROMISCUITY, b""), "little") > 0,
         loopback=hardware == _ARPHRD_LOOPBACK,
+        below=0 if _OTHER_NAMESPACE in found else int.from_bytes(found.get(_BELOW, b""), "little"),
+        master=int.from_bytes(found.get(_MASTER, b""), "little"),
     )
 
 

@@ -7,9 +7,10 @@ its PCIe tunnel (Documentation/admin-guide/thunderbolt.rst). Decides nothing; ev
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -80,6 +81,10 @@ class PciBus:
         """Let the kernel find a driver for a device; that there is none is no error."""
         with suppress(OSError):
             write(self._bus / "drivers_probe", device.address)
+
+    def above(self, places: Iterable[Path]) -> set[str]:
+        """Return the addresses of all functions that some places of sysfs lie below: what would go with them."""
+        return {part for place in places for part in place.resolve().parts if _ADDRESS.fullmatch(part)}
 
     def _device(self, name: str, folder: Path) -> PciDevice:
         def number(attribute: str) -> str:
@@ -193,6 +198,7 @@ class Disks:
     """The block devices of a sysfs tree."""
 
     def __init__(self, sysfs_root: Path) -> None:
+        self._sysfs = sysfs_root
         self._blocks = sysfs_root / "block"
 
     def all(self) -> list[Disk]:
@@ -201,8 +207,10 @@ class Disks:
         for name in sorted(os.listdir(self._blocks)):  # noqa: PTH208
             folder = self._blocks / name
             with _unless_gone(folder):
-                size_bytes = int(text(folder / "size")) * _SECTOR_BYTES
-                major, _, minor = text(folder / "dev").partition(":")
+                size, (major, _, minor) = text(folder / "size"), text(folder / "dev").partition(":")
+                if not all(each.isascii() and each.isdigit() for each in (size, major, minor)):
+                    raise OSError(errno.EINVAL, "no numbers in size or dev", str(folder))
+                size_bytes = int(size) * _SECTOR_BYTES
                 if not size_bytes:
                     continue
                 found.append(
@@ -218,6 +226,21 @@ class Disks:
                         backing=_first(folder, "loop/backing_file"),
                     )
                 )
+        return found
+
+    def carrying(self, numbers: Iterable[tuple[int, int]]) -> dict[str, Path]:
+        """Return the whole disks under some block devices, through device-mapper and RAID, with their places in sysfs."""
+        waiting = [self._sysfs / f"dev/block/{major}:{minor}" for major, minor in numbers]
+        found: dict[str, Path] = {}
+        while waiting:
+            place = waiting.pop().resolve()
+            if not place.is_dir():
+                continue
+            if (place / "partition").exists():
+                place = place.parent
+            if place.name not in found:
+                found[printable(place.name)] = place
+                waiting += (place / "slaves").glob("*")
         return found
 
     def delete(self, disk: Disk) -> None:

@@ -1,8 +1,8 @@
 """Kernel uevents: which sections to look at again because devices came, went or changed.
 
 Network interfaces are announced by rtnetlink as well: one that is set up raises no uevent. An event only wakes: the probes read the whole state again, so a lost or forged message costs a look, never a decision.
-The first event of a burst is passed on at once; while more keep coming the pauses between two calls grow, so that a storm
-of thousands a second is two calls a second (a device that waits in it is shut out by the kernel meanwhile).
+An event is passed on at once; after ten calls within a second they come a quarter of a second apart, so that a storm of
+thousands is ten calls a second at most (a device that waits in it is shut out by the kernel meanwhile).
 Refuses to carry data. Relies on: NETLINK_KOBJECT_UEVENT of the network namespace in which it is made.
 """
 
@@ -13,6 +13,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
@@ -33,9 +34,9 @@ class DeviceEvents:
 
     PAUSE_S = 0.02
     """After a call: one device raises five uevents or more."""
-    LONGEST_PAUSE_S = 0.5
-    QUIET_S = 1.0
-    """So long without an event ends a storm."""
+    CALLS_A_SECOND = 10
+    """Past so many within a second, a call is followed by the pause of a storm."""
+    STORM_PAUSE_S = 0.25
 
     def __init__(
         self,
@@ -70,7 +71,8 @@ class DeviceEvents:
         os.close(self._stop_writer)
 
     def _run(self) -> None:
-        known, pause_s, quiet_since = self._listed(), self.PAUSE_S, time.monotonic()
+        known = self._listed()
+        called_at: deque[float] = deque(maxlen=self.CALLS_A_SECOND)
         while True:
             listened = [self._socket.fileno(), self._links.fileno(), self._stop_reader]
             ready, _, _ = select.select(listened, [], [], self._poll_s)
@@ -83,14 +85,15 @@ class DeviceEvents:
                 known = found
             if not due:
                 continue
-            now = time.monotonic()
-            pause_s = self.PAUSE_S if now - quiet_since > self.QUIET_S else pause_s
             for section in sorted(due):
                 self._on_change(section)
+            now = time.monotonic()
+            storm = len(called_at) == self.CALLS_A_SECOND and now - called_at[0] < 1.0
+            called_at.append(now)
+            pause_s = self.STORM_PAUSE_S if storm else self.PAUSE_S
             stopped, _, _ = select.select([self._stop_reader], [], [], pause_s)
             if stopped:
                 return
-            quiet_since, pause_s = time.monotonic(), min(2 * pause_s, self.LONGEST_PAUSE_S)
 
     def _listed(self) -> dict[str, Sequence[str]]:
         try:

@@ -172,7 +172,12 @@ def judge(policy: Policy, devices: Sequence[UsbDevice]) -> dict[str, Verdict]:
     """
     seats = _Seats()
     ranked = sorted(devices, key=_rank)
-    return {device.name: _judge(policy, device, seats) for device in ranked}
+    verdicts = {}
+    for device in ranked:
+        verdict = verdicts[device.name] = _judge(policy, device, seats)
+        types = any(verdict.interfaces[each.name] and is_keyboard(each.kind) for each in device.interfaces)
+        seats.keyboard = seats.keyboard or types
+    return verdicts
 
 
 def was_present(policy: Policy, device: UsbDevice) -> bool:

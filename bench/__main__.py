@@ -10,12 +10,13 @@ from pathlib import Path
 
 import msgspec
 
-from bench import attestation, datapath, fleet, healing, isolation
+from bench import attestation, datapath, devices, fleet, healing, isolation
 from bench.figures import Figure
 
 RESULTS = Path(__file__).with_name("results.json")
 BENCHES: dict[str, Callable[..., list[Figure]]] = {
     "attestation": attestation.run,
+    "devices": devices.run,
     "datapath": datapath.run,
     "fleet": fleet.run,
     "healing": healing.run,

@@ -3,6 +3,7 @@
 Whole block devices with a medium in them: disks, sticks, card readers, loop and device-mapper devices. Serials and ids are the
 device's own claims. `read-only` sets the kernel's flag, which covers partitions too; what was mounted for writing
 before may go on. `remove` takes a SCSI disk (USB sticks are such) from the kernel. `[usb]` decides before a stick is a disk.
+Refuses to touch an unknown disk that the system itself stands on: that one is reported.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from msgspec import Meta, Struct, field
 from agent import probes
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
+from agent.probes._vital import vital_parts
 from agent.sysfsbuses import Disk
 from agent.usbrules import Reason
 from contract.messages import Drift, never_more
@@ -84,9 +86,12 @@ class Probe(probes.Probe[Section]):
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
         """Set the read-only flag; take unknown disks away, if the section says so."""
         wrong = {drift.key for drift in drifts}
+        vital = vital_parts(self.around).disks
         for disk in self.around.host.disks.all():
             if not wrong & {disk.name, f"{disk.name} read-only", "disks"}:
                 continue
+            if self._rule(disk) is None and disk.name in vital:
+                continue  # the system stands on it: told, not taken
             try:
                 if self._rule(disk) is None and self.section.unknown == "remove":
                     self.around.host.disks.delete(disk)
@@ -130,7 +135,7 @@ class Probe(probes.Probe[Section]):
     def _differences(self) -> Iterator[Difference]:
         try:
             disks = self.around.host.disks.all()
-        except (OSError, ValueError) as error:
+        except OSError as error:
             yield could_not_look("disks", "a list of disks", error)
             return
         yield from bounded("disks", self._each(disks), MAX_TOLD)

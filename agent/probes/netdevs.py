@@ -2,7 +2,8 @@
 
 An adapter that is plugged in, a tunnel or a bridge that is made, is a way around rules that name interfaces. An interface that
 no rule names is reported or set down; whoever may set it up again is root, and it is set down again. Loopback always may be
-there. Sees the agent's own network namespace; what a container has inside is the container's.
+there. Refuses to set down what the way to the controller goes over, and hardware while there is no such way: those are
+reported. Sees the agent's own network namespace; what a container has inside is the container's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from agent import probes
 from agent.netlinks import Link
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
+from agent.probes._vital import vital_parts
 from agent.usbrules import Reason
 from contract.messages import Drift, never_more
 
@@ -85,7 +87,10 @@ class Probe(probes.Probe[Section]):
             return
         wrong = {drift.key for drift in drifts}
         links = self.around.host.links
+        vital = vital_parts(self.around)
         for link in links.all():
+            if vital.keeps(link):
+                continue  # the way to the controller: told, not taken
             if link.up and self._unknown(link) and wrong & {link.name, "interfaces"}:
                 try:
                     self.remember_first(link.name, "up")

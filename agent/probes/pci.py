@@ -2,7 +2,7 @@
 
 A PCI device can read and write memory where no IOMMU stops it. With `arrivals = "wait"` the kernel binds no driver to what
 comes until this probe has seen that a rule names it. An unknown device is reported or taken from the kernel; bridges
-never are: everything behind them would go with them.
+never are (everything behind them would go with them), nor is what the system's disk or the way to the controller hangs on.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 from agent import probes
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
+from agent.probes._vital import vital_parts
 from agent.sysfsbuses import PciDevice
 from agent.usbrules import Hex4, Reason
 from contract.messages import Drift, never_more
@@ -106,7 +107,10 @@ class Probe(probes.Probe[Section]):
             bus.set_autoprobe(False)
         if self.section.unknown != "remove":
             return
+        vital = vital_parts(self.around).pci
         for device in bus.devices():
+            if device.address in vital:
+                continue  # the system's disk or the way to the controller: told, not taken
             if self._rule(device) is None and not _is_bridge(device) and wrong & {device.address, "devices"}:
                 try:
                     bus.remove(device)
