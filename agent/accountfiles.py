@@ -20,6 +20,7 @@ _KEY_TYPE = re.compile(r"(sk-)?(ssh|ecdsa)-[a-z0-9@.-]+", re.ASCII)
 _UID_IN_SUDOERS = re.compile(r"#-?[0-9]")
 _INCLUDE = re.compile(r"[#@]include(dir)?[ \t]")
 _IN_SHADOW = "x"
+_SHADOW_FIELDS = 9
 SUDOERS_FOLDER = "/etc/sudoers.d"
 
 
@@ -98,6 +99,28 @@ def parse_shadow(untrusted: bytes) -> dict[str, str]:
         if colon:
             found.setdefault(name, rest.partition(":")[0])
     return found
+
+
+def parse_expiry(untrusted: bytes) -> dict[str, str]:
+    """Return name to eighth field of shadow: the day, counted from 1970, from which on the account is shut; empty: never."""
+    found: dict[str, str] = {}
+    for _, line in _lines(untrusted):
+        fields = line.split(":")
+        if len(fields) == _SHADOW_FIELDS:
+            found.setdefault(fields[0], fields[7])
+    return found
+
+
+def with_expiry(untrusted: bytes, name: str, expiry: str) -> bytes:
+    """Return shadow with another expiry of one account; every other byte as it was."""
+    lines = untrusted.split(b"\n")
+    for place, line in enumerate(lines):
+        fields = line.split(b":")
+        if fields[0] == name.encode() and len(fields) == _SHADOW_FIELDS:
+            fields[7] = expiry.encode()
+            lines[place] = b":".join(fields)
+            break
+    return b"\n".join(lines)
 
 
 def password_state(user: User, shadow: dict[str, str]) -> PasswordState:

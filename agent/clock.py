@@ -30,6 +30,11 @@ class KernelClock(NamedTuple):
     """The kernel's own bound; grows by 500 millionths while nobody renews it."""
 
 
+def boottime() -> float:
+    """Return seconds on a clock that nobody can set and that counts suspend."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class _Timex(ctypes.Structure):
     """struct timex of Linux; the tail is room for what is not read."""
 

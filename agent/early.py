@@ -45,6 +45,8 @@ class Around(NamedTuple):
 
     controller: tuple[ControllerEndpoint, ...]
     fenced: tuple[str, ...] = ()
+    grants: tuple[()] = ()
+    """Opened by the agent alone: it knows what of them is left."""
 
 
 class Rules(NamedTuple):

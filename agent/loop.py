@@ -17,7 +17,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from agent import plan, responses
+from agent import permits, plan, responses
+from agent.clock import boottime
 from agent.config import AgentConfig
 from agent.exhibits import Exhibits
 from agent.firewall.events import Culprit
@@ -45,11 +46,6 @@ RESTING_TICK_S = 5.0
 """While the controller answers and nothing is pending, nothing but passes and orders is waited for, and orders wake."""
 _OFFLINE_SAVED_S = 150.0
 """More than two of the usual intervals: at rest nothing is written."""
-
-
-def boottime() -> float:
-    """Seconds on a clock that nobody can set and that counts suspend."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Loop:
@@ -101,6 +97,8 @@ class Loop:
         host.let_in, host.wake = self._let_in, self.wake
         self._in_firewall = self._interruptible = False
         self.stance = plan.Stance("normal", (), "")
+        parts = (store, spool), (host, netfilter)
+        self.permits = permits.Permits(self.hold, *parts, self.tell, boottime_s=monotonic())
         self._requests: list[directives.Response] = []
         self._offline_mark = monotonic()
         self._offline_saved_s = self.hold.state.offline_s
@@ -352,14 +350,18 @@ class Loop:
             damaged=self.hold.state.damaged,
             contested=self.hold.state.contested,
         )
+        stance, grants = self.permits.over(stance, self._now(), self._monotonic())
         before, self.stance = self.stance, stance
         fresh, self._fresh = self._fresh, False
-        changed = (stance.posture, stance.fenced) != (before.posture, before.fenced)
+        granted = grants != self.machine.around.grants
+        changed = (stance.posture, stance.fenced) != (before.posture, before.fenced) or granted
         if changed:
-            self.machine.surround(posture=stance.posture, fenced=stance.fenced)
+            self.machine.surround(posture=stance.posture, fenced=stance.fenced, grants=grants)
         self._carry_out(isolating=stance.posture == "isolated" and (fresh or before.posture != "isolated"))
         if changed:
             self._look("firewall", silent=silent)
+        if granted:
+            self.wake()
         if stance.posture != before.posture and not fresh:
             self.tell(
                 Told(
@@ -373,7 +375,7 @@ class Loop:
     def _carry_out(self, *, isolating: bool) -> None:
         """Do the quick part of each new request; undo those that are gone."""
         known = responses.responses()
-        wanted = [request for request, _, _ in self.hold.requests]
+        wanted = permits.standing(self.hold.requests, self.stance)
         new = [request for request in wanted if request not in self._requests]
         if isolating and "isolate" in known and not any(each.name == "isolate" for each in new):
             new.insert(0, directives.Response(name="isolate", reason=self.stance.reason))

@@ -78,7 +78,7 @@ class Machine:
         section = held.sections["firewall"]
         assert isinstance(section, FirewallSection)  # noqa: S101  (parsed by the module of that name)
         for posture in POSTURES:
-            around = replace(self.around, posture=posture)
+            around = replace(self.around, posture=posture, grants=())
             # Without what live sets hold, so that the first look at these rules finds them tried already.
             wanted = rules(section, posture, around, resolved(section, around.host))
             self._netfilter.check(wanted.text(live=False))

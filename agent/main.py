@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn, devices.
+"""`ringfence-agent`: enrol, run, early, status, check, diff, render, unlock-key, break-glass, learn, devices.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -22,7 +22,9 @@ import click
 
 from agent import VERSION, early
 from agent.checking import check
+from agent.clock import boottime
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
+from agent.console import Console, break_glass
 from agent.dial import Dialler
 from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
@@ -30,7 +32,7 @@ from agent.frugal import few_arenas
 from agent.host import Host
 from agent.learn_command import learn
 from agent.learn_devices import devices
-from agent.loop import Loop, boottime
+from agent.loop import Loop
 from agent.netfilter import Events, Netfilter, render
 from agent.notify import notify, watchdog_interval_s
 from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections, subsystems
@@ -167,6 +169,7 @@ def early_command(config_path: Path) -> None:
 
 cli.add_command(check)
 cli.add_command(learn)
+cli.add_command(break_glass)
 cli.add_command(devices)
 
 
@@ -294,6 +297,7 @@ async def _serve(config: AgentConfig) -> int:
     watches: list[Callable[[], object]] = [Events(loop.firewall_changed, proc=Path(config.roots.proc)).close]
     watches.append(host.watch_devices(subsystems(), loop.wake).stop)
     watches.append((await uplink.unlocks.serve(config.state)).close)
+    watches.append((await Console(config.node, loop).serve(config.state)).close)
     tasks: list[asyncio.Task[None]] = []
     try:
         await asyncio.to_thread(loop.start)

@@ -24,9 +24,10 @@ from agent.firewall import compare, flows, link, netlink, routes, xtables
 from agent.firewall.compare import Canonical
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
+from agent.firewall.granted import seen_set
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
-from agent.firewall.nft import OWN_TABLES, render, render_cut, render_lockdown
+from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
 from agent.firewall.tables import Table
 from contract.errors import Rejected
 
@@ -99,6 +100,15 @@ class Netfilter:
     def check(self, text: str) -> None:
         """Dry run: load the batch where it harms nobody. Raises Rejected `firewall.refused` with the kernel's words."""
         self.canonical(text)
+
+    def grant_use(self, grant: int) -> dict[str, int]:
+        """Return bytes by address of those who used a grant since its rules were loaded. Raises NetfilterError."""
+        found: list[compare.Object] = []
+        with self._lock:
+            for version in (4, 6):
+                listed = f"list set inet {TABLE} {seen_set(grant, version).name}"
+                found += _parsed(_run(self._context, listed))
+        return compare.counted(found)
 
     def generation(self) -> int:
         """Return the number of the last commit, ours or not; equal numbers mean that nothing was changed between."""

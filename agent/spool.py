@@ -57,6 +57,11 @@ class Spool:
         """The highest sequence number that the controller has."""
         return self._acked
 
+    @property
+    def on_disk(self) -> bool:
+        """Whether everything told so far is on disk."""
+        return not self._waiting
+
     def append(self, told: Sequence[Told], now: float) -> list[Event]:
         """Number, stamp and store; on disk when this returns unless the disk refuses. Returns the events."""
         events = [

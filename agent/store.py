@@ -20,6 +20,7 @@ from typing import TypeVar
 import msgspec
 from msgspec import Struct
 
+from agent.grants import Kept
 from contract.directive import Directive
 from contract.messages import BaselineRef
 
@@ -43,6 +44,22 @@ class Slot(Record, frozen=True, kw_only=True):
 
     ref: BaselineRef
     raw: bytes
+
+
+class Glass(Record, frozen=True, kw_only=True):
+    """What is remembered of break-glass codes."""
+
+    used: tuple[int, ...] = ()
+    """Ids of codes that were used; none works twice."""
+    failed: int = 0
+    """Wrong codes in a row."""
+    code: int = 0
+    """The one that is in force; 0: none."""
+    boot_id: str = ""
+    ends_s: float = 0.0
+    """Seconds since that boot."""
+    left_s: float = 0.0
+    """As it was when this was last written."""
 
 
 class State(Record, frozen=True, kw_only=True):
@@ -82,6 +99,9 @@ class State(Record, frozen=True, kw_only=True):
     """Why this node has isolated itself over its firewall; until a directive that isolates takes over."""
     boot_id: str = ""
     """Boot in which the rules were last put in force: a difference found later in the same boot is somebody's doing."""
+    grants: dict[int, Kept] = {}
+    """What is remembered of the grants of the directive, by id."""
+    glass: Glass = Glass()
     damaged: bool = False
     """Made in place of a damaged one: the node stays cut off until a directive says otherwise."""
 
@@ -131,6 +151,19 @@ class Store:
             except Damaged:
                 with contextlib.suppress(OSError):
                     (self.folder / name).replace(self.folder / f"{name}.damaged")
+
+    def used_codes(self) -> set[int]:
+        """Return the ids of break-glass codes that were used; kept beside the state, so that neither alone forgets."""
+        try:
+            words = (self.folder / "break-glass.used").read_text("ascii", "replace").split()
+        except OSError:
+            return set()
+        return {int(word) for word in words if word.isascii() and word.isdigit()}
+
+    def note_used_code(self, code: int) -> None:
+        """Write down that a code was used; on disk when this returns. Raises OSError."""
+        lines = "".join(f"{each}\n" for each in sorted({*self.used_codes(), code}))
+        replace_file(self.folder / "break-glass.used", lines.encode())
 
     def keys(self, make: Callable[[], Keys]) -> Keys:
         """Return the node's keys, made and stored first where there are none. Raises Damaged, OSError."""

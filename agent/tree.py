@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -167,6 +168,20 @@ class Tree:
                     os.unlink(fresh, dir_fd=folder)
                 raise
             _settle(folder)
+
+    @contextmanager
+    def locked(self, path: str) -> Iterator[None]:
+        """Hold the lock that passwd(1) and its like hold while they change account files (lckpwdf(3)). Raises OSError:
+        EAGAIN where somebody has it."""
+        with self._parent(path) as (folder, name):
+            descriptor = os.open(
+                name, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=folder
+            )
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        finally:
+            os.close(descriptor)
 
     def remove(self, path: str) -> None:
         """Take a file or link away; nothing happens if it is not there. Raises OSError."""

@@ -7,7 +7,7 @@ for nobody else, and what blocks is stronger than what allows. `agent.probes.usb
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 from msgspec import Meta, Struct, field
@@ -141,8 +141,8 @@ class Policy(NamedTuple):
     inserted: Literal["apply", "block"]
     keyboards: Literal["any", "one", "boot"]
     boot_s: float
-    granted: frozenset[str] = frozenset()
-    """`vendor:product` that a grant lets in for now."""
+    granted: Mapping[str, Collection[str]] = {}
+    """`vendor:product` that a grant lets in for now, with the kinds of its interfaces that may work."""
 
 
 class Verdict(NamedTuple):
@@ -207,7 +207,11 @@ def _judge(policy: Policy, device: UsbDevice, seats: _Seats) -> Verdict:
     if MALFORMED in device.kinds():
         return _out(device, "its descriptors do not parse")
     # 2. A grant names it, or the default of its kind of arrival decides.
-    if f"{device.vendor}:{device.product}" in policy.granted or (present and policy.present == "allow"):
+    granted = policy.granted.get(f"{device.vendor}:{device.product}", ())
+    taken = {each.name: any(matches(pattern, each.kind) for pattern in granted) for each in device.interfaces}
+    if any(matches(pattern, kind) for pattern in granted for kind in device.kinds()):
+        return Verdict(True, taken, "")
+    if present and policy.present == "allow":
         return Verdict(True, {each.name: True for each in device.interfaces}, "")
     if present and policy.present == "block":
         return _out(device, "was there at boot")

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from msgspec import Meta, field
 
+from contract.grant import MAX_CODES, MAX_GRANTS, CodeHash, Grant
 from contract.messages import Count, Line, Message, Name, Posture, Seconds, Text
 
 PAYLOAD_TYPE = "application/vnd.ringfence.directive+json"
@@ -45,3 +46,12 @@ class Directive(Message, frozen=True, kw_only=True):
     reason: Text = ""
     baseline: WantedBaseline | None = None
     responses: Annotated[list[Response], Meta(max_length=64)] = field(default_factory=list)
+    grants: Annotated[list[Grant], Meta(max_length=MAX_GRANTS)] = field(default_factory=list)
+    """All that are open or to be opened; one that is left out is revoked. The signed baseline bounds each."""
+    break_glass: Annotated[list[CodeHash], Meta(max_length=MAX_CODES)] = field(default_factory=list)
+    """Codes that work offline. One that is left out does not, and what it opened is closed."""
+
+    def __post_init__(self) -> None:
+        for named in ([grant.id for grant in self.grants], [code.id for code in self.break_glass]):
+            if len(set(named)) != len(named):
+                raise ValueError("two grants or two codes under one id")

@@ -33,6 +33,8 @@ class SitePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     isolate_node_on: tuple[Trigger, ...] = ("untrusted",)
     isolate_site_on: tuple[Trigger, ...] = ("untrusted",)
     drifting_nodes: DriftingNodes | None = None
+    grants_need_two_persons: bool = True
+    """Who asked for access must not approve it."""
     interval_s: Annotated[float, Meta(gt=0, le=86400)] = 60.0
     """How often a node reports when nothing happens."""
 

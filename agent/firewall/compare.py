@@ -64,6 +64,20 @@ def canonical(objects: list[Object]) -> dict[str, tuple[str, ...]]:
     return {key: tuple(lines) for key, lines in out.items()}
 
 
+def counted(objects: list[Object]) -> dict[str, int]:
+    """Return bytes by element, of sets whose elements are counted."""
+    out: dict[str, int] = {}
+    for entry in objects:
+        body = entry.get("set")
+        elements = body.get("elem") if isinstance(body, dict) else None
+        for each in elements if isinstance(elements, list) else ():
+            element = each.get("elem") if isinstance(each, dict) else None
+            counter = element.get("counter") if isinstance(element, dict) else None
+            if isinstance(counter, dict):
+                out[str(element["val"])] = int(counter.get("bytes", 0))  # type: ignore[index]
+    return out
+
+
 def filled(
     wanted: Canonical,
     found: Canonical,

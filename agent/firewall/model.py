@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from agent.firewall import section as sections
 from agent.firewall.section import ForwardRule, InboundRule, OutboundRule, PortRange, Rule, Section
+from agent.grants import OpenGrant
 from contract.messages import Posture
 
 N = TypeVar("N", ipaddress.IPv4Network, ipaddress.IPv6Network)
@@ -42,6 +43,9 @@ class Around(Interface):
 
     @property
     def fenced(self) -> Sequence[str]: ...
+
+    @property
+    def grants(self) -> tuple[OpenGrant, ...]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +172,8 @@ class Model:
     kept_inbound: tuple[Peer, ...]
     """What an isolated node still serves and asks for, rule by rule."""
     kept_outbound: tuple[Peer, ...]
+    grants: tuple[OpenGrant, ...] = ()
+    """Open now; never in isolation."""
 
 
 NOWHERE = Local()
@@ -196,6 +202,7 @@ def model(section: Section, posture: Posture, around: Around, local: Local = NOW
         kept_outbound=tuple(
             Peer(zone=zones[rule.zone], service=service([rule])) for rule in section.isolated.outbound
         ),
+        grants=() if posture == "isolated" else around.grants,
     )
 
 

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from agent.firewall.containermodel import Contained, contained
 from agent.firewall.containers import container_chains
 from agent.firewall.cut import cut_table
+from agent.firewall.granted import granted
 from agent.firewall.limit import limit_of
 from agent.firewall.match import (
     CUT_TABLE,
@@ -103,6 +104,13 @@ def render_lockdown(around: Around) -> str:
 
 
 def _main_table(meant: Model, inside: Contained | None) -> Table:
+    # Grants are no part of the number: opening one must not have every other flow judged again.
+    lasting = _unnumbered(replace(meant, grants=()), inside) if meant.grants else None
+    table = _unnumbered(meant, inside)
+    return _numbered(table, lasting or table)
+
+
+def _unnumbered(meant: Model, inside: Contained | None) -> Table:
     fence_sets, fence_chains = _fence(meant.fenced)
     sets = [*fence_sets]
     sets += controller_sets(meant)
@@ -128,6 +136,9 @@ def _main_table(meant: Model, inside: Contained | None) -> Table:
         sets += more
         chains.append(Chain(name=name, rules=tuple(lines)))
         through += _forward_dispatch(passage, name)
+    grants = granted(meant.grants)
+    sets += grants.sets
+    chains += grants.chains
     way = meant.controller_interface
     from_controller, to_controller = _controller_way(way, reply=True), _controller_way(way, reply=False)
     early = container_chains(inside)
@@ -135,27 +146,33 @@ def _main_table(meant: Model, inside: Contained | None) -> Table:
     chains += early.chains
     chains += [
         _base_chain(
-            "input", "iif", [*from_controller, *to_input], early.input and [*from_controller, *early.input]
+            "input",
+            "iif",
+            [*from_controller, *to_input, *grants.to_input],
+            early.input and [*from_controller, *early.input],
         ),
         _base_chain(
-            "output", "oif", [*to_controller, *to_output], early.output and [*to_controller, *early.output]
+            "output",
+            "oif",
+            [*to_controller, *to_output, *grants.to_output],
+            early.output and [*to_controller, *early.output],
         ),
         _base_chain("forward", None, through, early.forward),
     ]
-    return _numbered(Table(name=TABLE, sets=tuple(sets), chains=tuple(chains), counters=_counters(chains)))
+    return Table(name=TABLE, sets=tuple(sets), chains=tuple(chains), counters=_counters(chains))
 
 
-def _numbered(table: Table) -> Table:
-    """Put the number of the rules where their connection mark is set and asked for."""
+def _numbered(table: Table, lasting: Table) -> Table:
+    """Put the number of the rules where their connection mark is set and asked for; it is made from `lasting`."""
     # The fence is no part of it: fencing a neighbour must not have every other flow judged again.
     judging = replace(
-        table,
-        sets=tuple(each for each in table.sets if not each.name.startswith(_FENCE)),
-        chains=tuple(each for each in table.chains if not each.name.startswith(_FENCE)),
+        lasting,
+        sets=tuple(each for each in lasting.sets if not each.name.startswith(_FENCE)),
+        chains=tuple(each for each in lasting.chains if not each.name.startswith(_FENCE)),
         counters=(),
     )
     digest = hashlib.sha256(judging.text(live=False).encode()).digest()
-    epoch = f"0x{(int.from_bytes(digest[:2], 'big') or 1) << 16:08x}"
+    epoch = f"0x{(int.from_bytes(digest[:2], 'big') % 0xFFFE + 1) << 16:08x}"
     chains = [
         replace(chain, rules=tuple(rule.replace(_EPOCH, epoch) for rule in chain.rules))
         for chain in table.chains

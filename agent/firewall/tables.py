@@ -27,8 +27,8 @@ class Set:
     interval: bool = False
     live: bool = False
     """Elements come and go while the rules stay: they are no part of the rules' number, and compared by themselves."""
-    seconds: tuple[int, ...] = ()
-    """Of a live set with flag `timeout`: how long the kernel keeps each of `elements`; as many as those."""
+    seconds: tuple[float, ...] = ()
+    """Of a set with flag `timeout`: how long the kernel keeps each of `elements`; as many as those."""
     timeout: bool = False
     dynamic: str = ""
     """Filled by packets: "size 65535; timeout 60s;". What it holds is nobody's wish."""
@@ -61,7 +61,8 @@ class Set:
         if not self.seconds:
             return list(self.elements)
         return [
-            f"{each} timeout {seconds}s" for each, seconds in zip(self.elements, self.seconds, strict=True)
+            f"{each} timeout {_time(seconds)}"
+            for each, seconds in zip(self.elements, self.seconds, strict=True)
         ]
 
 
@@ -102,6 +103,10 @@ class Table:
         return f"table {self.family} {self.name} {{\n" + "\n".join(parts) + "\n}\n"
 
 
+def _time(seconds: float) -> str:
+    return f"{seconds}s" if isinstance(seconds, int) else f"{max(1, round(seconds * 1000))}ms"
+
+
 def replacing(tables: Iterable[tuple[str, str]]) -> str:
     """Return what deletes tables, (family, name), wherever they stand."""
     return "".join(f"add table {family} {name}\ndelete table {family} {name}\n" for family, name in tables)
@@ -116,11 +121,14 @@ def difference(old: Sequence[Table], new: Sequence[Table]) -> str | None:
 
 
 def renewal(tables: Sequence[Table]) -> str:
-    """Return the batch that makes every live set with times hold its elements and no other, each with its time anew."""
+    """Return the batch that makes every live set with times hold its elements and no other, each with its time anew.
+
+    What is not live (a grant) never gets more time than it was given; what packets fill is left to them.
+    """
     lines = []
     for table in tables:
         for each in table.sets:
-            if each.live and each.timeout:
+            if each.live and each.timeout and not each.dynamic:
                 # An element that is there would keep its old time, so all are taken away and put back in one commit.
                 lines.append(f"flush set {table.place} {each.name}\n" + _adding(table, each, each.filled()))
     return "".join(lines)

@@ -22,6 +22,7 @@ from contract.messages import Drift, Mode, Posture, Severity, never_more
 from contract.toml import dotted
 
 if TYPE_CHECKING:
+    from agent.grants import OpenGrant
     from agent.host import Host
     from agent.netfilter import Netfilter
     from agent.tpm import Tpm
@@ -66,6 +67,8 @@ class Surroundings:
     controller: tuple[ControllerEndpoint, ...] = ()
     posture: Posture = "normal"
     fenced: tuple[str, ...] = ()
+    grants: tuple[OpenGrant, ...] = ()
+    """Open now."""
     remembered: MutableMapping[str, str] = field(default_factory=dict)
     event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
     """Where the firmware's log is read."""

@@ -92,11 +92,19 @@ class Probe(probes.Probe[Section]):
     def _made(self) -> tuple[nft.Rules, str]:
         """Return the rules and the batch of the cut table alone."""
         around, here = self.around, self._here()
-        key = (around.posture, around.controller, around.fenced, here)
+        key = (around.posture, around.controller, around.fenced, around.grants, here)
         if self._rendered is None or self._rendered[0] != key:
             made = nft.rules(self.section, around.posture, around, here)
             self._rendered = (key, made, nft.render_cut(self.section, around))
         return self._rendered[1:]
+
+    def _timed(self) -> nft.Rules:
+        """Return the rules with the time that is left of each grant, where `rules` has a fixed one to compare."""
+        around, made = self.around, self.rules()
+        if not around.grants:
+            return made
+        left = tuple(grant.at(around.host.uptime_s()) for grant in around.grants)
+        return nft.rules(self.section, around.posture, replace(around, grants=left), made.here)
 
     def _here(self) -> Local:
         """Return what the rules need to know of this node at this moment."""
@@ -197,7 +205,7 @@ class Probe(probes.Probe[Section]):
     def _load(self, netfilter: Netfilter, keys: Sequence[str], now: float) -> None:
         """Bring our tables to what is wanted: only what differs where that can be, and whole where it is not enough."""
         self._named = None  # the seconds that are left, not those that were
-        wanted = self.rules()
+        wanted = self._timed()
         standing = netfilter.standing
         if standing is not None and standing[0] == netfilter.generation():
             part = tables.difference(standing[1], wanted.tables)
@@ -232,6 +240,7 @@ class Probe(probes.Probe[Section]):
                 compare.filled(canonical, found, wanted.tables, self._fading(), self._untold()), found
             )
         ]
+        differences = [each for each in differences if not self._over(each.key)]
         netfilter.standing = None if differences else (generation, wanted.tables)
         known = {(each.family, each.table) for each in self.section.known}
         differences += [
@@ -247,6 +256,14 @@ class Probe(probes.Probe[Section]):
         if self._last is None:
             netfilter.standing = None
         return differences
+
+    def _over(self, key: str) -> bool:
+        """Tell whether a set belongs to a grant whose time has just come: the kernel was faster than the next pass."""
+        name = key.rpartition(" set ")[2]
+        now_s = self.around.host.uptime_s() if self.around.grants else 0.0
+        return any(
+            name.startswith(f"grant{each.id}_") and each.ends_s <= now_s for each in self.around.grants
+        )
 
     def _fading(self) -> frozenset[str]:
         return frozenset() if self._names is None else self._names.fading()

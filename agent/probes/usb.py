@@ -8,7 +8,7 @@ cloned, all of it: a rule narrows what is plugged in by mistake or on the cheap;
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta, field
@@ -44,7 +44,7 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
     block: Annotated[list[Block], Meta(max_length=256)] = field(default_factory=list)
     """Devices that may not work; stronger than `allow`."""
 
-    def policy(self, granted: frozenset[str]) -> Policy:
+    def policy(self, granted: Mapping[str, Collection[str]]) -> Policy:
         """Return what verdicts depend on."""
         return Policy(
             allow=self.allow,
@@ -146,7 +146,8 @@ class Probe(probes.Probe[Section]):
         return devices, unseen
 
     def _judged(self, devices: Sequence[UsbDevice]) -> list[tuple[UsbDevice, Verdict]]:
-        verdicts = judge(self.section.policy(frozenset()), devices)
+        granted = {name: kinds for grant in self.around.grants for name, kinds in grant.usb}
+        verdicts = judge(self.section.policy(granted), devices)
         return [(device, verdicts[device.name]) for device in devices]
 
     def _differences(self) -> Iterator[Difference]:

@@ -8,6 +8,7 @@ from controller.api import (
     escrow,
     events,
     evidence,
+    grants,
     health,
     incidents,
     nodes,
@@ -27,6 +28,7 @@ _RESOURCES = (
     references,
     evidence,
     escrow,
+    grants,
     events,
     tokens,
 )

@@ -22,6 +22,7 @@ from controller.cli.enrolments import enrolments
 from controller.cli.escrow import key
 from controller.cli.evidence import evidence
 from controller.cli.fleet import accept_boot, incidents, isolate, node, nodes, release, site, sites, status
+from controller.cli.grants import breakglass, grant
 from controller.cli.keys import keys
 from controller.cli.references import reference
 from controller.cli.show import harmless
@@ -38,7 +39,20 @@ def cli() -> None:
 
 for command in (
     *(login, whoami, status, nodes, node, sites, site, enrolments, baseline, keys, attest),
-    *(incidents, isolate, release, accept_boot, reference, evidence, key, events, tokens, completion),
+    *(
+        incidents,
+        isolate,
+        release,
+        accept_boot,
+        reference,
+        evidence,
+        key,
+        grant,
+        breakglass,
+        events,
+        tokens,
+        completion,
+    ),
 ):
     cli.add_command(command)
 

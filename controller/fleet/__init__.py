@@ -24,6 +24,7 @@ from controller.fleet import (
     sites,
 )
 from controller.fleet.enrolling import Enrolling
+from controller.fleet.granting import Granting
 from controller.fleet.referencing import Referencing
 from controller.policy import SitePolicy
 from controller.presented import Presented
@@ -53,7 +54,7 @@ from controller.records import (
 )
 
 
-class Fleet(Enrolling, Referencing):
+class Fleet(Enrolling, Referencing, Granting):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
 
     async def start(self) -> None:

@@ -12,14 +12,19 @@ from collections.abc import Sequence
 
 from contract.directive import MAX_FENCED_ADDRESSES, Directive, Response
 from contract.errors import Rejected
+from contract.grant import CodeHash, Grant
 from contract.messages import Posture
-from controller.fleet import acts, sites
+from controller.fleet import acts, grants, sites
 from controller.fleet.paging import cut, number
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
 from controller.standing import standing
 from controller.store import Transaction, access, events, holds, nodes
+from controller.store import grants as grant_rows
 from controller.store.nodes import NodeRow
+
+Granted = tuple[list[Grant], list[CodeHash]]
+"""What a directive lets somebody do for a while."""
 
 
 def place(
@@ -153,6 +158,7 @@ def directives(
 ) -> dict[str, Directive]:
     """See Fleet.directives_for."""
     made: dict[str, Directive] = {}
+    granted = _granted(tx, names, now)
     by_site: dict[str, tuple[list[HoldView], list[NodeRow]]] = {}
     for name in sorted(set(names)):
         row = nodes.load(tx, name, lock=True)
@@ -161,7 +167,9 @@ def directives(
         if row.site not in by_site:
             by_site[row.site] = _isolation_of(tx, row.site)
         active, neighbours = by_site[row.site]
-        made[name] = written(settings, row, active, neighbours, floor=0, now=now)
+        made[name] = written(
+            settings, row, active, neighbours, floor=0, now=now, granted=granted.get(name, ([], []))
+        )
         nodes.set_issued(tx, name, made[name].number, now)
     return made
 
@@ -170,7 +178,16 @@ def directive(tx: Transaction, settings: FleetSettings, row: NodeRow, *, floor: 
     """Return a new directive for one node, numbered above what was issued and above `floor`. The caller stores the
     number."""
     active, neighbours = _isolation_of(tx, row.site)
-    return written(settings, row, active, neighbours, floor=floor, now=now)
+    granted = _granted(tx, [row.node], now).get(row.node, ([], []))
+    return written(settings, row, active, neighbours, floor=floor, now=now, granted=granted)
+
+
+def _granted(tx: Transaction, names: Sequence[str], now: float) -> dict[str, Granted]:
+    standing, codes = grant_rows.standing(tx, names, now), grant_rows.listed_codes(tx, names, now)
+    return {
+        name: ([grants.travelling(row) for row in standing.get(name, [])], codes.get(name, []))
+        for name in {*standing, *codes}
+    }
 
 
 def _isolation_of(tx: Transaction, site: str) -> tuple[list[HoldView], list[NodeRow]]:
@@ -186,6 +203,7 @@ def written(
     *,
     floor: int,
     now: float,
+    granted: Granted,
 ) -> Directive:
     """Write a directive. Pure.
 
@@ -215,6 +233,8 @@ def written(
         reason=reason,
         baseline=row.baseline,
         responses=responses,
+        grants=granted[0],
+        break_glass=granted[1],
     )
 
 

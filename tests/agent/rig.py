@@ -21,6 +21,7 @@ from agent.spool import Spool
 from agent.store import Store
 from contract.directive import Directive, Response, WantedBaseline
 from contract.envelope import directive_signer, sign_directive
+from contract.grant import CodeHash, Grant
 from contract.messages import Event, Posture
 from tests.parts.signing import SigningKit, minimal_baseline
 
@@ -149,6 +150,8 @@ class Rig:
         issued: float | None = None,
         lifetime_s: float = 3600.0,
         key: Ed25519PrivateKey | None = None,
+        grants: list[Grant] | None = None,
+        break_glass: list[CodeHash] | None = None,
     ) -> bytes:
         """A directive in its envelope."""
         issued = time.time() if issued is None else issued
@@ -160,6 +163,8 @@ class Rig:
             posture=posture,
             baseline=wanted,
             responses=responses or [],
+            grants=grants or [],
+            break_glass=break_glass or [],
         )
         return sign_directive(directive, directive_signer(key or self.key))
 

@@ -19,7 +19,7 @@ from contract.errors import Rejected
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/baseline.md").read_text()
 SHIPPED = sorted((ROOT / "baselines").glob("*.toml"))
-LEARNED = {"accounts", "containers", "ima", "services"}
+LEARNED = {"access", "accounts", "containers", "ima", "services"}
 """In no shipped baseline: they list what a machine has, and are written from the very machine."""
 DEVICES = {"accelerators", "blocks", "cameras", "netdevs", "pci", "serials", "thunderbolt"}
 """Also written from the very machine: `ringfence-agent devices learn`."""

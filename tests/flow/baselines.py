@@ -27,12 +27,14 @@ def text(
     usb: str = 'default = "block"',
     summary: str = "inference node of the lab",
     clients: int = 0,
+    access: str = "",
 ) -> str:
     """Return a baseline for nodes of site number `site`.
 
     `extra_port` opens one more TCP port to the enclave; `way` names the only interface to the controller;
     `boot` adds lines to that section; `clients` a zone of so many single addresses, with one rule; `extra` stands at the end;
     `usb` are that section's own keys.
+    `access` further sections.
     """
     allowed = "".join(f'"{path}" = ["sha256:{digest.hex()}"]\n' for path, digest in MEASURED.items())
     ports = f"[8080, {extra_port}]" if extra_port else "[8080]"
@@ -129,7 +131,7 @@ reason = "the inference service"
 [boot]
 event_log = "required"
 reference = "enrolment"
-{boot}{_clients(clients)}{extra}"""
+{boot}{_clients(clients)}{access}{extra}"""
 
 
 def _clients(count: int) -> str:

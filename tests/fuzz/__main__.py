@@ -24,7 +24,13 @@ GROWN = TREE / "build/fuzz-corpus"
 COMMITTED = TREE / "tests/fuzz/corpus"
 MAX_INPUT_BYTES = 4096
 MAX_FILES = 24
-INSTRUMENTED = ("contract", "controller.cli.inputs", "controller.cli.attestshow", "controller.repository")
+INSTRUMENTED = (
+    "contract",
+    "agent.grants",
+    "controller.cli.inputs",
+    "controller.cli.attestshow",
+    "controller.repository",
+)
 
 
 def one(name: str, arguments: list[str]) -> None:

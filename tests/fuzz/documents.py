@@ -18,6 +18,11 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError
 from tuf.api.metadata import Metadata, Root, TargetFile, Targets
 
+from agent.firewall.granted import granted
+from agent.firewall.section import Zone
+from agent.firewall.tables import Table
+from agent.grants import Bounds, bounded
+from agent.probes.access import Network, Section
 from contract import bundle, certnames, certpath, corim, ekder, references, trust
 from contract.authenticode import authenticode_sha256, is_image
 from contract.devid import DevIdTrust, check_devid
@@ -25,9 +30,11 @@ from contract.directive import PAYLOAD_TYPE
 from contract.enrolment import check_identity
 from contract.envelope import open_directive
 from contract.errors import Rejected
-from contract.messages import DevIdEvidence
+from contract.grant import MAX_GRANT_S, Grant, plain_code
+from contract.messages import MAX_BODY_BYTES, DevIdEvidence
 from contract.result import Facts, result_of
 from contract.resultkey import load_result_key, verify_result
+from contract.wire import decode_json
 from controller.repository import Repository
 from tests.contract.forge import Case, Forger
 
@@ -43,6 +50,25 @@ _PUBLIC = _SEED.public_key().public_bytes(
 )
 _RESULT_KEY = ec.derive_private_key(7, ec.SECP256R1())
 _FORGER = Forger("ecc256")
+_BOUNDS = Bounds(
+    Section(
+        network=[
+            Network(
+                name=f"{direction}-{protocol}",
+                direction=direction,
+                zone="any",
+                protocol=protocol,
+                ports=["1-65535"],
+                max_s=MAX_GRANT_S,
+                reason="as wide as it gets",
+            )
+            for direction in ("in", "out")
+            for protocol in ("tcp", "udp")
+        ]
+    ),
+    {"any": Zone(addresses=["0.0.0.0/0", "::/0"])},
+)
+_RULE_TEXT = set("abcdefghijklmnopqrstuvwxyz0123456789_@{}=.:/,- \n\t")
 _NO_DEVICES = DevIdTrust()
 
 
@@ -133,6 +159,18 @@ def envelope(raw: bytes) -> None:
     signed = Envelope(raw, PAYLOAD_TYPE, {})
     signed.sign(SIGNER)
     open_directive(msgspec.json.encode(signed.to_dict()), _PUBLIC, node="press-1", now=_NOW, highest_number=0)
+
+
+def grant(raw: bytes) -> None:
+    """A grant in JSON: what it opens under a wide bound, as text that nftables would load; then a code as it is typed."""
+    with suppress(Rejected):
+        plain_code(raw.decode("utf-8", "replace"))
+        opened = bounded(decode_json(raw, Grant, max_bytes=MAX_BODY_BYTES), _BOUNDS)
+        made = granted((opened,))
+        text = Table(name="ringfence", sets=tuple(made.sets), chains=tuple(made.chains)).text()
+        text += "".join(made.to_input + made.to_output)
+        assert set(text) <= _RULE_TEXT, "what came from outside stands in a rule as it came"
+    decode_json(raw, Grant, max_bytes=MAX_BODY_BYTES)
 
 
 def root_metadata(raw: bytes) -> None:

@@ -14,6 +14,7 @@ from contract import bundle, corim, messages, references, wire
 from contract.directive import Directive
 from contract.envelope import sign_directive
 from contract.eventlog import parse_event_log
+from contract.grant import Access, Grant, Opening
 from contract.imalog import read_lines
 from tests.contract.forge import PCRS, Case, Forger
 from tests.contract.imavectors import VECTORS, read_vector
@@ -42,6 +43,7 @@ HARNESSES: dict[str, Harness] = {
     "certificate": documents.certificate,
     "device-identity": documents.device_identity,
     "envelope": documents.envelope,
+    "grant": documents.grant,
     "root-metadata": documents.root_metadata,
     "targets-metadata": documents.targets_metadata,
     "repository": documents.repository,
@@ -93,6 +95,7 @@ def seeds() -> dict[str, list[bytes]]:
             sign_directive(_DIRECTIVE, documents.SIGNER),
             msgspec.json.encode(_DIRECTIVE),
         ],
+        "grant": [msgspec.json.encode(_GRANT), b"vx91n-tsxza-wcdqt-dfw4s"],
         "root-metadata": [documents.ROOT],
         "targets-metadata": [documents.TARGETS, documents.ROOT],
         "repository": [documents.ROOT, documents.TARGETS],
@@ -201,6 +204,23 @@ def _image() -> bytes:
     return bytes(headers) + hashlib.sha512(b"text").digest()
 
 
+_GRANT = Grant(
+    id=7,
+    who="A. Technician",
+    company="Press Works",
+    evidence="contract 4711",
+    access=Access(
+        openings=[
+            Opening(direction="in", protocol="tcp", ports=[22, 443], peers=["198.51.100.7", "2001:db8::/64"])
+        ],
+        usb=[],
+    ),
+    starts=1.0,
+    ends=3601.0,
+    reason="drive replaced",
+    requested_by="ops",
+    approved_by=["boss"],
+)
 _DIRECTIVE = Directive(node="press-1", number=1, issued=1.8e9, expires=1.8e9 + 60, posture="normal")
 _BASELINE = b"""[baseline]
 name = "factory"

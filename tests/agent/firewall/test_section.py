@@ -23,6 +23,7 @@ from tests.agent.probes.case import section_of
 AROUND = SimpleNamespace(
     controller=(ControllerEndpoint("192.0.2.1", 8443), ControllerEndpoint("2001:db8::1", 8443)),
     fenced=("10.10.1.2", "10.10.1.3", "2001:DB8:0::7"),
+    grants=(),
 )
 POSTURES: tuple[Posture, ...] = ("normal", "isolated", "maintenance")
 TOML = """\
@@ -164,7 +165,7 @@ def test_adjoining_fenced_addresses_are_all_fenced_and_the_controller_never_is()
     text = render(parsed(), "normal", AROUND)
     assert "elements = { 10.10.1.2, 10.10.1.3 }" in text
     assert "elements = { 2001:db8::7 }" in text
-    around = SimpleNamespace(controller=AROUND.controller, fenced=("192.0.2.1", "2001:0db8::1"))
+    around = SimpleNamespace(controller=AROUND.controller, fenced=("192.0.2.1", "2001:0db8::1"), grants=())
     fence = render(parsed(), "normal", around).partition("set controller4")[0]
     assert "192.0.2.1" not in fence and "2001:db8" not in fence
 
@@ -174,7 +175,7 @@ def test_flows_are_judged_again_when_rules_change_and_not_when_a_neighbour_is_fe
         return str(re.findall(r"== (0x[0-9a-f]{4}0000) accept", text)[0])
 
     plain = number(render(parsed(), "normal", AROUND))
-    unfenced = SimpleNamespace(controller=AROUND.controller, fenced=())
+    unfenced = SimpleNamespace(controller=AROUND.controller, fenced=(), grants=())
     assert number(render(parsed(), "normal", unfenced)) == plain
     assert number(render(parsed(), "maintenance", AROUND)) != plain
     assert number(render(parsed(TOML.replace("5000", "5001")), "normal", AROUND)) != plain

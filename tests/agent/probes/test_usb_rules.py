@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from agent.devices import UsbTree as Sysfs
+from agent.grants import OpenGrant
 from agent.host import Host
 from agent.probes import Probe, Surroundings
 from agent.probes import usb as usb_probe
@@ -327,3 +329,21 @@ def test_rules_that_could_mean_more_than_they_say_are_refused(key: str) -> None:
         section_of("usb", '[usb]\n[[usb.allow]]\nreason = "why not"\n' + key + "\n")
     with pytest.raises(Rejected):
         section_of("usb", "[usb]\n" + STICK_RULE + key + "\n")
+
+
+def test_d02_a_grant_lets_a_device_in_with_the_interfaces_of_its_bound_and_out_again(tree: UsbTree) -> None:
+    tree.run()
+    stick = Device(0x0951, 0x1666, "DataTraveler 3.0", STORAGE_STICK.serial, (STORAGE, KEYBOARD))
+    probe = _probe(tree, 'default = "block"\n')
+    name = tree.plug(stick)
+    _pass(probe, tree)
+    assert not tree.authorized(name)
+    grant = OpenGrant(id=1, ends_s=1e9, usb=(("0951:1666", ("08:*:*",)),))
+    closed, probe.around = probe.around, replace(probe.around, grants=(grant,))
+    _pass(probe, tree)
+    assert tree.authorized(name)
+    assert tree.authorized(f"{name}:1.0"), "storage"
+    assert not tree.authorized(f"{name}:1.1"), "the keyboard in it stays shut"
+    probe.around = closed
+    _pass(probe, tree)
+    assert not tree.authorized(name)
