@@ -140,11 +140,19 @@ class PackageDatabase:
                 if not entry.name.endswith(ending):
                     continue
                 content = Path(entry.path).read_bytes()
-                if not any(needle in content for needle in needles):
+                if not self._holds(content, needles):
                     continue
                 for line in content.splitlines():
+                    self._breathe()
                     if any(needle in line for needle in needles):
                         yield line.decode("utf-8", "surrogateescape")
+
+    def _holds(self, content: bytes, needles: Sequence[bytes]) -> bool:
+        for needle in needles:
+            self._breathe()  # lists of megabytes are looked through for each of them
+            if needle in content:
+                return True
+        return False
 
     def sha256_of(self, file: PackageFile) -> str | None:
         """Return the SHA-256 of a file as it is now, or None if it is not what the database records, or is not there."""
