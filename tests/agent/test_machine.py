@@ -251,7 +251,7 @@ def test_f05_a_change_of_the_firewall_is_healed_while_20000_files_are_looked_at(
         rig = _started(tmp_path, root)
         took = []
         try:
-            rig.adopt(baseline(1, 8080, extra=_models()), 1, 1)
+            rig.adopt(baseline(1, 8080, extra=_models() + "\n[firewall.contest]\nhealings = 1000\n"), 1, 1)
             looks = _counted(rig)
             for _ in range(9):
                 rig.loop.wake("models")
