@@ -237,14 +237,6 @@ class Host:
         """Kill the process behind a listening socket, if it still is that one. Raises OSError."""
         self.processes.end(listener)
 
-    def processes_of(self, uid: int) -> list[int]:
-        """Return the processes of a user. Raises OSError."""
-        return self.processes.of_user(uid)
-
-    def end_processes_of(self, uid: int) -> None:
-        """Kill the processes of a user who is not root. Raises OSError."""
-        self.processes.end_user(uid)
-
     # Kernel settings
 
     def sysctl(self, key: str) -> str:

@@ -163,7 +163,7 @@ class Probe(probes.Probe[Section]):
         users = self._users()
         for name, wanted in self._wanted().items():
             if f"account {name} processes" in wrong and wanted == SHUT and name in users:
-                host.end_processes_of(users[name])
+                host.processes.end_user(users[name])
         self._wait_gone(
             [users[name] for name, wanted in self._wanted().items() if wanted == SHUT and name in users]
         )
@@ -204,7 +204,7 @@ class Probe(probes.Probe[Section]):
                     f"account {name}", _words(day), "not in shadow" if found is None else _words(found)
                 )
             try:
-                running = self.around.host.processes_of(users[name]) if day == SHUT else []
+                running = self.around.host.processes.of_user(users[name]) if day == SHUT else []
             except OSError as error:
                 yield could_not_look(f"account {name} processes", "none", error)
                 continue
@@ -232,7 +232,7 @@ class Probe(probes.Probe[Section]):
     def _wait_gone(self, uids: Sequence[int]) -> None:
         """Give killed processes a moment to be gone, so that the look that follows does not find them."""
         deadline = time.monotonic() + _DEATH_S
-        while any(self.around.host.processes_of(uid) for uid in uids) and time.monotonic() < deadline:
+        while any(self.around.host.processes.of_user(uid) for uid in uids) and time.monotonic() < deadline:
             time.sleep(0.01)
 
 
