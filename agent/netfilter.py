@@ -38,6 +38,8 @@ _CLONE_NEWNET = 0x40000000
 _REMEMBERED_TEXTS = 16
 _MAX_ERROR_CHARS = 400
 _MAX_NOTED = 64
+_TRIES = 8
+"""A manager of containers commits every few milliseconds while it sets up a network."""
 _DORMANT = 1
 _FLAG_NAMES = {_DORMANT: "dormant", 2: "owner", 4: "persist"}
 _FLAGS_SAFE_SINCE = (1, 0, 8)
@@ -183,14 +185,22 @@ class Netfilter:
                 if is_ours(table.name) or table.flags & _DORMANT:
                     continue
                 if _is_plain(table.name) and (not table.flags or self._lists_flags):
-                    listed = _run(self._context, f"list table {table.family} {table.name}")
+                    listed, found = self._read(table.family, table.name)
                     objects += _parsed(listed)
-                    if '"DNAT"' in listed:
-                        found = xtables.destinations(self._talk, table.family, table.name)
-                        leads |= {(table.family, table.name, handle): to for handle, to in found.items()}
+                    leads |= {(table.family, table.name, handle): to for handle, to in found.items()}
                 else:
                     unread.append(unreadable(table.family, table.name))
         return foreign_chains(objects, (), leads) + unread
+
+    def _read(self, family: str, table: str) -> tuple[str, dict[int, str]]:
+        """Return a table's listing and where its xtables DNAT leads, both of one moment."""
+        for _ in range(_TRIES):
+            before = netlink.generation(self._talk)
+            listed = _run(self._context, f"list table {family} {table}")
+            found = xtables.destinations(self._talk, family, table) if '"DNAT"' in listed else {}
+            if netlink.generation(self._talk) == before:
+                break
+        return listed, found
 
     def remove_table(self, family: str, table: str) -> None:
         """Delete a foreign table; family and name as listed by the kernel. Raises NetfilterError."""
