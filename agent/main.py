@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files, learn-model, devices.
+"""`ringfence-agent`: enrol, run, status, check, diff, render, unlock-key, learn-files, learn-model, devices, counters.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -23,6 +23,7 @@ import click
 from agent import VERSION
 from agent.checking import check
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
+from agent.counting import counters
 from agent.dial import Dialler
 from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
@@ -201,6 +202,7 @@ def learn_files(
 
 
 cli.add_command(check)
+cli.add_command(counters)
 cli.add_command(learn_model)
 cli.add_command(devices)
 

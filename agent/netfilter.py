@@ -22,9 +22,10 @@ import nftables
 
 from agent.firewall import compare, flows, netlink
 from agent.firewall.compare import Canonical
+from agent.firewall.counts import Count, counts
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
-from agent.firewall.nft import OWN_TABLES, render, render_cut, render_lockdown
+from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
 from agent.firewall.tables import Table
 from contract.errors import Rejected
 
@@ -99,6 +100,11 @@ class Netfilter:
         """
         with self._lock:
             return _listing(self._context, self._talk, (family, table))
+
+    def counts(self) -> list[Count]:
+        """Return what our rules have counted. Raises NetfilterError, also where no rules are loaded."""
+        with self._lock:
+            return counts(_parsed(_run(self._context, f"list counters table inet {TABLE}")))
 
     def own(self) -> Canonical:
         """Return the canonical form of our tables as they stand. Raises NetfilterError."""
