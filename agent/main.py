@@ -1,4 +1,4 @@
-"""`ringfence-agent`: enrol, run, early, status, check, diff, render, unlock-key, break-glass, learn, devices.
+"""`ringfence-agent`: enrol, run, early, status, check, diff, render, counters, unlock-key, break-glass, learn, devices.
 
 Exit codes: 0 as asked; 1 it did not work out (differences found, not enrolled, controller away); 2 the input was
 refused (configuration, baseline, usage); 3 a fault of the program or the machine.
@@ -25,6 +25,7 @@ from agent.checking import check
 from agent.clock import boottime
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.console import Console, break_glass
+from agent.counting import counters
 from agent.dial import Dialler
 from agent.firewall.local import resolved
 from agent.firewall.section import Section as FirewallSection
@@ -168,6 +169,7 @@ def early_command(config_path: Path) -> None:
 
 
 cli.add_command(check)
+cli.add_command(counters)
 cli.add_command(learn)
 cli.add_command(break_glass)
 cli.add_command(devices)

@@ -22,6 +22,7 @@ import nftables
 
 from agent.firewall import compare, flows, link, netlink, routes, xtables
 from agent.firewall.compare import Canonical
+from agent.firewall.counts import Count, counts
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
 from agent.firewall.granted import seen_set
@@ -153,6 +154,11 @@ class Netfilter:
             except NetfilterError:
                 self._bridge = False
         return self._bridge
+
+    def counts(self) -> list[Count]:
+        """Return what our rules have counted. Raises NetfilterError, also where no rules are loaded."""
+        with self._lock:
+            return counts(_parsed(_run(self._context, f"list counters table inet {TABLE}")))
 
     def own(self) -> Canonical:
         """Return the canonical form of our tables as they stand. Raises NetfilterError."""

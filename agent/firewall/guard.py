@@ -26,7 +26,8 @@ def guard_table() -> Table:
     for hook, loopback_key in (("input", "iif"), ("forward", ""), ("output", "oif")):
         rules = [_MARKED]
         if loopback_key:
-            rules += [f'{loopback_key} "lo" accept', "jump neighbours"]
+            rules.append(f'{loopback_key} "lo" accept')
+        rules.append("jump neighbours")  # untracked; forwarded between the ports of a filtered bridge
         head = f"type filter hook {hook} priority {_BEHIND}; policy drop;"
         chains.append(Chain(name=f"guard_{hook}", rules=(*rules, "counter drop"), head=head))
     return Table(name=GUARD_TABLE, sets=(), chains=tuple(chains))
