@@ -18,7 +18,8 @@ from dataclasses import replace
 
 from agent import probes
 from agent.firewall import advice as advices
-from agent.firewall import compare, local, nft, tables
+from agent.firewall import compare, local, managers, nft, tables
+from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
 from agent.firewall.model import Local
 from agent.firewall.names import Names
@@ -67,6 +68,7 @@ class Probe(probes.Probe[Section]):
         self._blame = ""
         self._foreign_blame: dict[tuple[str, ...], str] = {}
         self._notices: list[Notice] = []
+        self._bypass = Bypass(section, around.host)
 
     def text(self) -> str:
         """Return the batch that this section wants under the posture and fences of the moment."""
@@ -143,6 +145,7 @@ class Probe(probes.Probe[Section]):
         culprits = netfilter.noted()
         try:
             differences = [*self._differences(netfilter, now), *self._unresolved(self.rules().here)]
+            differences += self._bypass.differences(now)
         except (OSError, Rejected, ValueError) as error:
             self._last = None
             differences = [could_not_look(_RULESET, "our tables", error)]
@@ -166,6 +169,8 @@ class Probe(probes.Probe[Section]):
         if self.section.foreign == "remove":
             tables = {_foreign_table(key) for key in keys if key.startswith(_FOREIGN)}
             for family, table in sorted(tables):
+                if managers.is_managers(self.section.containers, family, table):
+                    continue  # other chains of it carry the containers' traffic
                 netfilter.remove_table(family, table)
 
     def _load(self, netfilter: Netfilter, keys: Sequence[str], now: float) -> None:
@@ -212,6 +217,7 @@ class Probe(probes.Probe[Section]):
             Difference(f"{_FOREIGN}{chain.family} {chain.table} {chain.chain}", "absent", chain.describe())
             for chain in netfilter.foreign()
             if (chain.family, chain.table) not in known
+            and not managers.is_expected(self.section.containers, chain)
         ]
         # Only what was true at one generation may be remembered under it.
         self._last = (generation, wanted, differences) if netfilter.generation() == generation else None
