@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 
 import nftables
 
-from agent.firewall import compare, flows, link, netlink, routes
+from agent.firewall import compare, flows, link, netlink, routes, xtables
 from agent.firewall.compare import Canonical
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
@@ -37,6 +37,8 @@ _CLONE_NEWNET = 0x40000000
 _REMEMBERED_TEXTS = 16
 _MAX_ERROR_CHARS = 400
 _MAX_NOTED = 64
+_TRIES = 8
+"""A manager of containers commits every few milliseconds while it sets up a network."""
 _DORMANT = 1
 _FLAG_NAMES = {_DORMANT: "dormant", 2: "owner", 4: "persist"}
 _FLAGS_SAFE_SINCE = (1, 0, 8)
@@ -167,15 +169,28 @@ class Netfilter:
         """
         objects: list[compare.Object] = []
         unread: list[ForeignChain] = []
+        leads: dict[tuple[str, str, int], str] = {}
         with self._lock:
             for table in netlink.tables(self._talk):
                 if is_ours(table.name) or table.flags & _DORMANT:
                     continue
                 if _is_plain(table.name) and (not table.flags or self._lists_flags):
-                    objects += _parsed(_run(self._context, f"list table {table.family} {table.name}"))
+                    listed, found = self._read(table.family, table.name)
+                    objects += _parsed(listed)
+                    leads |= {(table.family, table.name, handle): to for handle, to in found.items()}
                 else:
                     unread.append(unreadable(table.family, table.name))
-        return foreign_chains(objects, ()) + unread
+        return foreign_chains(objects, (), leads) + unread
+
+    def _read(self, family: str, table: str) -> tuple[str, dict[int, str]]:
+        """Return a table's listing and where its xtables DNAT leads, both of one moment."""
+        for _ in range(_TRIES):
+            before = netlink.generation(self._talk)
+            listed = _run(self._context, f"list table {family} {table}")
+            found = xtables.destinations(self._talk, family, table) if '"DNAT"' in listed else {}
+            if netlink.generation(self._talk) == before:
+                break
+        return listed, found
 
     def remove_table(self, family: str, table: str) -> None:
         """Delete a foreign table; family and name as listed by the kernel. Raises NetfilterError."""

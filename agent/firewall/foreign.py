@@ -6,8 +6,9 @@ by a list of harmless ones; what is not on it counts as rewriting, so a statemen
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from agent.firewall.compare import Object
@@ -30,6 +31,7 @@ _HARMLESS = frozenset(
         "last",
     }
 )
+OTHER = "other"
 _DROPS = frozenset({"drop", "reject"})
 
 
@@ -44,6 +46,8 @@ class ForeignChain:
     """Empty for a chain that only others jump to."""
     priority: int | None = None
     effects: frozenset[Effect]
+    rewrites: frozenset[str] = frozenset()
+    """How it rewrites: "masquerade", "mark", "dnat ADDRESS", or "other" for all else."""
 
     def describe(self) -> str:
         """Return one line for people."""
@@ -51,9 +55,17 @@ class ForeignChain:
         return f"{' and '.join(sorted(self.effects)) or 'only looks'}{where}"
 
 
-def foreign_chains(objects: list[Object], own_tables: Collection[tuple[str, str]]) -> list[ForeignChain]:
-    """Return every chain outside `own_tables`, (family, name) each, that accepts, drops or rewrites."""
+def foreign_chains(
+    objects: list[Object],
+    own_tables: Collection[tuple[str, str]],
+    leads: Mapping[tuple[str, str, int], str] = MappingProxyType({}),
+) -> list[ForeignChain]:
+    """Return every chain outside `own_tables`, (family, name) each, that accepts, drops or rewrites.
+
+    `leads`: by family, table and handle, where a rule's xtables DNAT leads (`agent.firewall.xtables`).
+    """
     effects: dict[tuple[str, str, str], set[Effect]] = {}
+    rewrites: dict[tuple[str, str, str], set[str]] = {}
     heads: dict[tuple[str, str, str], tuple[str, int | None]] = {}
     for entry in objects:
         for kind, value in entry.items():
@@ -65,7 +77,10 @@ def foreign_chains(objects: list[Object], own_tables: Collection[tuple[str, str]
             key = (family, table, str(value.get("name" if kind == "chain" else "chain")))
             found = effects.setdefault(key, set())
             if kind == "rule":
-                found.update(_of_rule(value.get("expr")))
+                lead = leads.get((family, table, value.get("handle", 0)), "?")
+                done, how = _of_rule(value.get("expr"), lead)
+                found.update(done)
+                rewrites.setdefault(key, set()).update(how)
             elif value.get("hook"):
                 priority = value.get("prio")
                 heads[key] = (str(value["hook"]), priority if isinstance(priority, int) else None)
@@ -79,6 +94,7 @@ def foreign_chains(objects: list[Object], own_tables: Collection[tuple[str, str]
             hook=heads.get(key, ("", None))[0],
             priority=heads.get(key, ("", None))[1],
             effects=frozenset(found),
+            rewrites=frozenset(rewrites.get(key, ())),
         )
         for key, found in sorted(effects.items())
         if found
@@ -87,18 +103,21 @@ def foreign_chains(objects: list[Object], own_tables: Collection[tuple[str, str]
 
 def unreadable(family: str, table: str) -> ForeignChain:
     """Return what stands for a table that cannot be listed: assumed to do its worst."""
-    return ForeignChain(family=family, table=table, chain="*", effects=frozenset({"rewrites"}))
+    return ForeignChain(
+        family=family, table=table, chain="*", effects=frozenset({"rewrites"}), rewrites=frozenset({OTHER})
+    )
 
 
-def _of_rule(statements: object) -> set[Effect]:
+def _of_rule(statements: object, lead: str) -> tuple[set[Effect], set[str]]:
     out: set[Effect] = set()
+    how: set[str] = set()
     for statement in statements if isinstance(statements, list) else [statements]:
-        if isinstance(statement, dict):
-            for name, body in statement.items():
-                out |= _of_statement(name, body)
-        else:
-            out.add("rewrites")
-    return out
+        for name, body in statement.items() if isinstance(statement, dict) else [(str(statement), None)]:
+            found = _of_statement(name, body)
+            out |= found
+            if "rewrites" in found:
+                how.add(_how(name, body, lead))
+    return out, how
 
 
 def _of_statement(name: str, body: object) -> set[Effect]:
@@ -111,4 +130,22 @@ def _of_statement(name: str, body: object) -> set[Effect]:
     if name == "vmap":
         # What the map holds is not followed: each verdict it may give is assumed.
         return {"accepts", "drops"}
+    if name == "xt" and isinstance(body, dict):
+        if body.get("type") == "match" or body.get("name") in {"LOG", "NFLOG"}:
+            return set()
+        if body.get("type") == "target" and body.get("name") == "REJECT":
+            return {"drops"}
     return {"rewrites"}
+
+
+def _how(name: str, body: object, lead: str) -> str:
+    about = body if isinstance(body, dict) else {}
+    if name == "xt" and about.get("type") == "target":
+        target = about.get("name")
+        return {"MASQUERADE": "masquerade", "MARK": "mark", "DNAT": f"dnat {lead}"}.get(str(target), OTHER)
+    if name == "dnat":
+        address = about.get("addr")
+        return f"dnat {address if isinstance(address, str) else '?'}"
+    if name == "mangle" and about.get("key") == {"meta": {"key": "mark"}}:
+        return "mark"
+    return "masquerade" if name == "masquerade" else OTHER

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from agent.firewall.model import Model, Zone
+from agent.firewall.model import Model, Service, Zone
 from agent.firewall.section import PortRange
 from agent.firewall.tables import Chain, Set
 
@@ -109,3 +109,23 @@ def port_set(name: str, ports: Iterable[PortRange]) -> Set:
 def ranges(ports: Iterable[PortRange]) -> list[str]:
     """Return ports as nft writes them."""
     return [str(low) if low == high else f"{low}-{high}" for low, high in ports]
+
+
+def service_rules(name: str, service: Service, port_key: str, verdict: str) -> tuple[list[Set], list[str]]:
+    """Return the port sets and the rules that give `verdict` to what the service names, each with its counter."""
+    if service.everything:
+        return [], [f'counter name "{name}_any" {verdict}']
+    sets, lines = [], []
+    for protocol, ports in service.ports():
+        sets.append(port_set(f"{name}_{protocol}", ports))
+        asked = f"meta l4proto {protocol} {port_key} @{name}_{protocol}"
+        lines.append(f'{asked} counter name "{name}_{protocol}" {verdict}')
+    if service.ping:
+        for family in ("icmp", "icmpv6"):
+            lines.append(f'{family} type {{ echo-reply, echo-request }} counter name "{name}_ping" {verdict}')
+    return sets, lines
+
+
+def sender_match(zone: Zone) -> str:
+    """Return the match of a zone's MAC addresses; "" for any."""
+    return f"ether saddr @mac_{zone.name} " if zone.macs else ""

@@ -18,7 +18,7 @@ from agent.firewall.section import ForwardRule, InboundRule, OutboundRule, PortR
 from contract.messages import Posture
 
 N = TypeVar("N", ipaddress.IPv4Network, ipaddress.IPv6Network)
-R = TypeVar("R", Rule, ForwardRule)
+R = TypeVar("R", Rule, ForwardRule, sections.ContainerService)
 
 DEFAULT_BURST = 5
 """As nftables has it."""
@@ -175,7 +175,7 @@ NOWHERE = Local()
 
 def model(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> Model:
     """Return the model of one posture."""
-    zones = {name: _zone_now(name, zone, local) for name, zone in section.zones.items()}
+    zones = {name: zone_now(name, zone, local) for name, zone in section.zones.items()}
     inbound, outbound, forward = _rules(section, posture)
     peers_in, peers_out = _peers(inbound, zones, local), _peers(outbound, zones, local)
     passages = _passages(forward, zones)
@@ -191,10 +191,10 @@ def model(section: Section, posture: Posture, around: Around, local: Local = NOW
         outbound=peers_out,
         forward=passages,
         kept_inbound=tuple(
-            Peer(zone=zones[rule.zone], service=_service([rule])) for rule in section.isolated.inbound
+            Peer(zone=zones[rule.zone], service=service([rule])) for rule in section.isolated.inbound
         ),
         kept_outbound=tuple(
-            Peer(zone=zones[rule.zone], service=_service([rule])) for rule in section.isolated.outbound
+            Peer(zone=zones[rule.zone], service=service([rule])) for rule in section.isolated.outbound
         ),
     )
 
@@ -233,7 +233,8 @@ def _controller(around: Around) -> tuple[tuple[int, tuple[str, ...]], ...]:
     return tuple((version, tuple(sorted(each))) for version, each in found.items())
 
 
-def _zone_now(name: str, zone: sections.Zone, local: Local) -> Zone:
+def zone_now(name: str, zone: sections.Zone, local: Local) -> Zone:
+    """Return a zone with what the node knows of it."""
     still = _zone(name, tuple(zone.interfaces), tuple(zone.addresses))
     if not (zone.names or zone.macs):
         return still
@@ -286,8 +287,8 @@ def _peer(zone: Zone, rules: Sequence[Rule], local: Local) -> Peer:
             plain.append(rule)
         else:
             by_terms.setdefault(terms, []).append(rule)
-    special = [_special(terms, _service(under), local) for terms, under in by_terms.items()]
-    return Peer(zone=zone, service=_service(plain), special=tuple(each for each in special if each))
+    special = [_special(terms, service(under), local) for terms, under in by_terms.items()]
+    return Peer(zone=zone, service=service(plain), special=tuple(each for each in special if each))
 
 
 Terms = tuple[str, str] | Limit
@@ -324,7 +325,7 @@ def _passages(rules: Sequence[ForwardRule], zones: dict[str, Zone]) -> tuple[Pas
         Passage(
             source=zones[source],
             destination=zones[destination],
-            service=_service(
+            service=service(
                 [rule for rule in rules if (rule.source, rule.destination) == (source, destination)]
             ),
         )
@@ -332,7 +333,8 @@ def _passages(rules: Sequence[ForwardRule], zones: dict[str, Zone]) -> tuple[Pas
     )
 
 
-def _service(rules: Sequence[R]) -> Service:
+def service(rules: Sequence[R]) -> Service:
+    """Return what the rules name together."""
     return Service(
         everything=any(rule.protocol == "any" for rule in rules),
         tcp=_ports(rules, "tcp"),

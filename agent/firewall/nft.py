@@ -24,6 +24,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from agent.firewall.containermodel import Contained, contained
+from agent.firewall.containers import container_chains
 from agent.firewall.cut import cut_table
 from agent.firewall.limit import limit_of
 from agent.firewall.match import (
@@ -34,7 +36,8 @@ from agent.firewall.match import (
     TABLE,
     controller_sets,
     mixes_families,
-    port_set,
+    sender_match,
+    service_rules,
     zone_matches,
     zone_sets,
 )
@@ -45,9 +48,7 @@ from agent.firewall.model import (
     Model,
     Passage,
     Peer,
-    Service,
     Special,
-    Zone,
     fences,
     model,
 )
@@ -80,7 +81,7 @@ class Rules:
 def rules(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> Rules:
     """Return our tables as the posture wants them."""
     meant = model(section, posture, around, local)
-    tables = [_main_table(meant)]
+    tables = [_main_table(meant, contained(section, posture, local))]
     if posture == "isolated":
         tables.append(cut_table(meant))
     return Rules(posture, tuple(tables), local)
@@ -101,11 +102,12 @@ def render_lockdown(around: Around) -> str:
     return render(Section(), "normal", around)
 
 
-def _main_table(meant: Model) -> Table:
+def _main_table(meant: Model, inside: Contained | None) -> Table:
     fence_sets, fence_chains = _fence(meant.fenced)
     sets = [*fence_sets]
     sets += controller_sets(meant)
-    sets += [each for zone in meant.zones for each in zone_sets(zone)]
+    zones = {zone.name: zone for zone in (*meant.zones, *(inside.zones if inside else ()))}
+    sets += [each for _, zone in sorted(zones.items()) for each in zone_sets(zone)]
     chains = [*fence_chains, NEIGHBOURS, _allow_chain()]
     to_input: list[str] = []
     to_output: list[str] = []
@@ -122,15 +124,23 @@ def _main_table(meant: Model) -> Table:
     through: list[str] = []
     for passage in meant.forward:
         name = f"fwd_{passage.source.name}_{passage.destination.name}"
-        more, lines = _service(name, passage.service, "ct reply proto-src", "goto allow")
+        more, lines = service_rules(name, passage.service, "ct reply proto-src", "goto allow")
         sets += more
         chains.append(Chain(name=name, rules=tuple(lines)))
         through += _forward_dispatch(passage, name)
     way = meant.controller_interface
+    from_controller, to_controller = _controller_way(way, reply=True), _controller_way(way, reply=False)
+    early = container_chains(inside)
+    sets += early.sets
+    chains += early.chains
     chains += [
-        _base_chain("input", "iif", [*_controller_way(way, reply=True), *to_input]),
-        _base_chain("output", "oif", [*_controller_way(way, reply=False), *to_output]),
-        _base_chain("forward", None, through),
+        _base_chain(
+            "input", "iif", [*from_controller, *to_input], early.input and [*from_controller, *early.input]
+        ),
+        _base_chain(
+            "output", "oif", [*to_controller, *to_output], early.output and [*to_controller, *early.output]
+        ),
+        _base_chain("forward", None, through, early.forward),
     ]
     return _numbered(Table(name=TABLE, sets=tuple(sets), chains=tuple(chains), counters=_counters(chains)))
 
@@ -163,20 +173,16 @@ def _peer_matches(prefix: str, peer: Peer) -> tuple[list[str], list[str]]:
     side = "saddr" if prefix == "in" else "daddr"
     here = zone_matches(peer.zone, "iifname", f"ct original {{}} {side}")
     there = zone_matches(peer.zone, "oifname", f"ct original {{}} {side}")
-    if sender := _sender(peer.zone):
+    if sender := sender_match(peer.zone):
         # What a MAC address decides, nobody can judge from an answer: the next packet of the client is waited for.
         return [sender + match for match in here], []
     return (here, there) if prefix == "in" else (there, here)
 
 
-def _sender(zone: Zone) -> str:
-    return f"ether saddr @mac_{zone.name} " if zone.macs else ""
-
-
 def _forward_dispatch(passage: Passage, name: str) -> list[str]:
     """Match both ends: who asked (`ct original saddr`) and who really answers (`ct reply saddr`, so after NAT)."""
     out = []
-    sender = _sender(passage.source)
+    sender = sender_match(passage.source)
     # What a MAC address decides, nobody can judge from an answer.
     both = [("original", "iifname", "oifname"), ("reply", "oifname", "iifname")]
     for direction, from_key, to_key in both[:1] if sender else both:
@@ -189,12 +195,12 @@ def _forward_dispatch(passage: Passage, name: str) -> list[str]:
 
 def _peer_chains(name: str, peer: Peer) -> tuple[list[Set], list[Chain]]:
     """Return sets and chains of one peer: the chain that is jumped to, and one for each of its terms."""
-    sets, lines = _service(name, peer.service, _ASKED_PORT, "goto allow")
+    sets, lines = service_rules(name, peer.service, _ASKED_PORT, "goto allow")
     chains = []
     for number, special in enumerate(peer.special, start=1):
         under = f"{name}_{number}"
         # Jumped to, not gone to: what one owner may not, the next may.
-        more, asked = _service(under, special.service, _ASKED_PORT, f"jump {under}")
+        more, asked = service_rules(under, special.service, _ASKED_PORT, f"jump {under}")
         sets += more
         lines += asked
         limits, rules = limit_of(under, special.limit) if special.limit else ([], _owner(special))
@@ -207,21 +213,6 @@ def _owner(special: Special) -> list[str]:
     if special.unit is not None:
         return [f'socket cgroupv2 level {special.unit.level} "{special.unit.path}" goto allow']
     return [f"meta skuid {special.uid} goto allow"]
-
-
-def _service(name: str, service: Service, port_key: str, verdict: str) -> tuple[list[Set], list[str]]:
-    """Return the port sets and the rules that give `verdict` to what the service names, each with its counter."""
-    if service.everything:
-        return [], [f'counter name "{name}_any" {verdict}']
-    sets, lines = [], []
-    for protocol, ports in service.ports():
-        sets.append(port_set(f"{name}_{protocol}", ports))
-        asked = f"meta l4proto {protocol} {port_key} @{name}_{protocol}"
-        lines.append(f'{asked} counter name "{name}_{protocol}" {verdict}')
-    if service.ping:
-        for family in ("icmp", "icmpv6"):
-            lines.append(f'{family} type {{ echo-reply, echo-request }} counter name "{name}_ping" {verdict}')
-    return sets, lines
 
 
 def _controller_way(interface: str | None, *, reply: bool) -> list[str]:
@@ -238,7 +229,10 @@ def _allow_chain() -> Chain:
     return Chain(name="allow", rules=(f"ct mark set ct mark & 0x0000ffff | {_EPOCH} accept",))
 
 
-def _base_chain(hook: str, loopback_key: str | None, dispatch: Iterable[str]) -> Chain:
+def _base_chain(
+    hook: str, loopback_key: str | None, dispatch: Iterable[str], early: Iterable[str] = ()
+) -> Chain:
+    """Return a base chain. `early`: containers' own, which are led on by DNAT and judged by where they really go."""
     ours = f"ct mark & 0xffff0000 == {_EPOCH}"
     lines = [f"ct state established {ours} accept"]
     if loopback_key:
@@ -248,6 +242,7 @@ def _base_chain(hook: str, loopback_key: str | None, dispatch: Iterable[str]) ->
         f"ct state related meta l4proto {{ icmp, ipv6-icmp }} {ours} accept",
         'ct state invalid counter name "drop_invalid" drop',
     ]
+    lines += early
     if loopback_key:
         lines.append('ct status dnat counter name "drop_redirected" drop')
     rules = (*lines, *dispatch, f'counter name "drop_{hook}" drop')

@@ -20,6 +20,10 @@ from contract.messages import Name
 Address = ipaddress.IPv4Network | ipaddress.IPv6Network
 InterfaceName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_.@-]{0,14}\Z")]
 """IFNAMSIZ is 16 with the final NUL. '*' and quotes, which nftables would read as syntax, are not in it."""
+LinkPattern = Annotated[
+    str, Meta(pattern=r"\A([A-Za-z0-9][A-Za-z0-9_.-]{0,14}|[A-Za-z0-9][A-Za-z0-9_.-]{1,13}\*)\Z")
+]
+"""A name, or two characters or more that names begin with, and a star."""
 Reason = Annotated[str, Meta(min_length=1, max_length=256)]
 Protocol = Literal["tcp", "udp", "icmp", "any"]
 PortRange = tuple[int, int]
@@ -161,6 +165,64 @@ class KnownTable(_Strict, frozen=True, kw_only=True):
     reason: Reason
 
 
+class ContainerService(_Strict, frozen=True, kw_only=True):
+    """Protocol and ports, by the port that the answering side really listens on."""
+
+    protocol: Protocol
+    ports: Annotated[list[int | str], Meta(max_length=1024)] = []
+    reason: Reason
+
+    def __post_init__(self) -> None:
+        _check_ports(self.protocol, self.ports)
+
+
+class Published(_Strict, frozen=True, kw_only=True):
+    """Ports of containers that a zone may ask for at the node's own address, which the manager's DNAT leads on."""
+
+    zone: Name
+    protocol: Literal["tcp", "udp"]
+    ports: Annotated[list[int | str], Meta(max_length=1024)]
+    """As the client asks for them."""
+    container_port: Annotated[int, Meta(ge=1, le=65535)] | None = None
+    """Where they must lead to; absent: any port of a container."""
+    reason: Reason
+
+    def __post_init__(self) -> None:
+        _check_ports(self.protocol, self.ports)
+
+
+class Containers(_Strict, frozen=True, kw_only=True):
+    """Networks of containers on this node: what begins or ends there is decided by this alone."""
+
+    manager: Literal["docker", "podman", "cni"]
+    """Whose tables may stand beside ours, as far as they do what such a program does."""
+    interfaces: Annotated[list[LinkPattern], Meta(min_length=1, max_length=64)]
+    """The networks' bridges."""
+    addresses: Annotated[list[str], Meta(min_length=1, max_length=256)]
+    """What their containers have; with none of one family, that family is closed to them."""
+    parents: Annotated[list[InterfaceName], Meta(max_length=64)] = []
+    """Interfaces that containers may have a MACVLAN or IPVLAN of, which passes no rule of this node."""
+    egress: Annotated[list[Rule], Meta(max_length=MAX_RULES)] = []
+    published: Annotated[list[Published], Meta(max_length=MAX_RULES)] = []
+    between: Annotated[list[ContainerService], Meta(max_length=256)] = []
+    node: Annotated[list[ContainerService], Meta(max_length=256)] = []
+    """What containers may ask of the node itself."""
+    from_node: Annotated[list[ContainerService], Meta(max_length=256)] = []
+    reason: Reason
+
+    def __post_init__(self) -> None:
+        for text in self.addresses:
+            if not checked_network(text).prefixlen:
+                raise ValueError(f"address {text!r}: expected the containers' own networks, not everything")
+
+    def covers(self, interface: str) -> bool:
+        """Tell whether an interface is one of the networks'."""
+        return any(
+            interface.startswith(each[:-1]) if each.endswith("*") else interface == each
+            for each in self.interfaces
+        )
+
+
 class Section(SectionBase, frozen=True, kw_only=True):
     """`[firewall]`."""
 
@@ -175,6 +237,7 @@ class Section(SectionBase, frozen=True, kw_only=True):
     maintenance: Extra = Extra()
     known: Annotated[list[KnownTable], Meta(max_length=256)] = field(default_factory=list)
     contest: Contest = Contest()
+    containers: Containers | None = None
 
     def __post_init__(self) -> None:
         rules: list[Rule] = [*self.inbound, *self.outbound, *self.isolated.inbound, *self.isolated.outbound]
@@ -182,6 +245,10 @@ class Section(SectionBase, frozen=True, kw_only=True):
         named = [rule.zone for rule in rules]
         for passing in (*self.forward, *self.maintenance.forward):
             named += [passing.source, passing.destination]
+        if self.containers is not None:
+            named += [rule.zone for rule in self.containers.egress]
+            named += [rule.zone for rule in self.containers.published]
+            _check_apart(self.containers, self.zones, self.controller.interface)
         for zone in named:
             if zone not in self.zones:
                 known = ", ".join(sorted(self.zones)) or "none is defined"
@@ -224,6 +291,16 @@ def merged_ports(ports: list[PortRange]) -> list[PortRange]:
         else:
             out.append((low, high))
     return out
+
+
+def _check_apart(containers: Containers, zones: dict[str, Zone], controller: str | None) -> None:
+    taken = [(f"zone {name!r}", each) for name, zone in zones.items() for each in zone.interfaces]
+    for what, interface in [*taken, *([("the way to the controller", controller)] if controller else [])]:
+        if containers.covers(interface):
+            raise ValueError(
+                f"{what} names interface {interface!r}, which is a network of containers: expected its rules"
+                " under firewall.containers alone"
+            )
 
 
 def _check_ports(protocol: Protocol, ports: list[int | str]) -> None:

@@ -18,8 +18,9 @@ from dataclasses import replace
 
 from agent import probes
 from agent.firewall import advice as advices
-from agent.firewall import compare, local, nft, tables
+from agent.firewall import compare, local, managers, nft, tables
 from agent.firewall.beneath import Beneath, is_beneath
+from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
 from agent.firewall.match import is_ours
 from agent.firewall.model import Local
@@ -70,6 +71,7 @@ class Probe(probes.Probe[Section]):
         self._foreign_blame: dict[tuple[str, ...], str] = {}
         self._notices: list[Notice] = []
         self._beneath = Beneath(section)
+        self._bypass = Bypass(section, around.host)
 
     def text(self) -> str:
         """Return the batch that this section wants under the posture and fences of the moment."""
@@ -148,6 +150,7 @@ class Probe(probes.Probe[Section]):
             differences = [*self._differences(netfilter, now), *self._unresolved(here)]
             beneath = self._beneath.differences(netfilter, self.around, here)
             differences += [Difference(*each) for each in beneath]
+            differences += self._bypass.differences(now)
         except (OSError, Rejected, ValueError) as error:
             self._last = None
             differences = [could_not_look(_RULESET, "our tables", error)]
@@ -173,6 +176,8 @@ class Probe(probes.Probe[Section]):
         if self.section.foreign == "remove":
             tables = {_foreign_table(key) for key in keys if key.startswith(_FOREIGN)}
             for family, table in sorted(tables):
+                if managers.is_managers(self.section.containers, family, table):
+                    continue  # other chains of it carry the containers' traffic
                 netfilter.remove_table(family, table)
 
     def _load(self, netfilter: Netfilter, keys: Sequence[str], now: float) -> None:
@@ -218,6 +223,7 @@ class Probe(probes.Probe[Section]):
             Difference(f"{_FOREIGN}{chain.family} {chain.table} {chain.chain}", "absent", chain.describe())
             for chain in netfilter.foreign()
             if (chain.family, chain.table) not in known
+            and not managers.is_expected(self.section.containers, chain)
         ]
         # Only what was true at one generation may be remembered under it.
         self._last = (generation, wanted, differences) if netfilter.generation() == generation else None

@@ -112,6 +112,12 @@ class FencedNode:
         assert self.ours() == []
         self.notices()
 
+    def settle_text(self, text: str) -> None:
+        """Bring a section into force that leaves a drift which nobody can mend."""
+        around = self.probe.around
+        self.probe = Probe(section(text), around)
+        self.repair(self.observe())
+
     def observe(self) -> list[Drift]:
         """Look once."""
         return self.do(lambda: self.probe.observe(time.time()))

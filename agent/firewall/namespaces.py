@@ -1,0 +1,138 @@
+"""Interfaces of other network namespaces that send through one of ours without passing our rules. Reads only.
+
+A MACVLAN, IPVLAN or VLAN whose lower interface is ours, moved into a namespace, hands its frames to that interface below every
+inet hook. From here the kernel does not list them, so each namespace that a process or a name keeps is asked.
+What only an open descriptor keeps is not seen.
+
+Refuses to change anything there. Relies on: CAP_SYS_ADMIN (setns(2)), /proc, rtnetlink(7) with IFLA_LINK_NETNSID.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import struct
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from agent.firewall import netlink
+
+_CLONE_NEWNET = 0x40000000
+_NETLINK_ROUTE = 0
+_GETLINK, _GETNSID = 18, 90
+_IFINFOMSG = struct.Struct("=BxHiII")
+_IFNAME, _LINK, _LINKINFO, _LINK_NETNSID = 3, 5, 18, 37
+_NSID_ID, _NSID_FD = 1, 3
+_KINDS = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan", "macsec"})
+_MAX_NAMESPACES = 4096
+_OWN = "/proc/thread-self/ns/net"
+_NAMED = ("/run/netns", "/run/docker/netns")
+
+
+class Stray(NamedTuple):
+    """One such interface."""
+
+    name: str
+    kind: str
+    parent: str
+    """The interface of ours that carries it."""
+    where: str
+    """What keeps its namespace: "pid 4242", or a path."""
+
+
+def strays() -> list[Stray]:
+    """Return them, sorted. Raises OSError where the namespaces cannot be listed."""
+    own_number = Path(_OWN).stat().st_ino
+    found: list[Stray] = []
+    errors: list[OSError] = []
+    with Path(_OWN).open("rb") as own:
+        others = _others(own_number)
+
+        def ask() -> None:
+            try:
+                for path, where in others:
+                    found.extend(_in_namespace(path, where, own.fileno()))
+            except OSError as error:
+                errors.append(error)
+
+        # A thread of its own: it stays in the last namespace that it entered, and ends there.
+        thread = threading.Thread(target=ask, name="namespaces")
+        thread.start()
+        thread.join()
+    if errors:
+        raise errors[0]
+    return sorted(each._replace(parent=_name_of(each.parent)) for each in found)
+
+
+def _others(own: int) -> list[tuple[str, str]]:
+    """Return one path for each other namespace, with what to call it."""
+    seen = {own: ("", "")}
+    named: Iterable[tuple[str, str]] = (
+        (str(path), str(path))
+        for folder in _NAMED
+        if Path(folder).is_dir()
+        for path in Path(folder).iterdir()
+    )
+    processes = (
+        (f"{path}/ns/net", f"pid {path.name}") for path in Path("/proc").iterdir() if path.name.isdigit()
+    )
+    for path, where in (*named, *processes):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            seen.setdefault(Path(path).stat().st_ino, (path, where))
+    del seen[own]
+    if len(seen) > _MAX_NAMESPACES:
+        raise OSError(f"more than {_MAX_NAMESPACES} network namespaces")
+    return list(seen.values())
+
+
+def _in_namespace(path: str, where: str, own: int) -> list[Stray]:
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return []  # it ended meanwhile
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.setns(handle, _CLONE_NEWNET):
+            return []  # a name that is left of a namespace that was
+    finally:
+        os.close(handle)
+    talk = netlink.Talk(_NETLINK_ROUTE)
+    try:
+        question = struct.pack("=B3x", socket.AF_UNSPEC) + netlink.attribute(_NSID_FD, struct.pack("=I", own))
+        told = netlink.attributes(talk.ask(_GETNSID, question).payload[4:])
+        ours = told.get(_NSID_ID, b"")
+        if len(ours) != 4 or ours == b"\xff\xff\xff\xff":
+            return []  # nothing there has anything to do with us
+        dump = talk.dump(_GETLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
+        links = [netlink.attributes(each.payload[_IFINFOMSG.size :]) for each in dump]
+    finally:
+        talk.close()
+    return [
+        Stray(
+            _text(link.get(_IFNAME, b"")),
+            kind,
+            str(int.from_bytes(link.get(_LINK, b""), sys.byteorder)),
+            where,
+        )
+        for link in links
+        if link.get(_LINK_NETNSID) == ours and (kind := _kind(link)) in _KINDS
+    ]
+
+
+def _kind(link: dict[int, bytes]) -> str:
+    return _text(netlink.attributes(link.get(_LINKINFO, b"")).get(1, b""))
+
+
+def _name_of(index: str) -> str:
+    with contextlib.suppress(OSError):
+        return socket.if_indextoname(int(index))
+    return f"interface {index}"
+
+
+def _text(value: bytes) -> str:
+    return value.rstrip(b"\0").decode("utf-8", "replace")
