@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
-import re
 import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,6 +32,7 @@ from agent.netlinks import Links
 from agent.packages import PackageDatabase
 from agent.proc import Flow, Listener, ProcTree, printable
 from agent.socketends import Ended, SocketEnds
+from agent.sysctls import MAX_SYSCTL_BYTES, KernelSettings
 from agent.sysfsbuses import Disks, PciBus, ThunderboltBus
 from agent.tree import Tree
 from agent.uevents import DeviceEvents
@@ -40,8 +40,6 @@ from agent.userdb import group_name, user_name
 
 __all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "printable"]
 
-_MAX_SYSCTL_BYTES = 4096
-_SYSCTL_PART = re.compile(r"[A-Za-z0-9_@:.-]+", re.ASCII)
 _EPHEMERAL_DEFAULT = (32768, 60999)
 _SYSTEM = ("", "boot", "boot/efi", "usr", "etc", "var", "home", "opt", "srv", "root")
 """Folders whose disks the machine does not run without."""
@@ -86,7 +84,7 @@ class Wanted(NamedTuple):
     """None: left alone."""
 
 
-class Host:
+class Host(KernelSettings):
     """The machine."""
 
     def __init__(
@@ -205,7 +203,7 @@ class Host:
         """Return how much the calling thread has written to files since it began; 0 where the kernel does not count."""
         try:
             with (self._proc_root / "thread-self/io").open("rb") as file:
-                fields = dict(line.split(b":") for line in file.read(_MAX_SYSCTL_BYTES).splitlines())
+                fields = dict(line.split(b":") for line in file.read(MAX_SYSCTL_BYTES).splitlines())
             return int(fields[b"wchar"])
         except (OSError, KeyError, ValueError):
             return 0
@@ -236,36 +234,6 @@ class Host:
     def end_listener(self, listener: Listener) -> None:
         """Kill the process behind a listening socket, if it still is that one. Raises OSError."""
         self.processes.end(listener)
-
-    # Kernel settings
-
-    def sysctl(self, key: str) -> str:
-        """Return a kernel setting, white space folded to single blanks. Raises OSError, ValueError for a bad key."""
-        return self._proc("sys/" + sysctl_path(key))
-
-    def set_sysctl(self, key: str, value: str) -> None:
-        """Write a kernel setting. Raises OSError, ValueError for a bad key."""
-        path = self._proc_root / "sys" / sysctl_path(key)
-        descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            os.write(descriptor, value.encode() + b"\n")
-        finally:
-            os.close(descriptor)
-
-    def sysctls(self, key: str) -> list[str]:
-        """Return the paths of the settings that a key with `*` as whole parts stands for now, sorted; a plain one stands for itself.
-
-        Raises OSError for a folder that is not there, ValueError for a bad key.
-        """
-        found = [""]
-        for part in sysctl_path(key).split("/"):
-            if part != "*":
-                found = [f"{above}/{part}".strip("/") for above in found]
-                continue
-            base = self._proc_root / "sys"
-            names = {above: os.listdir(base / above) for above in found}  # noqa: PTH208
-            found = [f"{above}/{name}" for above in found for name in sorted(names[above])]
-        return found
 
     # Files
 
@@ -394,10 +362,6 @@ class Host:
         events.start()
         return events
 
-    def _proc(self, path: str) -> str:
-        with (self._proc_root / path).open("rb") as file:
-            return " ".join(file.read(_MAX_SYSCTL_BYTES).decode("utf-8", "backslashreplace").split())
-
 
 def facts_of(descriptor: int) -> FileFacts:
     """Return the facts of an open file. Raises OSError."""
@@ -409,19 +373,3 @@ def facts_of(descriptor: int) -> FileFacts:
         size=found.st_size,
         identity=(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns),
     )
-
-
-def sysctl_path(key: str) -> str:
-    """Return the path below `/proc/sys`: `net.ipv4.ip_forward`, or with `/` where a part has a dot (`net/ipv4/conf/eth0.1/rp_filter`).
-
-    Raises ValueError for what is no such key.
-    """
-    parts = key.split("/") if "/" in key else key.split(".")
-    plain = [part for part in parts if part != "*"]
-    if (
-        len(parts) < 2
-        or parts[0] == "*"
-        or any(_SYSCTL_PART.fullmatch(part) is None or part in (".", "..") for part in plain)
-    ):
-        raise ValueError(f"expected the name of a kernel setting, got {key!r}")
-    return "/".join(parts)

@@ -332,13 +332,10 @@ class Loop:
         finally:
             self._in_firewall = before
         if name == "firewall" and self.machine.healed_now and not self.hold.state.contested:
-            self._count_contest()
-
-    def _count_contest(self) -> None:
-        reason = self.hold.count_healings(self.machine.healed_now, self._now())
-        if reason:
-            self.tell(Told(kind="firewall.contest", severity="critical", summary=reason))
-            self._hold_stance(silent=True)
+            reason = self.hold.count_healings(self.machine.healed_now, self._now())
+            if reason:
+                self.tell(Told(kind="firewall.contest", severity="critical", summary=reason))
+                self._hold_stance(silent=True)
 
     def _hold_stance(self, *, silent: bool) -> None:
         head = self.hold.held.baseline.head

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import msgspec
 
-from bench import atrest, attestation, datapath, devices, files, fleet, healing, isolation
+from bench import atrest, attestation, cutting, datapath, devices, files, fleet, healing, isolation
 from bench.figures import Figure
 
 RESULTS = Path(__file__).with_name("results.json")
 BENCHES: dict[str, Callable[..., list[Figure]]] = {
     "atrest": atrest.run,
     "attestation": attestation.run,
+    "cutting": cutting.run,
     "datapath": datapath.run,
     "devices": devices.run,
     "files": files.run,

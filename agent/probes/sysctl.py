@@ -13,9 +13,10 @@ from typing import Annotated
 from msgspec import Meta, Struct, field
 
 from agent import probes
-from agent.host import printable, sysctl_path
+from agent.host import printable
 from agent.probes import Difference, could_not_look
 from agent.probes._bounds import bounded
+from agent.sysctls import sysctl_path
 from contract.messages import Drift
 
 Value = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"\A[!-~]+( [!-~]+)*\Z")]

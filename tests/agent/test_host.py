@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.host import Host, Wanted, printable, sysctl_path
+from agent.host import Host, Wanted, printable
+from agent.sysctls import sysctl_path
 from agent.userdb import group_id, user_id
 from tests.parts.namespace import Namespace
 
