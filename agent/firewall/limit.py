@@ -7,6 +7,7 @@ flood of made-up addresses fills it, those that are in it go on and nobody gets 
 
 from __future__ import annotations
 
+from agent.firewall.match import ASKED_MARK
 from agent.firewall.model import Limit
 from agent.firewall.tables import Set
 
@@ -38,8 +39,12 @@ def limit_of(name: str, limit: Limit) -> tuple[list[Set], list[str]]:
             sets.append(_seen(open_now, version, "", timeout=False))
             most = f"ct count over {limit.connections}"
             rules += _asked(f"{start}ct state new ", open_now, client, most, f"{name}_over_connections")
-    # Not marked as let in before it is answered: until then each datagram of a client counts.
-    return sets, [*rules, "ct state new accept", "goto allow"]
+    # Before it is answered it carries a mark of its own, for the guard: until then each datagram of a client counts.
+    return sets, [
+        *rules,
+        f"ct state new ct mark set ct mark & 0x0000ffff | {ASKED_MARK:#010x} accept",
+        "goto allow",
+    ]
 
 
 def _asked(start: str, where: str, client: str, most: str, counter: str) -> list[str]:

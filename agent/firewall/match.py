@@ -11,6 +11,8 @@ from agent.firewall.tables import Chain, Set
 
 TABLE = "ringfence"
 CUT_TABLE = "ringfence_cut"
+ASKED_MARK = 0xFFFE_0000
+"""Upper half of the connection mark of what a limited rule let in and nobody has answered; no rules' own number."""
 GUARD_TABLE = "ringfence_guard"
 OWN_TABLES = (("inet", TABLE), ("inet", CUT_TABLE))
 """The tables that a batch of rules replaces, (family, name)."""

@@ -172,7 +172,7 @@ def _numbered(table: Table, lasting: Table) -> Table:
         counters=(),
     )
     digest = hashlib.sha256(judging.text(live=False).encode()).digest()
-    epoch = f"0x{(int.from_bytes(digest[:2], 'big') % 0xFFFE + 1) << 16:08x}"
+    epoch = f"0x{(int.from_bytes(digest[:2], 'big') % 0xFFFD + 1) << 16:08x}"
     chains = [
         replace(chain, rules=tuple(rule.replace(_EPOCH, epoch) for rule in chain.rules))
         for chain in table.chains
