@@ -167,9 +167,8 @@ class Walk:
                 # The low 12 bits of the length: a line that needs more is never remembered, so it is not found.
                 end = at + head + tail[at + low] + ((tail[at + high] & 15) << 8)
                 raw = untrusted[at:end]
-                try:
-                    extension = memory[raw]
-                except KeyError:
+                extension = memory.get(raw)
+                if extension is None:
                     record = read_record(untrusted, at, lines, base)
                     head = HEAD_BYTES + 4 + len(record.template)
                     low, high, end = head - 4, head - 3, record.end
