@@ -33,7 +33,7 @@ POSTURES: tuple[Posture, ...] = ("normal", "isolated", "maintenance")
 _HEALED_KEPT = 128
 _STORM = 20
 """Firewall passes within a second, past which each waits a little: heal, but do not burn the node (ATTACKS f05)."""
-_STORM_PAUSE_S = 0.04
+_STORM_PAUSE_S = 0.02
 
 
 class Machine:

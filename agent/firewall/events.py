@@ -19,7 +19,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -128,7 +128,7 @@ class Events:
                 self._tables.clear()
                 continue
             for message in netlink.messages(data):
-                culprit = self._take(message)
+                culprit = self._take(message, found)
                 if culprit is not None:
                     before = found.get(culprit.pid)
                     found[culprit.pid] = culprit if before is None else _joined(before, culprit)
@@ -151,7 +151,7 @@ class Events:
                     raise
         self._on_change(None)
 
-    def _take(self, message: netlink.Message) -> Culprit | None:
+    def _take(self, message: netlink.Message, known: Mapping[int, Culprit]) -> Culprit | None:
         if message.kind >> 8 != netlink.SUBSYSTEM_NFTABLES or len(message.payload) < netlink.NFGENMSG_BYTES:
             return None
         attributes = netlink.attributes(message.payload[netlink.NFGENMSG_BYTES :])
@@ -165,7 +165,11 @@ class Events:
         pid = int.from_bytes(attributes.get(2, b""), "big")
         if (self._proc / "self" / "task" / str(pid)).exists():
             return None
-        return described(pid, _clean(attributes.get(3, b"").rstrip(b"\0")), tables, self._proc)
+        name = _clean(attributes.get(3, b"").rstrip(b"\0"))
+        before = known.get(pid)
+        if before is not None and before.name == name:  # asked for once in a burst
+            return before._replace(tables=tables)
+        return described(pid, name, tables, self._proc)
 
     def _ask(self) -> None:
         generation = netlink.generation(self._asking)

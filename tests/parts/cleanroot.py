@@ -17,19 +17,18 @@ PACKAGES = (
     "systemd-sysv", "kmod", "iproute2", "nftables", "openssh-server", "sudo", "chrony", "cron",
 )  # fmt: skip
 """Besides Debian's essential ones (variant minbase)."""
-_FALLBACK = "http://deb.debian.org/debian"
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 
 
-def mirror() -> str:
-    """Return where this machine's apt has Debian from, else Debian's own address."""
+def mirror() -> list[str]:
+    """Return where this machine's apt has Debian from; empty where it has none: then mmdebstrap's own choice."""
     asked = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(REPO_URI)", "Created-By: Packages"]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     found = [line.partition("|") for line in done.stdout.splitlines()]
     main = [
         uri for origin, _, uri in found if origin in ("Debian", "") and uri.rstrip("/").endswith("/debian")
     ]
-    return main[0] if main else _FALLBACK
+    return main[:1]
 
 
 def archive() -> Path:
@@ -44,7 +43,7 @@ def archive() -> Path:
             fresh = folder / f"clean-root-{os.getpid()}.tar"
             done = subprocess.run(
                 ["mmdebstrap", "--variant=minbase", "--quiet", f"--include={','.join(PACKAGES)}",
-                 SUITE, str(fresh), mirror()],
+                 SUITE, str(fresh), *mirror()],
                 capture_output=True, text=True, env={**os.environ, "PATH": _PATH}, check=False,
             )  # fmt: skip
             if done.returncode:
