@@ -20,7 +20,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent.firewall import netlink
@@ -168,7 +168,7 @@ class Events:
         name = _clean(attributes.get(3, b"").rstrip(b"\0"))
         before = known.get(pid)
         if before is not None and before.name == name:  # asked for once in a burst
-            return before._replace(tables=tables)
+            return replace(before, tables=tables)
         return described(pid, name, tables, self._proc)
 
     def _ask(self) -> None:
