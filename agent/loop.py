@@ -129,6 +129,7 @@ class Loop:
         """Somebody else committed to nftables."""
         if culprit is not None:
             self._netfilter.note(culprit)
+        self._netfilter.outrunning.heard()
         self.wake("firewall")
 
     def call(self, job: Callable[[], T]) -> Future[T]:

@@ -29,6 +29,7 @@ from agent.firewall.granted import seen_set
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
 from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
+from agent.firewall.outrun import Outrunning
 from agent.firewall.tables import Table
 from contract.errors import Rejected
 
@@ -65,7 +66,9 @@ class Netfilter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._context = _context()
+        self.outrunning = Outrunning()
+        """Whether commits outrun listings; whoever hears of commits tells it."""
+        self._context = self.outrunning.made(_context)
         self._talk = netlink.Talk()
         self._sockets = netlink.Talk(netlink.NETLINK_SOCK_DIAG)
         self._routes = netlink.Talk(routes.NETLINK_ROUTE)
@@ -121,9 +124,9 @@ class Netfilter:
     def listing(self, table: str, family: str = "inet") -> Canonical:
         """Return the canonical form of one table as it stands; empty where it is absent.
 
-        Raises NetfilterError, also where libnftables prints something that is no JSON.
+        Raises NetfilterError, also where libnftables prints something that is no JSON; Outrun.
         """
-        with self._lock:
+        with self._lock, self.outrunning.listing(netlink.generation(self._talk)):
             return _listing(self._context, self._talk, (family, table))
 
     def standing_tables(self) -> list[netlink.Table]:
@@ -161,8 +164,8 @@ class Netfilter:
             return counts(_parsed(_run(self._context, f"list counters table inet {TABLE}")))
 
     def own(self) -> Canonical:
-        """Return the canonical form of our tables as they stand. Raises NetfilterError."""
-        with self._lock:
+        """Return the canonical form of our tables as they stand. Raises NetfilterError, Outrun."""
+        with self._lock, self.outrunning.listing(netlink.generation(self._talk)):
             return _own(self._context, self._talk)
 
     def canonical(self, text: str, tables: tuple[tuple[str, str], ...] = OWN_TABLES) -> Canonical:
@@ -179,14 +182,14 @@ class Netfilter:
         return known
 
     def foreign(self) -> list[ForeignChain]:
-        """Return the chains of other programs that accept, drop or rewrite. Raises NetfilterError.
+        """Return the chains of other programs that accept, drop or rewrite. Raises NetfilterError, Outrun.
 
         A dormant table sees no packet and is passed over. One that cannot be listed safely counts as rewriting.
         """
         objects: list[compare.Object] = []
         unread: list[ForeignChain] = []
         leads: dict[tuple[str, str, int], str] = {}
-        with self._lock:
+        with self._lock, self.outrunning.listing(netlink.generation(self._talk)):
             for table in netlink.tables(self._talk):
                 if is_ours(table.name) or table.flags & _DORMANT:
                     continue

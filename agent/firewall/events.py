@@ -34,6 +34,10 @@ _BUFFER_BYTES = 8 * 1024 * 1024
 _POLL_S = 1.0
 _MAX_COMMAND_CHARS = 300
 _NEWGEN = 15
+_MAX_DATAGRAMS = 512
+"""Taken before anybody is told: a storm that comes faster than it is read would never be."""
+_BURST = 32
+_BURST_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,9 @@ class Events:
         """Take everything that waits; one call for each process, however many commits it made."""
         found: dict[int, Culprit] = {}
         unknown = False
-        while True:
+        taken = 0
+        while taken < _MAX_DATAGRAMS:
+            taken += 1
             try:
                 data = self._socket.recv(1 << 18, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -138,6 +144,8 @@ class Events:
             self._on_change(culprit)
         if unknown:
             self._on_change(None)
+        if taken >= _BURST:
+            time.sleep(_BURST_PAUSE_S)  # they have been told; what comes meanwhile is taken together
 
     def _drain_links(self) -> None:
         """Throw away what waits: that something changed is all there is to know. One wake for a burst."""

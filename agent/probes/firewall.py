@@ -19,13 +19,14 @@ from dataclasses import replace
 
 from agent import probes
 from agent.firewall import advice as advices
-from agent.firewall import compare, local, managers, nft, tables
+from agent.firewall import compare, link, local, managers, nft, tables
 from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
-from agent.firewall.match import is_ours
+from agent.firewall.match import GUARD_TABLE, is_ours
 from agent.firewall.model import Local
 from agent.firewall.names import Change, Names, Snapshot, terms_of
+from agent.firewall.outrun import Outrun
 from agent.firewall.section import Section
 from agent.firewall.uses import misused, weak
 from agent.firewall.watch import UnitWatch
@@ -80,6 +81,9 @@ class Probe(probes.Probe[Section]):
         self._notices: list[Notice] = []
         self._bypass = Bypass(section, around.host)
         self._beneath = Beneath(section)
+        self._foreign: list[Difference] = []
+        self._unseen_at = -1.0
+        """Of the look in which everything was loaded without a listing."""
 
     def text(self) -> str:
         """Return the batch that this section wants under the posture and fences of the moment."""
@@ -165,6 +169,8 @@ class Probe(probes.Probe[Section]):
             self._named = None
         core = self._made()[1]
         netfilter.prepared_cut = Cut(core)
+        if netfilter.outrunning.on and self._unseen_at == now:
+            return self.drifts(self._foreign, now)  # who commits since then is seen by the next look
         culprits = netfilter.noted()
         try:
             here = self.rules().here
@@ -173,6 +179,9 @@ class Probe(probes.Probe[Section]):
             beneath = self._beneath.differences(netfilter, self.around, here)
             differences += [Difference(*each) for each in beneath]
             differences += self._bypass.differences(now)
+        except Outrun as error:
+            self._last = None
+            differences = self._outrun(netfilter, culprits, str(error.strerror))
         except (OSError, Rejected, ValueError) as error:
             self._last = None
             differences = [could_not_look(_RULESET, "our tables", error)]
@@ -206,6 +215,10 @@ class Probe(probes.Probe[Section]):
         """Bring our tables to what is wanted: only what differs where that can be, and whole where it is not enough."""
         self._named = None  # the seconds that are left, not those that were
         wanted = self._timed()
+        if netfilter.outrunning.on:
+            self._unseen_at = now
+            netfilter.load(wanted.text())
+            return
         standing = netfilter.standing
         if standing is not None and standing[0] == netfilter.generation():
             part = tables.difference(standing[1], wanted.tables)
@@ -243,12 +256,13 @@ class Probe(probes.Probe[Section]):
         differences = [each for each in differences if not self._over(each.key)]
         netfilter.standing = None if differences else (generation, wanted.tables)
         known = {(each.family, each.table) for each in self.section.known}
-        differences += [
+        self._foreign = [
             Difference(f"{_FOREIGN}{chain.family} {chain.table} {chain.chain}", "absent", chain.describe())
             for chain in netfilter.foreign()
             if (chain.family, chain.table) not in known
             and not managers.is_expected(self.section.containers, chain)
         ]
+        differences += self._foreign
         # Only what was true at one generation may be remembered under it.
         self._last = (generation, wanted, differences) if netfilter.generation() == generation else None
         self._looked_at = now
@@ -256,6 +270,19 @@ class Probe(probes.Probe[Section]):
         if self._last is None:
             netfilter.standing = None
         return differences
+
+    def _outrun(self, netfilter: Netfilter, culprits: list[Culprit], why: str) -> list[Difference]:
+        """Return what is to be loaded unseen: our rules always, and by name each table that somebody has written to.
+
+        Another look is asked for: when it is calmer it lists again. Commits on other tables alone excuse no isolation,
+        and so are no difference of a table of ours.
+        """
+        netfilter.wake()
+        links = tuple(pair for pair in link.LINK_TABLES if self.around.posture == "isolated")
+        wanted = {("inet", GUARD_TABLE), *nft.OWN_TABLES, *links}
+        touched = sorted({pair for each in culprits for pair in each.tables if pair in wanted})
+        found = [Difference(f"{family} {name} table {name}", "unchanged", why) for family, name in touched]
+        return [*found, Difference(_RULESET, "unchanged", why), *self._foreign]
 
     def _over(self, key: str) -> bool:
         """Tell whether a set belongs to a grant whose time has just come: the kernel was faster than the next pass."""
