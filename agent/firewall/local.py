@@ -1,12 +1,15 @@
-"""What the rules need to know of this very node: numbers of users, cgroups of units.
+"""What the rules need to know of this very node: numbers of users, cgroups of units, gateways.
 
 Refuses to guess: who or what is not there is not in the answer, and the rules for it are left out (closed).
-Relies on: `agent.host` for users and control groups.
+Relies on: `agent.host` for users and control groups, rtnetlink(7) for gateways.
 """
 
 from __future__ import annotations
 
+from agent.firewall import routes
 from agent.firewall.model import Local, Unit
+from agent.firewall.neighbours import by_zone
+from agent.firewall.netlink import Talk
 from agent.firewall.section import Section
 from agent.host import Host
 from agent.userdb import user_id
@@ -26,7 +29,18 @@ def resolved(section: Section, host: Host) -> Local:
         found = host.cgroups.of_unit(name)
         if found is not None:
             groups[name] = Unit(path=found.path, level=found.level, number=found.number)
-    return Local(users=numbers, units=groups)
+    return Local(users=numbers, units=groups, gateways=_gateways() if by_zone(section) else None)
+
+
+def _gateways() -> tuple[tuple[str, str], ...] | None:
+    """Return the gateways of this thread's network namespace; None where the kernel does not say."""
+    talk = Talk(routes.NETLINK_ROUTE)
+    try:
+        return routes.gateways(talk)
+    except OSError:
+        return None
+    finally:
+        talk.close()
 
 
 def owners(section: Section) -> tuple[list[str], list[str]]:
