@@ -9,6 +9,7 @@ throw-away namespace; libnftables.so.1; the network namespace of the thread that
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
@@ -22,7 +23,7 @@ import nftables
 
 from agent.firewall import compare, flows, link, netlink, pins, routes, xtables
 from agent.firewall.compare import Canonical
-from agent.firewall.counts import Count, counts
+from agent.firewall.counts import Count, Tally, counts
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
 from agent.firewall.granted import seen_set
@@ -42,6 +43,7 @@ _CLONE_NEWNET = 0x40000000
 _REMEMBERED_TEXTS = 16
 _MAX_ERROR_CHARS = 400
 _MAX_NOTED = 64
+_ANEW = tuple(f"delete table {family} {TABLE}\n" for family in ("inet", "arp"))
 _TRIES = 8
 """A manager of containers commits every few milliseconds while it sets up a network."""
 _DORMANT = 1
@@ -74,6 +76,7 @@ class Netfilter:
         self._routes = netlink.Talk(routes.NETLINK_ROUTE)
         self._families: dict[str, bool] = {}
         self._lists_flags = _version(self._context) >= _FLAGS_SAFE_SINCE
+        self._tally = Tally()
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
         self.on_wake: Callable[[], object] = lambda: None
@@ -101,7 +104,30 @@ class Netfilter:
     def load(self, text: str) -> None:
         """Put a batch into force, whole or not at all. Raises NetfilterError."""
         with self._lock:
+            anew = any(start in text for start in _ANEW)
+            if anew:
+                self._add_counts()
             _run(self._context, text)
+            if anew:
+                self._tally.begun_anew()
+
+    def dropped(self, most: int) -> list[Count]:
+        """Return what was dropped since `tell_dropped`, most packets first, over every load of the rules."""
+        with self._lock:
+            self._add_counts()
+        return self._tally.dropped(most)
+
+    def tell_dropped(self, told: Sequence[Count]) -> None:
+        """Note that these, from `dropped`, have arrived."""
+        self._tally.tell(told)
+
+    def _add_counts(self) -> None:
+        """Take what the counters say. Where no rules stand they say nothing."""
+        found: list[Count] = []
+        for family in ("inet", "arp"):
+            with contextlib.suppress(NetfilterError):
+                found += counts(_parsed(_run(self._context, f"list counters table {family} {TABLE}")))
+        self._tally.add(found)
 
     def check(self, text: str) -> None:
         """Dry run: load the batch where it harms nobody. Raises Rejected `firewall.refused` with the kernel's words."""

@@ -19,12 +19,15 @@ from tests.agent.probes.case import HEAD
 TREE = Path(__file__).resolve().parents[3]
 ZONES = """\
 [firewall]
+controller = { interface = "uplink0" }
 [firewall.zones.enclave]
 interfaces = ["enclave0"]
 addresses = ["10.10.1.0/24"]
 [firewall.zones.uplink]
+interfaces = ["uplink0"]
 addresses = ["10.20.0.0/16"]
 [firewall.zones.queue]
+interfaces = ["uplink0"]
 names = ["queue.plant.example"]
 [firewall.zones.press]
 interfaces = ["enclave0"]

@@ -216,11 +216,10 @@ def test_f06_a_pinned_gateway_is_what_the_baseline_says_whatever_the_link_says(
 
 
 def test_f06_check_says_when_neighbours_are_not_held_to_zones() -> None:
-    text = ZONES.replace('addresses = ["10.20', 'interfaces = ["uplink0"]\naddresses = ["10.20')
-    text = text.replace("names = [", 'interfaces = ["uplink0"]\nnames = [')
-    assert any("neighbour discovery are heard on every" in each for each in warned(text + CALM))
-    strict = text.replace("[firewall]\n", '[firewall]\ncontroller = { interface = "uplink0" }\n')
-    assert not any("neighbour discovery" in each for each in warned(strict + CALM))
+    assert not any("neighbour discovery" in each for each in warned(ZONES + CALM))
+    for named in ('controller = { interface = "uplink0" }\n', 'interfaces = ["uplink0"]\naddresses'):
+        text = ZONES.replace(named, "addresses" if "addresses" in named else "")
+        assert any("neighbour discovery are heard on every" in each for each in warned(text + CALM))
 
 
 @pytest.mark.parametrize(
