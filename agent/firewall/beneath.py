@@ -42,6 +42,7 @@ class Beneath:
         self._made: tuple[object, str] | None = None
         self._unpinned = False
         self._arp: tuple[object, str] | None = None
+        self._arp_made: tuple[object, str] | None = None
         self.unwritable: tuple[str, ...] = ()
 
     def links(self, netfilter: Netfilter, around: Surroundings, here: Local) -> str:
@@ -55,7 +56,7 @@ class Beneath:
 
     def renew(self, netfilter: Netfilter, around: Surroundings, here: Local) -> None:
         """Follow interfaces and routes: our own daily work, no repair. Raises OSError."""
-        arp, known = neighbours.render_arp(self._section, around, here), self._arp
+        arp, known = self._arp_text(around, here), self._arp
         self._arp = (here.gateways, arp)
         if (
             known
@@ -75,7 +76,7 @@ class Beneath:
         """Return what differs. Raises OSError, Rejected, ValueError."""
         isolated = around.posture == "isolated"
         links = self.links(netfilter, around, here) if isolated else ""
-        arp = neighbours.render_arp(self._section, around, here)
+        arp = self._arp_text(around, here)
         pinned = self._pinned(netfilter)
         look = _Look(netfilter.generation(), links, isolated, arp)
         if self._seen is not None and self._seen[0] == look:
@@ -101,6 +102,12 @@ class Beneath:
         self._seen = (look, found) if netfilter.generation() == look.generation else None
         return [*found, *pinned]
 
+    def _arp_text(self, around: Surroundings, here: Local) -> str:
+        key = (here.gateways, around.controller, around.grants)
+        if self._arp_made is None or self._arp_made[0] != key:
+            self._arp_made = (key, neighbours.render_arp(self._section, around, here))
+        return self._arp_made[1]
+
     def _pinned(self, netfilter: Netfilter) -> list[Change]:
         """Return what differs of the pinned neighbours; asked once more after a baseline that had some."""
         if self._unpinned:
@@ -119,7 +126,7 @@ class Beneath:
         links = self.links(netfilter, around, here) if around.posture == "isolated" else ""
         if links and any(pair in places for pair in link.LINK_TABLES):
             netfilter.load(links)
-        arp = neighbours.render_arp(self._section, around, here)
+        arp = self._arp_text(around, here)
         if arp and neighbours.ARP in places and netfilter.knows("arp"):
             netfilter.load(arp)
         netfilter.pin(self._section.neighbours, [key for key in keys if key.startswith(pins.PREFIX)])

@@ -4,7 +4,7 @@ packets the kernel does not show us.
 Told and not mended: taking an interface out of a running container, or switching what every bridge of the machine does, is
 for a person (or for the section `[sysctl]`). XDP programs and tc filters are told, and taken out in posture `isolated`:
 there they could rewrite what passes to the controller into what does not. The baseline names those that are meant.
-Namespaces are looked at once a minute, since no event tells of them.
+Namespaces are looked at once a minute, since no event tells of them; programs twice a second at most.
 Relies on: `agent.firewall.namespaces`, `agent.firewall.programs`, `agent.host`.
 """
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from agent.netfilter import Netfilter
 
 EVERY_S = 60.0
+PROGRAMS_EVERY_S = 0.5
+"""A look takes a third of a millisecond, and a storm of commits asks a thousand times a second."""
 PROGRAM = "program:"
 _BRIDGED = ("net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables")
 
@@ -36,24 +38,30 @@ class Bypass:
         self._known = section.programs
         self._host = host
         self._last: tuple[float, list[Difference]] | None = None
+        self._programs: tuple[float, list[Difference]] | None = None
 
     def differences(self, now: float, netfilter: Netfilter) -> list[Difference]:
         """Return what was found; of namespaces by the last look, which is at most a minute old."""
         if self._last is None or abs(now - self._last[0]) >= EVERY_S:
             self._last = (now, [*self._strays(), *self._bridged()])
+        if self._programs is None or abs(now - self._programs[0]) >= PROGRAMS_EVERY_S:
+            self._programs = (now, self._attached(netfilter))
+        return [*self._last[1], *self._programs[1]]
+
+    def _attached(self, netfilter: Netfilter) -> list[Difference]:
         try:
-            found = [
+            return [
                 Difference(_key(each), "absent", f"{each.what} ({each.cure})")
                 for each in netfilter.programs()
                 if not self._is_known(each)
             ]
         except OSError as error:
-            found = [could_not_look(PROGRAM, "no program before or after the rules", error)]
-        return [*self._last[1], *found]
+            return [could_not_look(PROGRAM, "no program before or after the rules", error)]
 
     def repair(self, netfilter: Netfilter, keys: Iterable[str]) -> None:
         """Take out the programs and filters that `keys` name; for posture `isolated`. What cannot be taken out stays told."""
         wanted = {key for key in keys if key.startswith(PROGRAM)}
+        self._programs = None
         for each in netfilter.programs() if wanted else ():
             if _key(each) in wanted and not self._is_known(each):
                 with contextlib.suppress(OSError):  # held by a BPF link

@@ -15,8 +15,8 @@ from agent.host import Host
 from agent.userdb import user_id
 
 
-def resolved(section: Section, host: Host) -> Local:
-    """Return what the section's owners are at this moment."""
+def resolved(section: Section, host: Host, gateways: tuple[tuple[str, str], ...] | None = None) -> Local:
+    """Return what the section's owners are at this moment; `gateways` where they were just asked for."""
     users, units = owners(section)
     numbers: dict[str, int] = {}
     for name in users:
@@ -29,7 +29,9 @@ def resolved(section: Section, host: Host) -> Local:
         found = host.cgroups.of_unit(name)
         if found is not None:
             groups[name] = Unit(path=found.path, level=found.level, number=found.number)
-    return Local(users=numbers, units=groups, gateways=_gateways() if by_zone(section) else None)
+    if gateways is None and by_zone(section):
+        gateways = _gateways()
+    return Local(users=numbers, units=groups, gateways=gateways)
 
 
 def _gateways() -> tuple[tuple[str, str], ...] | None:

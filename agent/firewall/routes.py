@@ -25,6 +25,7 @@ _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 3, 
 _INFO_KIND = 1
 _NEXTHOP = struct.Struct("=HxxI")
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
+_LEADING_ON = {_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA}
 _NO_WAY = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EAFNOSUPPORT}
 )
@@ -99,16 +100,23 @@ def next_hop(talk: Talk, address: str) -> Hop | None:
 
 def gateways(talk: Talk) -> tuple[tuple[str, str], ...]:
     """Return (interface, address) of every gateway of the routes but link-local ones, sorted. Raises OSError."""
-    names = {each.number: each.name for each in links(talk)}
     found: set[tuple[int | None, bytes]] = set()
     for family in (socket.AF_INET, socket.AF_INET6):
         for message in talk.dump(_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
             told = netlink.attributes(message.payload[_RTMSG.size :])
-            found.add((_number(told, _RTA_OIF), _gateway(told)))
-            found |= _of_several(told.get(_RTA_MULTIPATH, b""))
-    known = {(names[at], packed) for at, packed in found if at in names and len(packed) in (4, 16)}
-    addresses = ((name, ipaddress.ip_address(packed)) for name, packed in known)
-    return tuple(sorted((name, str(address)) for name, address in addresses if not address.is_link_local))
+            if told.keys() & _LEADING_ON:
+                found.add((_number(told, _RTA_OIF), _gateway(told)))
+                found |= _of_several(told.get(_RTA_MULTIPATH, b""))
+    if not any(packed for _, packed in found):
+        return ()
+    names = dict(socket.if_nameindex())
+    out = set()
+    for at, packed in found:
+        if at in names and len(packed) in (4, 16):
+            address = ipaddress.ip_address(packed)
+            if not address.is_link_local:
+                out.add((names[at], str(address)))
+    return tuple(sorted(out))
 
 
 def _gateway(told: dict[int, bytes]) -> bytes:

@@ -72,6 +72,8 @@ class Probe(probes.Probe[Section]):
         self._look_took_s = 0.0
         self._names: Names | None = None
         self._named: Snapshot | None = None
+        self._gateways: tuple[tuple[str, str], ...] | None = None
+        """As asked for at the beginning of this look."""
         self._renewed = 0
         self._settled_at = -1.0
         self._watching = False
@@ -108,7 +110,8 @@ class Probe(probes.Probe[Section]):
 
     def _here(self) -> Local:
         """Return what the rules need to know of this node at this moment."""
-        found = local.resolved(self.section, self.around.host)
+        found = local.resolved(self.section, self.around.host, self._gateways)
+        self._gateways = found.gateways
         if self._names is None:
             return found
         return replace(found, names=self._answers(self._names).addresses)
@@ -141,6 +144,7 @@ class Probe(probes.Probe[Section]):
         netfilter = self.around.netfilter
         if netfilter is None:
             return
+        self._gateways = None
         with contextlib.suppress(OSError):
             self._follow(netfilter)  # first: it asks whether anybody has committed meanwhile
             self._beneath.renew(netfilter, self.around, self._here())
@@ -174,7 +178,7 @@ class Probe(probes.Probe[Section]):
             )
         self._watch(netfilter)
         if self._settled_at != now:
-            self._named = None
+            self._named = self._gateways = None
         core = self._made()[1]
         netfilter.prepared_cut = Cut(core)
         culprits = netfilter.noted()

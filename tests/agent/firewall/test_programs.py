@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from agent.firewall import namespaces, netlink
+from agent.firewall import bypass, namespaces, netlink
 from tests.agent.firewall.frames import Wire, ethernet
 from tests.agent.firewall.lab import BASELINE, FencedNode, opens
 from tests.parts.namespace import Namespace
@@ -59,7 +59,8 @@ def redirect(node: FencedNode, way: str) -> None:
 
 
 @pytest.fixture(autouse=True)
-def bare(node: FencedNode) -> Iterator[None]:
+def bare(node: FencedNode, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(bypass, "PROGRAMS_EVERY_S", 0.0)
     yield
     node.namespace.run("tc", "qdisc", "del", "dev", "enclave0", "clsact", check=False)
     node.namespace.run("tc", "qdisc", "del", "dev", "enclave0", "root", check=False)
