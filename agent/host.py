@@ -23,13 +23,13 @@ from agent.clock import Clock
 from agent.containers import ContainerTree
 from agent.devicenodes import DeviceNodes
 from agent.devices import UsbTree
-from agent.fileaccess import AclEntry, attributes_of, set_acl, set_attributes, set_capabilities
 from agent.filewatch import FileWatch
 from agent.glance import Glance
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.netlinks import Links
 from agent.packages import PackageDatabase
+from agent.plainfile import Wanted, opened, set_access
 from agent.proc import Flow, Listener, ProcTree, printable
 from agent.socketends import Ended, SocketEnds
 from agent.sysctls import MAX_SYSCTL_BYTES, KernelSettings
@@ -70,18 +70,6 @@ class FileFacts(NamedTuple):
     def group(self) -> str:
         """Name of the group, or its number."""
         return group_name(self.gid)
-
-
-class Wanted(NamedTuple):
-    """What a file is to grant."""
-
-    uid: int
-    gid: int
-    mode: int
-    acl: frozenset[AclEntry] = frozenset()
-    capabilities: str = ""
-    attributes: Sequence[str] | None = None
-    """None: left alone."""
 
 
 class Host(KernelSettings):
@@ -242,25 +230,8 @@ class Host(KernelSettings):
 
         No part of the path may be a symbolic link. Raises OSError; EINVAL for what is no regular file.
         """
-        parts = [part for part in path.split("/") if part not in ("", ".")]
-        if not parts or ".." in parts or not path.startswith("/"):
-            raise OSError(errno.EINVAL, "no path of a file", path)
-        folder = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            for part in parts[:-1]:
-                flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-                inner = os.open(part, flags, dir_fd=folder)
-                os.close(folder)
-                folder = inner
-            # O_NONBLOCK: a FIFO or a device in the file's place must not hold the thread.
-            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
-            descriptor = os.open(parts[-1], flags, dir_fd=folder)
-        finally:
-            os.close(folder)
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise OSError(errno.EINVAL, "not a regular file", path)
-        return descriptor
+        with opened(self._root, path) as at:
+            return os.dup(at.descriptor)
 
     def glance(self) -> Glance:
         """Return a way to ask of many files whether they are still the same."""
@@ -300,29 +271,8 @@ class Host(KernelSettings):
         return found.st_dev, found.st_ino
 
     def set_access(self, path: str, wanted: Wanted) -> None:
-        """Make a regular file grant what is wanted. Raises OSError; EMLINK if the file has a second name.
-
-        Everything by one descriptor. Immutable and append-only are taken off first only where `wanted` decides about them.
-        """
-        descriptor = self.open_file(path)
-        try:
-            found = os.fstat(descriptor)
-            if found.st_nlink != 1:
-                raise OSError(errno.EMLINK, f"has {found.st_nlink} names, not changed", path)
-            self.tree.tell(path)
-            if wanted.attributes is not None and attributes_of(descriptor):
-                set_attributes(descriptor, [])
-            if (found.st_uid, found.st_gid) != (wanted.uid, wanted.gid):
-                os.fchown(
-                    descriptor, wanted.uid, wanted.gid
-                )  # before the mode: chown clears set-uid and set-gid
-            set_acl(descriptor, wanted.acl, wanted.mode)
-            os.fchmod(descriptor, wanted.mode)
-            set_capabilities(descriptor, wanted.capabilities)
-            if wanted.attributes is not None:
-                set_attributes(descriptor, wanted.attributes)
-        finally:
-            os.close(descriptor)
+        """Make a regular file grant what is wanted. Raises OSError, as `plainfile.set_access` says."""
+        set_access(self._root, path, wanted, self.tree.about_to_change)
 
     def watch_files(self, section: str, paths: frozenset[str], folders: frozenset[str] = frozenset()) -> None:
         """Have `section` woken when one of these files, or anything in one of these folders, is touched.

@@ -154,7 +154,7 @@ class Tree:
             self.remove(path)
             return
         with self._parent(path) as (folder, name):
-            self._tell(path, folder, name)
+            self.about_to_change(path, folder, name)
             fresh = f".ringfence-{secrets.token_hex(8)}"
             try:
                 if kept.kind == "link":
@@ -186,16 +186,12 @@ class Tree:
     def remove(self, path: str) -> None:
         """Take a file or link away; nothing happens if it is not there. Raises OSError."""
         with suppress(FileNotFoundError), self._parent(path) as (folder, name):
-            self._tell(path, folder, name)
+            self.about_to_change(path, folder, name)
             os.unlink(name, dir_fd=folder)
             _settle(folder)
 
-    def tell(self, path: str) -> None:
-        """Say that what stands under a path is about to be changed. Raises OSError for a folder that cannot be entered."""
-        with self._parent(path) as (folder, name):
-            self._tell(path, folder, name)
-
-    def _tell(self, path: str, folder: int, name: str) -> None:
+    def about_to_change(self, path: str, folder: int, name: str) -> None:
+        """Say that what stands under a name in an open folder is about to be changed."""
         if self.before_change is not None:
             self.before_change(path, folder, name)
 

@@ -26,8 +26,8 @@ from pathlib import Path
 from agent.firewall import netlink
 
 _GROUP_NFTABLES = 7
-_GROUPS_LINK_AND_ROUTE = 0x1 | 0x40 | 0x400
-"""RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE."""
+_GROUPS_LINK_AND_ROUTE = 0x1 | 0x8 | 0x40 | 0x400
+"""RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE."""
 _SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 8 * 1024 * 1024
 """Holds some 60,000 announcements; the default holds 1,678."""

@@ -73,6 +73,8 @@ class Probe(probes.Probe[Section]):
         self._look_took_s = 0.0
         self._names: Names | None = None
         self._named: Snapshot | None = None
+        self._gateways: tuple[tuple[str, str], ...] | None = None
+        """As asked for at the beginning of this look."""
         self._renewed = 0
         self._settled_at = -1.0
         self._watching = False
@@ -112,7 +114,8 @@ class Probe(probes.Probe[Section]):
 
     def _here(self) -> Local:
         """Return what the rules need to know of this node at this moment."""
-        found = local.resolved(self.section, self.around.host)
+        found = local.resolved(self.section, self.around.host, self._gateways)
+        self._gateways = found.gateways
         if self._names is None:
             return found
         return replace(found, names=self._answers(self._names).addresses)
@@ -145,7 +148,9 @@ class Probe(probes.Probe[Section]):
         netfilter = self.around.netfilter
         if netfilter is None:
             return
+        self._gateways = None
         with contextlib.suppress(OSError):
+            self._follow(netfilter)  # first: it asks whether anybody has committed meanwhile
             self._beneath.renew(netfilter, self.around, self._here())
         self._watch(netfilter)
         self._settled_at, self._named = now, None
@@ -157,6 +162,17 @@ class Probe(probes.Probe[Section]):
             with contextlib.suppress(OSError):
                 netfilter.load(text)
 
+    def _follow(self, netfilter: Netfilter) -> None:
+        """Follow the gateways that routes name: our own daily work, no repair. Raises OSError."""
+        before, standing = self._rendered, netfilter.standing
+        if before is None or standing is None or before[1].here.gateways == self._here().gateways:
+            return
+        made = self.rules()
+        if standing == (netfilter.generation(), before[1].tables):
+            part = tables.difference(standing[1], made.tables)
+            if part:
+                netfilter.load(part)
+
     def observe(self, now: float) -> list[Drift]:
         """Return one drift for each object of our tables that differs, and for each foreign chain that matters."""
         netfilter = self.around.netfilter
@@ -166,7 +182,7 @@ class Probe(probes.Probe[Section]):
             )
         self._watch(netfilter)
         if self._settled_at != now:
-            self._named = None
+            self._named = self._gateways = None
         core = self._made()[1]
         netfilter.prepared_cut = Cut(core)
         if netfilter.outrunning.on and self._unseen_at == now:
@@ -178,7 +194,7 @@ class Probe(probes.Probe[Section]):
             differences = [*self._differences(netfilter, now), *self._unresolved(here)]
             beneath = self._beneath.differences(netfilter, self.around, here)
             differences += [Difference(*each) for each in beneath]
-            differences += self._bypass.differences(now)
+            differences += self._bypass.differences(now, netfilter)
         except Outrun as error:
             self._last = None
             differences = self._outrun(netfilter, culprits, str(error.strerror))
@@ -204,9 +220,14 @@ class Probe(probes.Probe[Section]):
             if self.around.posture == "isolated" and any(_is_cut(key) for key in keys):
                 netfilter.flush_conntrack(self.around.controller)
                 netfilter.kill_sockets(self.around.controller)
-        if self.section.foreign == "remove":
-            tables = {_foreign_table(key) for key in keys if key.startswith(_FOREIGN)}
-            for family, table in sorted(tables):
+        isolated = self.around.posture == "isolated"
+        if isolated:
+            self._bypass.repair(netfilter, keys)
+        if self.section.foreign == "remove" or isolated:
+            foreign = [drift for drift in drifts if drift.key.startswith(_FOREIGN)]
+            if self.section.foreign != "remove":
+                foreign = [drift for drift in foreign if _rewrites_below(drift)]
+            for family, table in sorted({_foreign_table(drift.key) for drift in foreign}):
                 if managers.is_managers(self.section.containers, family, table):
                     continue  # other chains of it carry the containers' traffic
                 netfilter.remove_table(family, table)
@@ -339,6 +360,11 @@ class Probe(probes.Probe[Section]):
             blame = self._foreign_blame[places[each.key]] if each.key in places else self._blame
             out.append(each._replace(culprit=blame) if blame else each)
         return out
+
+
+def _rewrites_below(drift: Drift) -> bool:
+    """Tell whether a foreign chain sends frames elsewhere below IP: nothing that an isolated node could need."""
+    return drift.key.startswith(f"{_FOREIGN}netdev ") and "rewrites" in drift.found
 
 
 def _foreign_table(key: str) -> tuple[str, ...]:
