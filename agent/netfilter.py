@@ -72,7 +72,6 @@ class Netfilter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.outrunning = Outrunning()
-        """Whether commits outrun listings; whoever hears of commits tells it."""
         self._context = self.outrunning.made(_context)
         self._talk = netlink.Talk()
         self._sockets = netlink.Talk(netlink.NETLINK_SOCK_DIAG)
@@ -93,9 +92,10 @@ class Netfilter:
         """Ask for another look at the firewall. For any thread."""
         self.on_wake()
 
-    def note(self, culprit: Culprit) -> None:
-        """Keep a culprit for the next observation. For the thread of `Events`."""
-        self._noted.append(culprit)
+    def note(self, culprit: Culprit | None) -> None:
+        """Others have committed: keep who, for the next observation. For the thread of `Events`."""
+        self.outrunning.heard()
+        self._noted.extend([culprit] if culprit is not None else [])
 
     def noted(self) -> list[Culprit]:
         """Return and forget the culprits that were noted, oldest first."""
