@@ -50,6 +50,8 @@ class Program(NamedTuple):
     what: str
     parent: int = 0
     """Of tc: the handle that the filters hang on; of XDP: how it is attached."""
+    discipline: str = ""
+    """Of tc: the kind of what they hang on."""
 
     @property
     def cure(self) -> str:
@@ -58,9 +60,9 @@ class Program(NamedTuple):
             return f"ip link set {self.interface} xdp off"
         if self.hook.startswith("tcx"):
             return "end the program that attached it, bpftool net shows which"
-        ended = "clsact" if self.parent in (_INGRESS, _EGRESS) else f"parent {self.hook.removeprefix('tc ')}"
-        verb = "qdisc" if ended == "clsact" else "filter"
-        return f"tc {verb} del dev {self.interface} {ended}"
+        if self.parent in (_INGRESS, _EGRESS):
+            return f"tc qdisc del dev {self.interface} {self.discipline}"
+        return f"tc filter del dev {self.interface} parent {self.hook.removeprefix('tc ')}"
 
 
 def attached(talk: Talk) -> list[Program]:
@@ -76,10 +78,10 @@ def attached(talk: Talk) -> list[Program]:
         if mode:
             (number,) = struct.unpack("=I", xdp.get(_XDP_PROGRAM, bytes(4)))
             found.append(Program(names[index], index, "xdp", f"XDP program {number}", mode))
-    for index, parent, hook in _places(talk):
+    for index, parent, hook, kind in _places(talk):
         kinds = _filters(talk, index, parent)
         if kinds and index in names:
-            found.append(Program(names[index], index, hook, f"filters: {', '.join(kinds)}", parent))
+            found.append(Program(names[index], index, hook, f"filters: {', '.join(kinds)}", parent, kind))
     for index, name in names.items():
         found += [Program(name, index, hook, f"{count} programs") for hook, count in _tcx(index)]
     return sorted(found)
@@ -99,18 +101,19 @@ def remove(talk: Talk, program: Program) -> None:
         talk.tell(_DELTFILTER, _TCMSG.pack(socket.AF_UNSPEC, program.number, 0, program.parent, 0))
 
 
-def _places(talk: Talk) -> list[tuple[int, int, str]]:
-    """Return (interface, parent, what to call it) wherever filters may hang."""
-    found: list[tuple[int, int, str]] = []
+def _places(talk: Talk) -> list[tuple[int, int, str, str]]:
+    """Return (interface, parent, what to call it, kind of discipline) wherever filters may hang."""
+    found: list[tuple[int, int, str, str]] = []
     for message in list(talk.dump(_GETQDISC, _TCMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))):
         _, index, handle, _, _ = _TCMSG.unpack_from(message.payload)
-        kind = netlink.attributes(message.payload[_TCMSG.size :]).get(_TCA_KIND, b"").rstrip(b"\0")
-        if kind in (b"clsact", b"ingress"):
-            found.append((index, _INGRESS, "tc ingress"))
-            if kind == b"clsact":
-                found.append((index, _EGRESS, "tc egress"))
+        kind = netlink.attributes(message.payload[_TCMSG.size :]).get(_TCA_KIND, b"")
+        name = kind.rstrip(b"\0").decode("utf-8", "replace")
+        if name in ("clsact", "ingress"):
+            found.append((index, _INGRESS, "tc ingress", name))
+            if name == "clsact":
+                found.append((index, _EGRESS, "tc egress", name))
         elif handle:
-            found.append((index, handle, f"tc {handle >> 16:x}:"))
+            found.append((index, handle, f"tc {handle >> 16:x}:", name))
     return found
 
 

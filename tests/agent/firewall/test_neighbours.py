@@ -57,6 +57,13 @@ def advertisement(source: str, to: str, target: str) -> bytes:
     return icmp6(source, to, told + b"\x02\x01" + OWN)
 
 
+def behind(packet: bytes, kind: int) -> bytes:
+    """Return an ICMPv6 packet with a header of options, padding alone, before ICMPv6."""
+    length = struct.unpack_from("!H", packet, 4)[0] + 8
+    head = packet[:4] + struct.pack("!HB", length, kind) + packet[7:40]
+    return head + struct.pack("!BBBB4s", 58, 0, 1, 4, bytes(4)) + packet[40:]
+
+
 def solicitation(source: str, to: str, target: str) -> bytes:
     told = struct.pack("!BBHI", 135, 0, 0, 0) + ipaddress.IPv6Address(target).packed
     return icmp6(source, to, told + b"\x01\x01" + OWN)
@@ -78,6 +85,10 @@ def forge(node: FencedNode, topology: Topology, *, interface: str = "enclave0", 
                 ethernet(0x86DD, advertisement(sender, own6, six), to=to) for sender in (six, link_local)
             ]
             frames.append(ethernet(0x86DD, solicitation(six, own6, own6), to=to))
+            frames += [
+                ethernet(0x86DD, behind(advertisement(link_local, own6, six), kind), to=to)
+                for kind in (0, 60)
+            ]
         for frame in frames:
             wire.send(frame)
     wire.close()

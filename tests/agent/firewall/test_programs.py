@@ -115,6 +115,23 @@ def test_f06_a_filter_of_a_queueing_discipline_is_seen(node: FencedNode) -> None
     assert "mirred" not in node.namespace.run("tc", "filter", "show", "dev", "enclave0").stdout
 
 
+def test_f06_filters_of_a_shared_block_and_of_another_chain_are_seen(node: FencedNode) -> None:
+    catch_all = ("u32", "match", "u32", "0", "0", "flowid", "1:1")
+    node.namespace.run("tc", "qdisc", "add", "dev", "enclave0", "ingress_block", "7", "clsact")
+    node.namespace.run("tc", "filter", "add", "block", "7", *catch_all)
+    node.namespace.run("tc", "qdisc", "add", "dev", "uplink0", "ingress")
+    node.namespace.run("tc", "filter", "add", "dev", "uplink0", "ingress", "chain", "5", *catch_all)
+    found = {drift.key: drift.found for drift in node.observe()}
+    assert set(found) == {"program:enclave0 tc ingress", "program:uplink0 tc ingress"}
+    for interface, discipline in (("enclave0", "clsact"), ("uplink0", "ingress")):
+        cure = f"tc qdisc del dev {interface} {discipline}"
+        assert cure in found[f"program:{interface} tc ingress"]
+    node.settle("isolated")
+    node.settle("normal")
+    node.namespace.run("tc", "qdisc", "add", "dev", "uplink0", "ingress")
+    node.namespace.run(*["tc", "qdisc", "del", "dev", "uplink0", "ingress"])
+
+
 def test_f06_an_xdp_program_is_told_and_in_isolation_taken_out(node: FencedNode) -> None:
     xdp(node.namespace, "enclave0")
     (drift,) = node.observe()
