@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from agent.firewall.local import resolved
+from agent.firewall.neighbours import render_arp
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
 from agent.machine import POSTURES
@@ -76,6 +77,9 @@ def _try(firewall: FirewallSection) -> None:
     try:
         for posture in POSTURES:
             around = Surroundings(host=host, controller=(_ENDPOINT,), posture=posture)
-            netfilter.check(render(firewall, posture, around, resolved(firewall, host)))
+            here = resolved(firewall, host)
+            netfilter.check(render(firewall, posture, around, here))
+            if arp := render_arp(firewall, around, here):
+                netfilter.check(arp)
     finally:
         netfilter.close()

@@ -24,7 +24,8 @@ from agent import plan
 from agent.config import DEFAULT_PATH, AgentConfig, load_config
 from agent.firewall.guard import render_guard
 from agent.firewall.link import render_links
-from agent.firewall.model import model
+from agent.firewall.model import NOWHERE, model
+from agent.firewall.neighbours import render_arp
 from agent.firewall.nft import render, render_lockdown
 from agent.firewall.section import Section
 from agent.netfilter import Netfilter
@@ -59,6 +60,8 @@ class Rules(NamedTuple):
     links: Section | None = None
     """Isolated: what the interfaces that are there already are cut by."""
     around: Around = Around(())
+    arp: str = ""
+    """By interface alone: no route is known yet."""
 
 
 def rules(config: AgentConfig | None) -> Rules:
@@ -104,7 +107,8 @@ def _of_state(state: State, around: Around) -> Rules:
     ref = state.last_good.ref
     said = f"{ref.name}/{ref.version} in posture {stance.posture}{why}"
     links = section if stance.posture == "isolated" else None
-    return Rules(text, _lockdown(around, stance.posture), said, links, around)
+    arp = render_arp(section, around, NOWHERE)
+    return Rules(text, _lockdown(around, stance.posture), said, links, around, arp)
 
 
 def _confirmed(state: State) -> Baseline:
@@ -142,11 +146,14 @@ def load(made: Rules, netfilter: Netfilter) -> str:
     except OSError as error:
         netfilter.load(made.lockdown)
         said = f"lock-down: the kernel refuses {made.said} ({error.strerror})"
+    if made.arp:
+        with contextlib.suppress(OSError):  # a kernel that cannot filter ARP: the agent tells of it
+            netfilter.load(made.arp)
     if made.links is not None:
         # Those that appear later are cut when the agent comes up; the IP stack is closed for all from now on.
         with contextlib.suppress(OSError):
             meant = model(made.links, "isolated", made.around)
-            netfilter.load(render_links(meant, netfilter.ways(meant), bridge=netfilter.cuts_bridges()))
+            netfilter.load(render_links(meant, netfilter.ways(meant), bridge=netfilter.knows("bridge")))
     return said
 
 

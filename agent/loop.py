@@ -127,8 +127,7 @@ class Loop:
 
     def firewall_changed(self, culprit: Culprit | None) -> None:
         """Somebody else committed to nftables."""
-        if culprit is not None:
-            self._netfilter.note(culprit)
+        self._netfilter.note(culprit)
         self.wake("firewall")
 
     def call(self, job: Callable[[], T]) -> Future[T]:

@@ -28,6 +28,7 @@ from agent.console import Console, break_glass
 from agent.counting import counters
 from agent.dial import Dialler
 from agent.firewall.local import resolved
+from agent.firewall.neighbours import render_arp
 from agent.firewall.section import Section as FirewallSection
 from agent.frugal import few_arenas
 from agent.host import Host
@@ -226,7 +227,8 @@ def _endpoints(config: AgentConfig | None) -> tuple[ControllerEndpoint, ...]:
 
 def _rendered(firewall: FirewallSection, posture: Posture, config: AgentConfig | None) -> str:
     around = Surroundings(host=_host(config), controller=_endpoints(config), posture=posture)
-    return render(firewall, posture, around, resolved(firewall, around.host))
+    here = resolved(firewall, around.host)
+    return render(firewall, posture, around, here) + render_arp(firewall, around, here)
 
 
 def _drifts(parsed: Mapping[str, object], config: AgentConfig | None) -> list[Drift]:

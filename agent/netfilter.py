@@ -9,27 +9,32 @@ throw-away namespace; libnftables.so.1; the network namespace of the thread that
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import nftables
 
-from agent.firewall import compare, flows, link, netlink, routes, xtables
+from agent.firewall import compare, flows, link, netlink, pins, routes, xtables
 from agent.firewall.compare import Canonical
-from agent.firewall.counts import Count, counts
+from agent.firewall.counts import Count, Tally, counts
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
 from agent.firewall.granted import seen_set
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
 from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
+from agent.firewall.outrun import Outrunning
+from agent.firewall.programs import Program, attached, remove
+from agent.firewall.section import Neighbour
 from agent.firewall.tables import Table
+from agent.probes import Difference
 from contract.errors import Rejected
 
 __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render_cut", "render_lockdown"]
@@ -39,6 +44,7 @@ _CLONE_NEWNET = 0x40000000
 _REMEMBERED_TEXTS = 16
 _MAX_ERROR_CHARS = 400
 _MAX_NOTED = 64
+_ANEW = tuple(f"delete table {family} {TABLE}\n" for family in ("inet", "arp"))
 _TRIES = 8
 """A manager of containers commits every few milliseconds while it sets up a network."""
 _DORMANT = 1
@@ -65,12 +71,14 @@ class Netfilter:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._context = _context()
+        self.outrunning = Outrunning()
+        self._context = self.outrunning.made(_context)
         self._talk = netlink.Talk()
         self._sockets = netlink.Talk(netlink.NETLINK_SOCK_DIAG)
         self._routes = netlink.Talk(routes.NETLINK_ROUTE)
-        self._bridge: bool | None = None
+        self._families: dict[str, bool] = {}
         self._lists_flags = _version(self._context) >= _FLAGS_SAFE_SINCE
+        self._tally = Tally()
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
         self.on_wake: Callable[[], object] = lambda: None
@@ -84,9 +92,10 @@ class Netfilter:
         """Ask for another look at the firewall. For any thread."""
         self.on_wake()
 
-    def note(self, culprit: Culprit) -> None:
-        """Keep a culprit for the next observation. For the thread of `Events`."""
-        self._noted.append(culprit)
+    def note(self, culprit: Culprit | None) -> None:
+        """Others have committed: keep who, for the next observation. For the thread of `Events`."""
+        self.outrunning.heard()
+        self._noted.extend([culprit] if culprit is not None else [])
 
     def noted(self) -> list[Culprit]:
         """Return and forget the culprits that were noted, oldest first."""
@@ -98,7 +107,30 @@ class Netfilter:
     def load(self, text: str) -> None:
         """Put a batch into force, whole or not at all. Raises NetfilterError."""
         with self._lock:
+            anew = any(start in text for start in _ANEW)
+            if anew:
+                self._add_counts()
             _run(self._context, text)
+            if anew:
+                self._tally.begun_anew()
+
+    def dropped(self, most: int) -> list[Count]:
+        """Return what was dropped since `tell_dropped`, most packets first, over every load of the rules."""
+        with self._lock:
+            self._add_counts()
+        return self._tally.dropped(most)
+
+    def tell_dropped(self, told: Sequence[Count]) -> None:
+        """Note that these, from `dropped`, have arrived."""
+        self._tally.tell(told)
+
+    def _add_counts(self) -> None:
+        """Take what the counters say. Where no rules stand they say nothing."""
+        found: list[Count] = []
+        for family in ("inet", "arp"):
+            with contextlib.suppress(NetfilterError):
+                found += counts(_parsed(_run(self._context, f"list counters table {family} {TABLE}")))
+        self._tally.add(found)
 
     def check(self, text: str) -> None:
         """Dry run: load the batch where it harms nobody. Raises Rejected `firewall.refused` with the kernel's words."""
@@ -121,9 +153,9 @@ class Netfilter:
     def listing(self, table: str, family: str = "inet") -> Canonical:
         """Return the canonical form of one table as it stands; empty where it is absent.
 
-        Raises NetfilterError, also where libnftables prints something that is no JSON.
+        Raises NetfilterError, also where libnftables prints something that is no JSON; Outrun.
         """
-        with self._lock:
+        with self._lock, self.outrunning.listing(netlink.generation(self._talk)):
             return _listing(self._context, self._talk, (family, table))
 
     def standing_tables(self) -> list[netlink.Table]:
@@ -145,15 +177,35 @@ class Netfilter:
             hops = [routes.next_hop(self._routes, each) for each in (*wanted, *link.kept_addresses(meant))]
         return link.ways(found, [hop for hop in hops if hop is not None], link.kept_interfaces(meant))
 
-    def cuts_bridges(self) -> bool:
-        """Tell whether the kernel knows nftables' family `bridge`; tried once, where it harms nobody."""
-        if self._bridge is None:
+    def knows(self, family: str) -> bool:
+        """Tell whether the kernel knows a family of nftables ("arp", "bridge"); tried once, where it harms nobody."""
+        if family not in self._families:
             try:
-                _in_own_namespace(lambda: _run(_context(), "add table bridge ringfence_cut"))
-                self._bridge = True
+                _in_own_namespace(lambda: _run(_context(), f"add table {family} ringfence_cut"))
+                self._families[family] = True
             except NetfilterError:
-                self._bridge = False
-        return self._bridge
+                self._families[family] = False
+        return self._families[family]
+
+    def neighbours(self, wanted: Sequence[Neighbour]) -> list[Difference]:
+        """Return what differs of the pinned neighbours (`agent.firewall.pins`). Raises OSError."""
+        with self._lock:
+            return pins.differences(self._routes, wanted)
+
+    def pin(self, wanted: Sequence[Neighbour], keys: Sequence[str]) -> None:
+        """Mend what differs of the pinned neighbours. Raises OSError."""
+        with self._lock:
+            pins.repair(self._routes, wanted, keys)
+
+    def programs(self) -> list[Program]:
+        """Return XDP programs and tc filters on the interfaces (`agent.firewall.programs`). Raises OSError."""
+        with self._lock:
+            return attached(self._routes)
+
+    def remove_program(self, program: Program) -> None:
+        """Take one out. Raises OSError."""
+        with self._lock:
+            remove(self._routes, program)
 
     def counts(self) -> list[Count]:
         """Return what our rules have counted. Raises NetfilterError, also where no rules are loaded."""
@@ -161,8 +213,8 @@ class Netfilter:
             return counts(_parsed(_run(self._context, f"list counters table inet {TABLE}")))
 
     def own(self) -> Canonical:
-        """Return the canonical form of our tables as they stand. Raises NetfilterError."""
-        with self._lock:
+        """Return the canonical form of our tables as they stand. Raises NetfilterError, Outrun."""
+        with self._lock, self.outrunning.listing(netlink.generation(self._talk)):
             return _own(self._context, self._talk)
 
     def canonical(self, text: str, tables: tuple[tuple[str, str], ...] = OWN_TABLES) -> Canonical:
@@ -179,14 +231,14 @@ class Netfilter:
         return known
 
     def foreign(self) -> list[ForeignChain]:
-        """Return the chains of other programs that accept, drop or rewrite. Raises NetfilterError.
+        """Return the chains of other programs that accept, drop or rewrite. Raises NetfilterError, Outrun.
 
         A dormant table sees no packet and is passed over. One that cannot be listed safely counts as rewriting.
         """
         objects: list[compare.Object] = []
         unread: list[ForeignChain] = []
         leads: dict[tuple[str, str, int], str] = {}
-        with self._lock:
+        with self._lock, self.outrunning.listing(netlink.generation(self._talk)):
             for table in netlink.tables(self._talk):
                 if is_ours(table.name) or table.flags & _DORMANT:
                     continue

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from agent import VERSION
+from agent.firewall.counts import Count
 from agent.ima import UNMEASURED, Measured
 from agent.loop import Loop
 from contract.messages import (
     MAX_DRIFTS_PER_REPORT,
+    MAX_DROPPED_PER_REPORT,
     MAX_EVENT_LOG_BYTES,
     MAX_EVENTS_PER_REPORT,
     Drift,
+    Dropped,
     KeyWanted,
     ReportBody,
 )
@@ -39,6 +42,7 @@ class Prepared(NamedTuple):
     event_log_sha256: bytes
     """Empty where there is no log."""
     measured: Measured
+    dropped: tuple[Count, ...] = ()
 
 
 class Reporter:
@@ -80,6 +84,7 @@ class Reporter:
         if len(shown) < len(drifts):
             more = f"{len(drifts) - len(shown)} more that did not fit"
             shown.append(Drift(section="report", key="drifts", wanted="all of them", found=more, since=now))
+        dropped = self._dropped()
         event_log = self.event_log()
         log_sha256 = hashlib.sha256(event_log).digest() if event_log else b""
         body = ReportBody(
@@ -103,6 +108,20 @@ class Reporter:
             ima_bytes=measured.available_bytes,
             packages=list(measured.packages),
             keys_wanted=list(keys_wanted),
+            dropped=[Dropped(counter=each.name, packets=each.packets, bytes=each.bytes) for each in dropped],
         )
         pending = state.pending.ref.sha256 if state.pending else None
-        return Prepared(encode(body), self._number, pending, len(healed), event_log, log_sha256, measured)
+        said = encode(body)
+        return Prepared(
+            said, self._number, pending, len(healed), event_log, log_sha256, measured, tuple(dropped)
+        )
+
+    def arrived(self, prepared: Prepared) -> None:
+        """Note that the controller has a report: what it dropped is not told again. (worker)"""
+        netfilter = self._loop.machine.around.netfilter
+        if netfilter is not None and prepared.dropped:
+            netfilter.tell_dropped(prepared.dropped)
+
+    def _dropped(self) -> list[Count]:
+        netfilter = self._loop.machine.around.netfilter
+        return [] if netfilter is None else netfilter.dropped(MAX_DROPPED_PER_REPORT)

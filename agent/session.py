@@ -180,6 +180,7 @@ class Session:
             log.info("controller: %s: %s", finding.code, finding.detail)
         self._up.packages.reported(sent.measured.packages)
         loop, number = self._up.loop, self._number
+        await self._up.ask(lambda: self._up.reporter.arrived(sent))
         await self._up.ask(
             lambda: loop.answered(
                 number, named_pending=sent.pending, events_acked=answer.events_acked, healed=sent.healed

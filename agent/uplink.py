@@ -74,7 +74,7 @@ class Uplink:
         self._dial = Dialler(
             config, store, resolved=self._resolved, kept=lambda: loop.hold.state.controller_addresses
         )
-        self._reporter = Reporter(loop, config.node, config.tpm.event_log)
+        self.reporter = Reporter(loop, config.node, config.tpm.event_log)
         self._ima = ImaLog(loop.host, config.tpm.ima_log)
         # A reader of its own: it goes on elsewhere than the controller does, and the kernel reads up to there anew.
         behind = ImaLog(loop.host, config.tpm.ima_log)
@@ -267,7 +267,7 @@ class Uplink:
         if measured.available_bytes is not None:
             measured = measured._replace(packages=await self._upgrades())
         keys_wanted = self.unlocks.wanted()
-        return await self.ask(lambda: self._reporter.prepare(time.time(), measured, keys_wanted))
+        return await self.ask(lambda: self.reporter.prepare(time.time(), measured, keys_wanted))
 
     async def _upgrades(self) -> tuple[PackageChange, ...]:
         section = await self.ask(lambda: self.loop.hold.held.sections.get("ima"))

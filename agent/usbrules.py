@@ -121,9 +121,13 @@ class Block(Rule, frozen=True, kw_only=True):
     """If given: only devices that offer one of these kinds."""
 
     def __post_init__(self) -> None:
-        keys = (key for key in self.__struct_fields__ if key not in ("reason", "interfaces"))
-        if not self.interfaces and all(getattr(self, key) is None for key in keys):
+        if not self.interfaces and self.blocks_everywhere():
             raise ValueError("expected at least one key besides reason")
+
+    def blocks_everywhere(self) -> bool:
+        """True if nothing but the kinds of its interfaces decides whom the rule hits."""
+        keys = (key for key in self.__struct_fields__ if key not in ("reason", "interfaces"))
+        return all(getattr(self, key) is None for key in keys)
 
     def hits(self, device: UsbDevice) -> bool:
         """True if the device is to be shut out."""

@@ -33,6 +33,7 @@ MAX_DRIFTS_PER_REPORT = 512
 MAX_PACKAGES_PER_REPORT = 256
 MAX_PATHS_PER_PACKAGE = 1024
 MAX_KEYS_WANTED = 4
+MAX_DROPPED_PER_REPORT = 8
 MAX_KEY_BYTES = 4096
 NONCE_BYTES = 32
 
@@ -108,6 +109,14 @@ class KeyWanted(Message, frozen=True, kw_only=True):
     """X25519 public key, made for this one request and kept in the agent's memory only."""
 
 
+class Dropped(Message, frozen=True, kw_only=True):
+    """What one named counter of the firewall dropped since the last report that was answered."""
+
+    counter: Line
+    packets: Count
+    bytes: Count
+
+
 class ReportBody(Message, frozen=True, kw_only=True):
     """The agent's report. Its bytes travel opaque inside Report and the quote covers them."""
 
@@ -138,6 +147,8 @@ class ReportBody(Message, frozen=True, kw_only=True):
     no IMA log, or nobody asked."""
     packages: Annotated[list[PackageChange], Meta(max_length=MAX_PACKAGES_PER_REPORT)] = []
     keys_wanted: Annotated[list[KeyWanted], Meta(max_length=MAX_KEYS_WANTED)] = []
+    dropped: Annotated[list[Dropped], Meta(max_length=MAX_DROPPED_PER_REPORT)] = []
+    """Most packets first; only counters that counted, so that a quiet node sends none."""
 
 
 class Report(Message, frozen=True, kw_only=True, tag="report"):

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from contract.directive import Directive, WantedBaseline
 from contract.ima import ImaState
-from contract.messages import BaselineRef, Drift, Finding, Posture, ReportBody, Severity, Tier
+from contract.messages import BaselineRef, Drift, Dropped, Finding, Posture, ReportBody, Severity, Tier
 from contract.quote import Counters
 from controller.claimsview import BootClaims
 from controller.policy import SitePolicy
@@ -210,6 +210,8 @@ class NodeDetail(Record, frozen=True, kw_only=True):
     directive_number: int
     directive_accepted: int
     events_dropped: int
+    dropped: list[Dropped]
+    """By the firewall's counters, from the last report to the one before it; empty where nothing was."""
     boot_reference_at: float | None
     boot_candidate: bool
     """A changed boot was seen that `accept_boot` would accept."""

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from agent.firewall.match import OWN_TABLES
+from agent.firewall.neighbours import by_zone
 from agent.firewall.section import (
     ForwardRule,
     InboundRule,
@@ -54,6 +55,12 @@ def contradictions(section: Section) -> Iterator[Contradiction]:
 def advice(section: Section, *, interfaces: Collection[str] | None = None) -> Iterator[Contradiction]:
     """Yield warnings. `interfaces` are those of this machine, where it is a node."""
     yield from _overlaps(section)
+    if section.zones and not by_zone(section):
+        yield Contradiction(
+            ("firewall", "zones"),
+            "a zone or firewall.controller names no interface, so ARP and neighbour discovery are heard on every"
+            " interface and not by zone",
+        )
     outbound = [rule for _, rule in _outbound(section)]
     if not _lets(outbound, "udp", _DNS):
         named = [name for name, zone in section.zones.items() if zone.names]

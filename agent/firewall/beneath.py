@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
-from agent.firewall import compare, guard, link
+from agent.firewall import compare, guard, link, neighbours, pins
 from agent.firewall.compare import ABSENT, Change
 from agent.firewall.match import CUT_TABLE, GUARD_TABLE, OWN_TABLES, is_ours
 from agent.firewall.model import Local, model
@@ -30,6 +30,7 @@ class _Look(NamedTuple):
     generation: int
     links: str
     isolated: bool
+    arp: str
 
 
 class Beneath:
@@ -39,19 +40,33 @@ class Beneath:
         self._section = section
         self._seen: tuple[_Look, list[Change]] | None = None
         self._made: tuple[object, str] | None = None
+        self._unpinned = False
+        self._arp: tuple[object, str] | None = None
+        self._arp_made: tuple[object, str] | None = None
         self.unwritable: tuple[str, ...] = ()
 
     def links(self, netfilter: Netfilter, around: Surroundings, here: Local) -> str:
         """Return the batch that cuts every interface of this moment. Raises OSError."""
         meant = model(self._section, "isolated", around, here)
-        ways, bridge = netfilter.ways(meant), netfilter.cuts_bridges()
+        ways, bridge = netfilter.ways(meant), netfilter.knows("bridge")
         key = (meant, ways.devices, ways.toward, ways.hops, tuple(sorted(ways.carriers.items())), bridge)
         if self._made is None or self._made[0] != key:
             self._made = (key, link.render_links(meant, ways, bridge=bridge) if ways.devices else "")
         return self._made[1]
 
     def renew(self, netfilter: Netfilter, around: Surroundings, here: Local) -> None:
-        """Follow interfaces and routes while isolated: our own daily work, no repair. Raises OSError."""
+        """Follow interfaces and routes: our own daily work, no repair. Raises OSError."""
+        arp, known = self._arp_text(around, here), self._arp
+        self._arp = (here.gateways, arp)
+        if (
+            known
+            and arp
+            and known[1]
+            and known[0] != here.gateways
+            and known[1] != arp
+            and netfilter.knows("arp")
+        ):
+            netfilter.load(arp)
         before = None if self._made is None else self._made[1]
         text = self.links(netfilter, around, here)
         if around.posture == "isolated" and before is not None and text != before:
@@ -61,12 +76,15 @@ class Beneath:
         """Return what differs. Raises OSError, Rejected, ValueError."""
         isolated = around.posture == "isolated"
         links = self.links(netfilter, around, here) if isolated else ""
-        look = _Look(netfilter.generation(), links, isolated)
+        arp = self._arp_text(around, here)
+        pinned = self._pinned(netfilter)
+        look = _Look(netfilter.generation(), links, isolated, arp)
         if self._seen is not None and self._seen[0] == look:
-            return self._seen[1]
+            return [*self._seen[1], *pinned]
         found = compare.changes(
             netfilter.canonical(guard.render_guard(), (_GUARD,)), netfilter.listing(GUARD_TABLE)
         )
+        found += _arp(netfilter, arp)
         wanted: tuple[tuple[str, str], ...] = ()
         if links:
             wanted = tuple(pair for pair in link.LINK_TABLES if f"table {pair[0]} " in links)
@@ -75,13 +93,27 @@ class Beneath:
             missing = link.devices_of(links) - netfilter.cut_devices()
             if missing and not any(each.key.startswith("netdev ") for each in found):
                 found.append(Change(_INTERFACES, ", ".join(sorted(missing)), "not cut"))
-        ours = {_GUARD, *OWN_TABLES, *wanted}
+        ours = {_GUARD, *OWN_TABLES, *wanted, *([neighbours.ARP] if arp else ())}
         found += [
             Change(f"{each.family} {each.name} table {each.name}", ABSENT, "present")
             for each in netfilter.standing_tables()
             if (each.family, each.name) not in ours
         ]
         self._seen = (look, found) if netfilter.generation() == look.generation else None
+        return [*found, *pinned]
+
+    def _arp_text(self, around: Surroundings, here: Local) -> str:
+        key = (here.gateways, around.controller, around.grants)
+        if self._arp_made is None or self._arp_made[0] != key:
+            self._arp_made = (key, neighbours.render_arp(self._section, around, here))
+        return self._arp_made[1]
+
+    def _pinned(self, netfilter: Netfilter) -> list[Change]:
+        """Return what differs of the pinned neighbours; asked once more after a baseline that had some."""
+        if self._unpinned:
+            return []
+        found = [Change(*each[:3]) for each in netfilter.neighbours(self._section.neighbours)]
+        self._unpinned = not found and not self._section.neighbours
         return found
 
     def repair(self, netfilter: Netfilter, around: Surroundings, here: Local, keys: Iterable[str]) -> None:
@@ -94,10 +126,25 @@ class Beneath:
         links = self.links(netfilter, around, here) if around.posture == "isolated" else ""
         if links and any(pair in places for pair in link.LINK_TABLES):
             netfilter.load(links)
+        arp = self._arp_text(around, here)
+        if arp and neighbours.ARP in places and netfilter.knows("arp"):
+            netfilter.load(arp)
+        netfilter.pin(self._section.neighbours, [key for key in keys if key.startswith(pins.PREFIX)])
         wanted = {_GUARD, *OWN_TABLES} | {p for p in link.LINK_TABLES if f"table {p[0]} " in links}
+        wanted |= {neighbours.ARP} if arp else set()
         for family, name in sorted(place for place in places if len(place) == 2):
             if is_ours(name) and (family, name) not in wanted:
                 netfilter.load(f"delete table {family} {name}\n")
+
+
+def _arp(netfilter: Netfilter, text: str) -> list[Change]:
+    """Return what differs of the table that holds ARP. A kernel that cannot filter it is told of, and no more."""
+    if not text:
+        return []
+    if not netfilter.knows("arp"):
+        return [Change("arp family", "a kernel that filters ARP (CONFIG_NF_TABLES_ARP)", "none")]
+    standing = netfilter.listing(neighbours.ARP[1], neighbours.ARP[0])
+    return compare.changes(netfilter.canonical(text, (neighbours.ARP,)), standing)
 
 
 def is_table(key: str) -> bool:
@@ -107,6 +154,8 @@ def is_table(key: str) -> bool:
 
 def is_beneath(key: str) -> bool:
     """Tell whether a drift's key is one of these: `repair` mends it, the rules need not be loaded for it."""
+    if key.startswith(pins.PREFIX):
+        return True
     family, _, rest = key.partition(" ")
     name = rest.partition(" ")[0]
     return is_ours(name) and (family, name) not in OWN_TABLES

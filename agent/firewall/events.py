@@ -26,14 +26,18 @@ from pathlib import Path
 from agent.firewall import netlink
 
 _GROUP_NFTABLES = 7
-_GROUPS_LINK_AND_ROUTE = 0x1 | 0x40 | 0x400
-"""RTMGRP_LINK, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE."""
+_GROUPS_LINK_AND_ROUTE = 0x1 | 0x8 | 0x40 | 0x400
+"""RTMGRP_LINK, RTMGRP_TC, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_ROUTE."""
 _SO_RCVBUFFORCE = 33
 _BUFFER_BYTES = 8 * 1024 * 1024
 """Holds some 60,000 announcements; the default holds 1,678."""
 _POLL_S = 1.0
 _MAX_COMMAND_CHARS = 300
 _NEWGEN = 15
+_MAX_DATAGRAMS = 512
+"""Taken before anybody is told: a storm that comes faster than it is read would never be."""
+_BURST = 32
+_BURST_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +120,9 @@ class Events:
         """Take everything that waits; one call for each process, however many commits it made."""
         found: dict[int, Culprit] = {}
         unknown = False
-        while True:
+        taken = 0
+        while taken < _MAX_DATAGRAMS:
+            taken += 1
             try:
                 data = self._socket.recv(1 << 18, socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -138,6 +144,8 @@ class Events:
             self._on_change(culprit)
         if unknown:
             self._on_change(None)
+        if taken >= _BURST:
+            time.sleep(_BURST_PAUSE_S)  # they have been told; what comes meanwhile is taken together
 
     def _drain_links(self) -> None:
         """Throw away what waits: that something changed is all there is to know. One wake for a burst."""

@@ -128,6 +128,11 @@ def service_rules(name: str, service: Service, port_key: str, verdict: str) -> t
     return sets, lines
 
 
+def ranges_of(first: int, last: int) -> str:
+    """Return two IPv6 addresses as nft writes a range of raw bytes."""
+    return f"0x{first:032x}" if first == last else f"0x{first:032x}-0x{last:032x}"
+
+
 def sender_match(zone: Zone) -> str:
     """Return the match of a zone's MAC addresses; "" for any."""
     return f"ether saddr @mac_{zone.name} " if zone.macs else ""

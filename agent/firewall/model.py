@@ -68,6 +68,8 @@ class Local:
     units: Mapping[str, Unit] = field(default_factory=dict)
     names: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict)
     """Addresses of each name, with the seconds for which they still hold."""
+    gateways: tuple[tuple[str, str], ...] | None = None
+    """(interface, address) of every gateway that the routes have; None: not known."""
 
 
 @dataclass(frozen=True, kw_only=True)

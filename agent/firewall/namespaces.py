@@ -1,8 +1,10 @@
-"""Interfaces of other network namespaces that send through one of ours without passing our rules. Reads only.
+"""Interfaces of other network namespaces that send past our rules: through one of ours, or by a device of their own. Reads only.
 
 A MACVLAN, IPVLAN or VLAN whose lower interface is ours, moved into a namespace, hands its frames to that interface below every
 inet hook. From here the kernel does not list them, so each namespace that a process or a name keeps is asked.
-What only an open descriptor keeps is not seen.
+What only an open descriptor keeps is not seen. A device of the machine (a network card, a radio) that was given to a
+namespace passes nothing of ours at all; the namespaces of this process and of those that it comes from, up to process 1,
+are the machine's own and are not asked for those.
 
 Refuses to change anything there. Relies on: CAP_SYS_ADMIN (setns(2)), /proc, rtnetlink(7) with IFLA_LINK_NETNSID.
 """
@@ -29,6 +31,11 @@ _IFINFOMSG = struct.Struct("=BxHiII")
 _IFNAME, _LINK, _LINKINFO, _LINK_NETNSID = 3, 5, 18, 37
 _NSID_ID, _NSID_FD = 1, 3
 _KINDS = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan", "macsec"})
+DEVICE = "device of the machine"
+_DEVICES = frozenset({"", "wwan", "ipoib"})
+"""What is no construct of the kernel's own."""
+_LOOPBACK = 772
+"""ARPHRD_LOOPBACK."""
 _MAX_NAMESPACES = 4096
 _OWN = "/proc/thread-self/ns/net"
 _NAMED = ("/run/netns", "/run/docker/netns")
@@ -40,14 +47,14 @@ class Stray(NamedTuple):
     name: str
     kind: str
     parent: str
-    """The interface of ours that carries it."""
+    """The interface of ours that carries it; the interface itself where it is a device."""
     where: str
     """What keeps its namespace: "pid 4242", or a path."""
 
 
 def strays() -> list[Stray]:
     """Return them, sorted. Raises OSError where the namespaces cannot be listed."""
-    own_number = Path(_OWN).stat().st_ino
+    own_number, machine = Path(_OWN).stat().st_ino, _machines_own()
     found: list[Stray] = []
     errors: list[OSError] = []
     with Path(_OWN).open("rb") as own:
@@ -56,7 +63,11 @@ def strays() -> list[Stray]:
         def ask() -> None:
             try:
                 for path, where in others:
-                    found.extend(_in_namespace(path, where, own.fileno()))
+                    try:
+                        first = Path(path).stat().st_ino in machine
+                    except OSError:
+                        continue  # it ended meanwhile
+                    found.extend(_in_namespace(path, where, own.fileno(), first=first))
             except OSError as error:
                 errors.append(error)
 
@@ -66,7 +77,24 @@ def strays() -> list[Stray]:
         thread.join()
     if errors:
         raise errors[0]
-    return sorted(each._replace(parent=_name_of(each.parent)) for each in found)
+    return sorted(
+        each if each.kind == DEVICE else each._replace(parent=_name_of(each.parent)) for each in found
+    )
+
+
+def _machines_own() -> set[int]:
+    """Return the numbers of the namespaces of this process and of all that it comes from."""
+    found: set[int] = set()
+    process = os.getpid()
+    while process:
+        with contextlib.suppress(OSError):
+            found.add(Path(f"/proc/{process}/ns/net").stat().st_ino)
+        try:
+            # proc(5): the name before it may hold anything, also brackets.
+            process = int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError, IndexError):
+            break
+    return found
 
 
 def _others(own: int) -> list[tuple[str, str]]:
@@ -90,7 +118,7 @@ def _others(own: int) -> list[tuple[str, str]]:
     return list(seen.values())
 
 
-def _in_namespace(path: str, where: str, own: int) -> list[Stray]:
+def _in_namespace(path: str, where: str, own: int, *, first: bool) -> list[Stray]:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
@@ -106,13 +134,14 @@ def _in_namespace(path: str, where: str, own: int) -> list[Stray]:
         question = struct.pack("=B3x", socket.AF_UNSPEC) + netlink.attribute(_NSID_FD, struct.pack("=I", own))
         told = netlink.attributes(talk.ask(_GETNSID, question).payload[4:])
         ours = told.get(_NSID_ID, b"")
-        if len(ours) != 4 or ours == b"\xff\xff\xff\xff":
-            return []  # nothing there has anything to do with us
-        dump = talk.dump(_GETLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))
-        links = [netlink.attributes(each.payload[_IFINFOMSG.size :]) for each in dump]
+        dump = [each.payload for each in talk.dump(_GETLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))]
     finally:
         talk.close()
-    return [
+    found = [] if first else [Stray(name, DEVICE, name, where) for name in devices(dump)]
+    if len(ours) != 4 or ours == b"\xff\xff\xff\xff":
+        return found  # nothing else there has anything to do with us
+    links = [netlink.attributes(each[_IFINFOMSG.size :]) for each in dump]
+    return found + [
         Stray(
             _text(link.get(_IFNAME, b"")),
             kind,
@@ -122,6 +151,17 @@ def _in_namespace(path: str, where: str, own: int) -> list[Stray]:
         for link in links
         if link.get(_LINK_NETNSID) == ours and (kind := _kind(link)) in _KINDS
     ]
+
+
+def devices(listed: Iterable[bytes]) -> list[str]:
+    """Return the names of the machine's own devices among links (struct ifinfomsg and its attributes)."""
+    found = []
+    for payload in listed:
+        kind_of_link = _IFINFOMSG.unpack_from(payload)[1]
+        link = netlink.attributes(payload[_IFINFOMSG.size :])
+        if kind_of_link != _LOOPBACK and _kind(link) in _DEVICES:
+            found.append(_text(link.get(_IFNAME, b"")))
+    return found
 
 
 def _kind(link: dict[int, bytes]) -> str:

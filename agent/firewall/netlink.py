@@ -104,6 +104,14 @@ class Talk:
                 _raise_error(answer)
                 return answer
 
+    def tell(self, kind: int, payload: bytes, flags: int = 0) -> None:
+        """Give one order. Raises OSError as the kernel says."""
+        self._send([(kind, payload)], NLM_ACK | flags)
+        while not (answers := self._answers(self._sequence)):
+            pass
+        for answer in answers:
+            _raise_error(answer)
+
     def dump(self, kind: int, payload: bytes) -> Iterator[Message]:
         """Yield every object of a dump. Raises OSError as `ask`."""
         self._send([(kind, payload)], NLM_DUMP)

@@ -53,6 +53,7 @@ from agent.firewall.model import (
     fences,
     model,
 )
+from agent.firewall.neighbours import IN, discovery
 from agent.firewall.section import Section
 from agent.firewall.tables import Chain, Set, Table, replacing
 from contract.messages import Posture
@@ -82,7 +83,8 @@ class Rules:
 def rules(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> Rules:
     """Return our tables as the posture wants them."""
     meant = model(section, posture, around, local)
-    tables = [_main_table(meant, contained(section, posture, local))]
+    chain = discovery(section, around, local)
+    tables = [_main_table(meant, contained(section, posture, local), chain)]
     if posture == "isolated":
         tables.append(cut_table(meant))
     return Rules(posture, tuple(tables), local)
@@ -103,20 +105,20 @@ def render_lockdown(around: Around) -> str:
     return render(Section(), "normal", around)
 
 
-def _main_table(meant: Model, inside: Contained | None) -> Table:
+def _main_table(meant: Model, inside: Contained | None, discovered: Chain | None) -> Table:
     # Grants are no part of the number: opening one must not have every other flow judged again.
-    lasting = _unnumbered(replace(meant, grants=()), inside) if meant.grants else None
-    table = _unnumbered(meant, inside)
+    lasting = _unnumbered(replace(meant, grants=()), inside, discovered) if meant.grants else None
+    table = _unnumbered(meant, inside, discovered)
     return _numbered(table, lasting or table)
 
 
-def _unnumbered(meant: Model, inside: Contained | None) -> Table:
+def _unnumbered(meant: Model, inside: Contained | None, discovered: Chain | None) -> Table:
     fence_sets, fence_chains = _fence(meant.fenced)
     sets = [*fence_sets]
     sets += controller_sets(meant)
     zones = {zone.name: zone for zone in (*meant.zones, *(inside.zones if inside else ()))}
     sets += [each for _, zone in sorted(zones.items()) for each in zone_sets(zone)]
-    chains = [*fence_chains, NEIGHBOURS, _allow_chain()]
+    chains = [*fence_chains, NEIGHBOURS, *([discovered] if discovered else []), _allow_chain()]
     to_input: list[str] = []
     to_output: list[str] = []
     for prefix, peers in (("in", meant.inbound), ("out", meant.outbound)):
@@ -150,6 +152,7 @@ def _unnumbered(meant: Model, inside: Contained | None) -> Table:
             "iif",
             [*from_controller, *to_input, *grants.to_input],
             early.input and [*from_controller, *early.input],
+            neighbours=discovered.name if discovered else NEIGHBOURS.name,
         ),
         _base_chain(
             "output",
@@ -168,7 +171,8 @@ def _numbered(table: Table, lasting: Table) -> Table:
     judging = replace(
         lasting,
         sets=tuple(each for each in lasting.sets if not each.name.startswith(_FENCE)),
-        chains=tuple(each for each in lasting.chains if not each.name.startswith(_FENCE)),
+        # Nor are neighbours: they have no flows, and a gateway may change.
+        chains=tuple(each for each in lasting.chains if not each.name.startswith((_FENCE, IN))),
         counters=(),
     )
     digest = hashlib.sha256(judging.text(live=False).encode()).digest()
@@ -247,14 +251,19 @@ def _allow_chain() -> Chain:
 
 
 def _base_chain(
-    hook: str, loopback_key: str | None, dispatch: Iterable[str], early: Iterable[str] = ()
+    hook: str,
+    loopback_key: str | None,
+    dispatch: Iterable[str],
+    early: Iterable[str] = (),
+    *,
+    neighbours: str = NEIGHBOURS.name,
 ) -> Chain:
     """Return a base chain. `early`: containers' own, which are led on by DNAT and judged by where they really go."""
     ours = f"ct mark & 0xffff0000 == {_EPOCH}"
     lines = [f"ct state established,new {ours} accept"]
     if loopback_key:
         lines.append(f'{loopback_key} "lo" accept')
-        lines.append("jump neighbours")
+        lines.append(f"jump {neighbours}")
     lines += [
         f"ct state related meta l4proto {{ icmp, ipv6-icmp }} {ours} accept",
         'ct state invalid counter name "drop_invalid" drop',

@@ -23,7 +23,9 @@ _IFINFOMSG = struct.Struct("=BxHiII")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 3, 5, 10, 18, 37
 _INFO_KIND = 1
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_VIA = 1, 4, 5, 18
+_NEXTHOP = struct.Struct("=HxxI")
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA = 1, 4, 5, 9, 18
+_LEADING_ON = {_RTA_GATEWAY, _RTA_MULTIPATH, _RTA_VIA}
 _NO_WAY = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENODEV, errno.EINVAL, errno.EACCES, errno.EAFNOSUPPORT}
 )
@@ -90,10 +92,48 @@ def next_hop(talk: Talk, address: str) -> Hop | None:
     interface = _number(told, _RTA_OIF)
     if interface is None:
         return None
-    gateway = told.get(_RTA_GATEWAY) or told.get(_RTA_VIA, b"")[2:] or packed
+    gateway = _gateway(told) or packed
     if len(gateway) not in (4, 16):
         return None
     return Hop(str(ipaddress.ip_address(gateway)), interface)
+
+
+def gateways(talk: Talk) -> tuple[tuple[str, str], ...]:
+    """Return (interface, address) of every gateway of the routes but link-local ones, sorted. Raises OSError."""
+    found: set[tuple[int | None, bytes]] = set()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        for message in talk.dump(_GETROUTE, _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)):
+            told = netlink.attributes(message.payload[_RTMSG.size :])
+            if told.keys() & _LEADING_ON:
+                found.add((_number(told, _RTA_OIF), _gateway(told)))
+                found |= _of_several(told.get(_RTA_MULTIPATH, b""))
+    if not any(packed for _, packed in found):
+        return ()
+    names = dict(socket.if_nameindex())
+    out = set()
+    for at, packed in found:
+        if at in names and len(packed) in (4, 16):
+            address = ipaddress.ip_address(packed)
+            if not address.is_link_local:
+                out.add((names[at], str(address)))
+    return tuple(sorted(out))
+
+
+def _gateway(told: dict[int, bytes]) -> bytes:
+    return told.get(_RTA_GATEWAY) or told.get(_RTA_VIA, b"")[2:]
+
+
+def _of_several(hops: bytes) -> set[tuple[int | None, bytes]]:
+    """Return the gateways of a route with several (struct rtnexthop, each followed by its attributes)."""
+    found: set[tuple[int | None, bytes]] = set()
+    at = 0
+    while at + _NEXTHOP.size <= len(hops):
+        length, interface = _NEXTHOP.unpack_from(hops, at)
+        if length < _NEXTHOP.size:
+            break
+        found.add((interface, _gateway(netlink.attributes(hops[at + _NEXTHOP.size : at + length]))))
+        at += (length + 3) & ~3
+    return found
 
 
 def beneath(links: Iterable[Link], indexes: Iterable[int]) -> set[int]:

@@ -193,6 +193,29 @@ class Published(_Strict, frozen=True, kw_only=True):
         _check_ports(self.protocol, self.ports)
 
 
+class Neighbour(_Strict, frozen=True, kw_only=True):
+    """A neighbour whose MAC address is known: the kernel keeps it, and nobody on the link can say otherwise."""
+
+    interface: InterfaceName
+    address: str
+    mac: MacAddress
+    reason: Reason
+
+    def __post_init__(self) -> None:
+        if not checked_network(self.address).num_addresses == 1:
+            raise ValueError(f"address {self.address!r}: expected one address")
+        if int(self.mac[1], 16) & 1:
+            raise ValueError(f"mac {self.mac!r}: expected the address of one station, not of a group")
+
+
+class KnownProgram(_Strict, frozen=True, kw_only=True):
+    """XDP programs or tc filters of another program, which see packets before or after our rules."""
+
+    interface: LinkPattern
+    hook: Literal["xdp", "tc"]
+    reason: Reason
+
+
 class Containers(_Strict, frozen=True, kw_only=True):
     """Networks of containers on this node: what begins or ends there is decided by this alone."""
 
@@ -219,10 +242,7 @@ class Containers(_Strict, frozen=True, kw_only=True):
 
     def covers(self, interface: str) -> bool:
         """Tell whether an interface is one of the networks'."""
-        return any(
-            interface.startswith(each[:-1]) if each.endswith("*") else interface == each
-            for each in self.interfaces
-        )
+        return any(matches(each, interface) for each in self.interfaces)
 
 
 class Section(SectionBase, frozen=True, kw_only=True):
@@ -238,6 +258,8 @@ class Section(SectionBase, frozen=True, kw_only=True):
     isolated: IsolatedExtra = IsolatedExtra()
     maintenance: Extra = Extra()
     known: Annotated[list[KnownTable], Meta(max_length=256)] = field(default_factory=list)
+    programs: Annotated[list[KnownProgram], Meta(max_length=256)] = field(default_factory=list)
+    neighbours: Annotated[list[Neighbour], Meta(max_length=256)] = field(default_factory=list)
     containers: Containers | None = None
     contest: Contest = Contest()
 
@@ -255,8 +277,16 @@ class Section(SectionBase, frozen=True, kw_only=True):
             if zone not in self.zones:
                 known = ", ".join(sorted(self.zones)) or "none is defined"
                 raise ValueError(f"zone {zone!r} is not defined; expected one of: {known}")
+        pinned = [(pin.interface, checked_network(pin.address)) for pin in self.neighbours]
+        if len(set(pinned)) != len(pinned):
+            raise ValueError("neighbours: expected each address once on an interface")
         if sum(len(zone.addresses) for zone in self.zones.values()) > MAX_ALL_ADDRESSES:
             raise ValueError(f"expected at most {MAX_ALL_ADDRESSES} addresses in all zones together")
+
+
+def matches(pattern: str, interface: str) -> bool:
+    """Tell whether a `LinkPattern` means an interface."""
+    return interface.startswith(pattern[:-1]) if pattern.endswith("*") else interface == pattern
 
 
 def checked_network(text: str) -> Address:

@@ -163,6 +163,14 @@ class NodeProbe(probes.Probe[S]):
                 pass
             self.forget(path)
 
+    def governs(self, key: str) -> bool:
+        """True if the section says itself who may open the node."""
+        try:
+            node = self.around.host.nodes.node(key)
+        except OSError:  # it has gone
+            return False
+        return node is not None and self._wanted(node) is not None
+
     def notices(self, now: float) -> list[Notice]:
         """Return `<section>.closed` once for each node that is kept shut."""
         fresh = [notice for key, notice in self._closed.items() if key not in self._told]

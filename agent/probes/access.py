@@ -175,6 +175,10 @@ class Probe(probes.Probe[Section]):
                 self._write(name, expiry)
             self.forget(name)
 
+    def governs(self, key: str) -> bool:
+        """True if the section shuts the account too."""
+        return key in self._wanted()
+
     def _wanted(self) -> dict[str, str]:
         """Return the expiry that each account is to have."""
         wanted = {name: SHUT for entry in self.section.accounts for name in entry.names}

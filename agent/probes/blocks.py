@@ -115,6 +115,17 @@ class Probe(probes.Probe[Section]):
                     pass
             self.forget(name)
 
+    def governs(self, key: str) -> bool:
+        """True if the section does not let the disk be written either."""
+        disk = next((each for each in self._disks_or_none() if each.name == key), None)
+        if disk is None:
+            return False
+        if self._rule(disk) is None and (
+            self.section.unknown == "report" or key in vital_parts(self.around).disks
+        ):
+            return False
+        return self._held_read_only(disk) or self._rule(disk) is None
+
     def notices(self, now: float) -> list[Notice]:
         """Return `blocks.read-only` once for each unknown disk that is held read-only."""
         fresh = [notice for key, notice in self._held.items() if key not in self._told]

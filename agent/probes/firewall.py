@@ -19,13 +19,14 @@ from dataclasses import replace
 
 from agent import probes
 from agent.firewall import advice as advices
-from agent.firewall import compare, local, managers, nft, tables
+from agent.firewall import compare, link, local, managers, nft, tables
 from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
-from agent.firewall.match import is_ours
+from agent.firewall.match import GUARD_TABLE, is_ours
 from agent.firewall.model import Local
 from agent.firewall.names import Change, Names, Snapshot, terms_of
+from agent.firewall.outrun import Outrun
 from agent.firewall.section import Section
 from agent.firewall.uses import misused, weak
 from agent.firewall.watch import UnitWatch
@@ -72,6 +73,8 @@ class Probe(probes.Probe[Section]):
         self._look_took_s = 0.0
         self._names: Names | None = None
         self._named: Snapshot | None = None
+        self._gateways: tuple[tuple[str, str], ...] | None = None
+        """As asked for at the beginning of this look."""
         self._renewed = 0
         self._settled_at = -1.0
         self._watching = False
@@ -80,6 +83,9 @@ class Probe(probes.Probe[Section]):
         self._notices: list[Notice] = []
         self._bypass = Bypass(section, around.host)
         self._beneath = Beneath(section)
+        self._foreign: list[Difference] = []
+        self._unseen_at = -1.0
+        """Of the look in which everything was loaded without a listing."""
 
     def text(self) -> str:
         """Return the batch that this section wants under the posture and fences of the moment."""
@@ -108,7 +114,8 @@ class Probe(probes.Probe[Section]):
 
     def _here(self) -> Local:
         """Return what the rules need to know of this node at this moment."""
-        found = local.resolved(self.section, self.around.host)
+        found = local.resolved(self.section, self.around.host, self._gateways)
+        self._gateways = found.gateways
         if self._names is None:
             return found
         return replace(found, names=self._answers(self._names).addresses)
@@ -141,7 +148,9 @@ class Probe(probes.Probe[Section]):
         netfilter = self.around.netfilter
         if netfilter is None:
             return
+        self._gateways = None
         with contextlib.suppress(OSError):
+            self._follow(netfilter)  # first: it asks whether anybody has committed meanwhile
             self._beneath.renew(netfilter, self.around, self._here())
         self._watch(netfilter)
         self._settled_at, self._named = now, None
@@ -153,6 +162,17 @@ class Probe(probes.Probe[Section]):
             with contextlib.suppress(OSError):
                 netfilter.load(text)
 
+    def _follow(self, netfilter: Netfilter) -> None:
+        """Follow the gateways that routes name: our own daily work, no repair. Raises OSError."""
+        before, standing = self._rendered, netfilter.standing
+        if before is None or standing is None or before[1].here.gateways == self._here().gateways:
+            return
+        made = self.rules()
+        if standing == (netfilter.generation(), before[1].tables):
+            part = tables.difference(standing[1], made.tables)
+            if part:
+                netfilter.load(part)
+
     def observe(self, now: float) -> list[Drift]:
         """Return one drift for each object of our tables that differs, and for each foreign chain that matters."""
         netfilter = self.around.netfilter
@@ -162,9 +182,11 @@ class Probe(probes.Probe[Section]):
             )
         self._watch(netfilter)
         if self._settled_at != now:
-            self._named = None
+            self._named = self._gateways = None
         core = self._made()[1]
         netfilter.prepared_cut = Cut(core)
+        if netfilter.outrunning.on and self._unseen_at == now:
+            return self.drifts(self._foreign, now)  # who commits since then is seen by the next look
         culprits = netfilter.noted()
         try:
             here = self.rules().here
@@ -172,7 +194,10 @@ class Probe(probes.Probe[Section]):
             differences = [*self._differences(netfilter, now), *self._unresolved(here)]
             beneath = self._beneath.differences(netfilter, self.around, here)
             differences += [Difference(*each) for each in beneath]
-            differences += self._bypass.differences(now)
+            differences += self._bypass.differences(now, netfilter)
+        except Outrun as error:
+            self._last = None
+            differences = self._outrun(netfilter, culprits, str(error.strerror))
         except (OSError, Rejected, ValueError) as error:
             self._last = None
             differences = [could_not_look(_RULESET, "our tables", error)]
@@ -195,9 +220,14 @@ class Probe(probes.Probe[Section]):
             if self.around.posture == "isolated" and any(_is_cut(key) for key in keys):
                 netfilter.flush_conntrack(self.around.controller)
                 netfilter.kill_sockets(self.around.controller)
-        if self.section.foreign == "remove":
-            tables = {_foreign_table(key) for key in keys if key.startswith(_FOREIGN)}
-            for family, table in sorted(tables):
+        isolated = self.around.posture == "isolated"
+        if isolated:
+            self._bypass.repair(netfilter, keys)
+        if self.section.foreign == "remove" or isolated:
+            foreign = [drift for drift in drifts if drift.key.startswith(_FOREIGN)]
+            if self.section.foreign != "remove":
+                foreign = [drift for drift in foreign if _rewrites_below(drift)]
+            for family, table in sorted({_foreign_table(drift.key) for drift in foreign}):
                 if managers.is_managers(self.section.containers, family, table):
                     continue  # other chains of it carry the containers' traffic
                 netfilter.remove_table(family, table)
@@ -206,6 +236,10 @@ class Probe(probes.Probe[Section]):
         """Bring our tables to what is wanted: only what differs where that can be, and whole where it is not enough."""
         self._named = None  # the seconds that are left, not those that were
         wanted = self._timed()
+        if netfilter.outrunning.on:
+            self._unseen_at = now
+            netfilter.load(wanted.text())
+            return
         standing = netfilter.standing
         if standing is not None and standing[0] == netfilter.generation():
             part = tables.difference(standing[1], wanted.tables)
@@ -243,12 +277,13 @@ class Probe(probes.Probe[Section]):
         differences = [each for each in differences if not self._over(each.key)]
         netfilter.standing = None if differences else (generation, wanted.tables)
         known = {(each.family, each.table) for each in self.section.known}
-        differences += [
+        self._foreign = [
             Difference(f"{_FOREIGN}{chain.family} {chain.table} {chain.chain}", "absent", chain.describe())
             for chain in netfilter.foreign()
             if (chain.family, chain.table) not in known
             and not managers.is_expected(self.section.containers, chain)
         ]
+        differences += self._foreign
         # Only what was true at one generation may be remembered under it.
         self._last = (generation, wanted, differences) if netfilter.generation() == generation else None
         self._looked_at = now
@@ -256,6 +291,19 @@ class Probe(probes.Probe[Section]):
         if self._last is None:
             netfilter.standing = None
         return differences
+
+    def _outrun(self, netfilter: Netfilter, culprits: list[Culprit], why: str) -> list[Difference]:
+        """Return what is to be loaded unseen: our rules always, and by name each table that somebody has written to.
+
+        Another look is asked for: when it is calmer it lists again. Commits on other tables alone excuse no isolation,
+        and so are no difference of a table of ours.
+        """
+        netfilter.wake()
+        links = tuple(pair for pair in link.LINK_TABLES if self.around.posture == "isolated")
+        wanted = {("inet", GUARD_TABLE), *nft.OWN_TABLES, *links}
+        touched = sorted({pair for each in culprits for pair in each.tables if pair in wanted})
+        found = [Difference(f"{family} {name} table {name}", "unchanged", why) for family, name in touched]
+        return [*found, Difference(_RULESET, "unchanged", why), *self._foreign]
 
     def _over(self, key: str) -> bool:
         """Tell whether a set belongs to a grant whose time has just come: the kernel was faster than the next pass."""
@@ -312,6 +360,11 @@ class Probe(probes.Probe[Section]):
             blame = self._foreign_blame[places[each.key]] if each.key in places else self._blame
             out.append(each._replace(culprit=blame) if blame else each)
         return out
+
+
+def _rewrites_below(drift: Drift) -> bool:
+    """Tell whether a foreign chain sends frames elsewhere below IP: nothing that an isolated node could need."""
+    return drift.key.startswith(f"{_FOREIGN}netdev ") and "rewrites" in drift.found
 
 
 def _foreign_table(key: str) -> tuple[str, ...]:

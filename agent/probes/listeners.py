@@ -9,14 +9,16 @@ given `udp_settle_s` before they count, since every name lookup opens one.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
 from agent import probes
+from agent.firewall.section import Section as FirewallSection
+from agent.firewall.section import port_range
 from agent.host import Listener
-from agent.probes import Difference, Notice, could_not_look
+from agent.probes import Contradiction, Difference, Notice, could_not_look
 from agent.socketends import Ended
 from contract.messages import Drift
 
@@ -67,6 +69,25 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
     """Put on record sockets that no rule allows and that opened and closed between two looks."""
     udp_settle_s: Annotated[float, Meta(ge=0, le=3600)] = 10.0
     """Seconds that a UDP socket on a port of the kernel's choice may be open without being a drift."""
+
+
+def advice(
+    parsed: Mapping[str, probes.SectionBase], interfaces: Collection[str] | None
+) -> Iterator[Contradiction]:
+    """Warn of ports that the firewall opens and where this section kills whoever answers."""
+    section, firewall = parsed["listeners"], parsed.get("firewall")
+    if not (isinstance(section, Section) and section.kill and isinstance(firewall, FirewallSection)):
+        return
+    outside = [(rule.protocol, rule.port) for rule in section.allow if rule.address != "loopback"]
+    for key, rules in (("inbound", firewall.inbound), ("maintenance.inbound", firewall.maintenance.inbound)):
+        for number, rule in enumerate(rules):
+            for text in rule.ports:
+                low, high = port_range(text)
+                if not any(protocol == rule.protocol and low <= port <= high for protocol, port in outside):
+                    yield Contradiction(
+                        ("firewall", *key.split("."), number, "ports"),
+                        f"[listeners] kills whoever answers at {rule.protocol} {text}: add [[listeners.allow]], or shut the port",
+                    )
 
 
 class Probe(probes.Probe[Section]):

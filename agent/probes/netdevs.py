@@ -8,7 +8,7 @@ reported. Sees the agent's own network namespace; what a container has inside is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ from msgspec import Meta, Struct, field
 
 from agent import probes
 from agent.netlinks import Link
-from agent.probes import Difference, Notice, could_not_look
+from agent.probes import Contradiction, Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
 from agent.probes._vital import vital_parts
 from agent.usbrules import Reason
@@ -68,6 +68,21 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
     """Interfaces that may be there."""
 
 
+def advice(
+    parsed: Mapping[str, probes.SectionBase], interfaces: Collection[str] | None
+) -> Iterator[Contradiction]:
+    """Warn of rules that any interface can meet by taking a name."""
+    section = parsed["netdevs"]
+    for number, rule in enumerate(section.allow if isinstance(section, Section) else ()):
+        hardware = rule.kind in (None, "")
+        if hardware and rule.mac is rule.driver is rule.place is None:
+            yield Contradiction(
+                ("netdevs", "allow", number, "names"),
+                "a name is all that is asked, and any interface can be renamed to it: "
+                "add `place`, `mac` or `driver`, or the `kind` of one made by software",
+            )
+
+
 class Probe(probes.Probe[Section]):
     """Compares the interfaces with the rules."""
 
@@ -108,6 +123,17 @@ class Probe(probes.Probe[Section]):
             except OSError:  # it has gone, or its driver refuses
                 pass
             self.forget(name)
+
+    def governs(self, key: str) -> bool:
+        """True if the section keeps the interface down too, or it cannot be told."""
+        if self.section.unknown != "down":
+            return False
+        try:
+            there = [link for link in self.around.host.links.all() if link.name == key]
+        except OSError:
+            return True
+        vital = vital_parts(self.around)
+        return all(self._unknown(link) and not vital.keeps(link) for link in there)
 
     def notices(self, now: float) -> list[Notice]:
         """Return `netdevs.down` once for each interface that is kept down."""

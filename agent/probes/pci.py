@@ -134,6 +134,15 @@ class Probe(probes.Probe[Section]):
                 pass
             self.forget(key)
 
+    def governs(self, key: str) -> bool:
+        """True if the section makes arrivals wait too; and of what was taken away, where a look through the bus would bind it."""
+        if key == _AUTOPROBE:
+            return self.section.arrivals == "wait"
+        try:
+            return self.section.unknown == "remove" and self.around.host.pci.autoprobe() is not False
+        except OSError:
+            return True
+
     def notices(self, now: float) -> list[Notice]:
         """Return `pci.removed` for each device that was taken away."""
         fresh, self._fresh = self._fresh, []

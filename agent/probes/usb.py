@@ -15,8 +15,8 @@ from msgspec import Meta, field
 
 from agent import probes
 from agent.devices import ROOT_HUB, USBCORE, UsbDevice
-from agent.probes import Difference, Notice, could_not_look
-from agent.usbrules import Allow, Block, Policy, Verdict, judge
+from agent.probes import Contradiction, Difference, Notice, could_not_look
+from agent.usbrules import Allow, Block, Policy, Verdict, judge, matches
 from contract.messages import Drift, Severity, never_more
 
 SUBSYSTEMS = ("usb",)
@@ -61,6 +61,23 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
         """True if a device has to wait for its verdict: whenever there is one that could go against it."""
         asks = self.inserted == "block" or self.keyboards != "any"
         return self.default == "block" or asks or bool(self.allow or self.block)
+
+
+def advice(
+    parsed: Mapping[str, probes.SectionBase], interfaces: Collection[str] | None
+) -> Iterator[Contradiction]:
+    """Warn of rules that can let nothing in, because a rule for every device blocks all that they name."""
+    section = parsed["usb"]
+    if not isinstance(section, Section):
+        return
+    blocked = [pattern for rule in section.block if rule.blocks_everywhere() for pattern in rule.interfaces]
+    for number, rule in enumerate(section.allow):
+        wanted = [pattern.partition("@")[0] for pattern in rule.interfaces]
+        if all(any(matches(each, pattern) for each in blocked) for pattern in wanted):
+            yield Contradiction(
+                ("usb", "allow", number, "interfaces"),
+                "nothing gets in by this rule: [[usb.block]], which is stronger, shuts out every device that offers these",
+            )
 
 
 class Probe(probes.Probe[Section]):

@@ -78,6 +78,7 @@ def detail(tx: Transaction, node: str) -> NodeDetail:
         directive_number=row.directive_number,
         directive_accepted=row.state.directive_accepted,
         events_dropped=row.state.events_dropped,
+        dropped=row.state.dropped,
         boot_reference_at=row.reference_at,
         boot_candidate=boots.candidate(tx, node) is not None,
         boot_claims=_claims(tx, node),

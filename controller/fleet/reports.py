@@ -76,6 +76,7 @@ def take(
         boot=evidence.boot,
         ima=evidence.ima,
         events_dropped=body.events_dropped,
+        dropped=body.dropped,
         suspicions=lasting,
     )
     return _settle(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from contract.ima import ImaState
-from contract.messages import BaselineRef, Drift, Finding, Posture
+from contract.messages import BaselineRef, Drift, Dropped, Finding, Posture
 from contract.quote import Counters
 from controller.records import BootRecord
 
@@ -28,5 +28,6 @@ class NodeState(Struct, frozen=True, kw_only=True):
     boot: BootRecord | None = None
     ima: ImaState | None = None
     events_dropped: int = 0
+    dropped: list[Dropped] = []
     suspicions: list[str] = []
     """Keys of what is suspected now: only what is not here yet is fresh (controller.judge)."""

@@ -19,12 +19,15 @@ from tests.agent.probes.case import HEAD
 TREE = Path(__file__).resolve().parents[3]
 ZONES = """\
 [firewall]
+controller = { interface = "uplink0" }
 [firewall.zones.enclave]
 interfaces = ["enclave0"]
 addresses = ["10.10.1.0/24"]
 [firewall.zones.uplink]
+interfaces = ["uplink0"]
 addresses = ["10.20.0.0/16"]
 [firewall.zones.queue]
+interfaces = ["uplink0"]
 names = ["queue.plant.example"]
 [firewall.zones.press]
 interfaces = ["enclave0"]
@@ -138,12 +141,11 @@ def test_f08_a_baseline_that_lets_neither_names_nor_time_out_is_warned_of() -> N
 
 
 def test_f08_a_way_to_the_controller_through_an_interface_that_is_not_here_is_warned_of() -> None:
-    text = '[firewall.controller]\ninterface = "uplink9"\n' + CALM + ZONES.replace("[firewall]\n", "")
-    text += rule("inbound", "enclave") + rule("inbound", "press") + rule("outbound", "queue")
-    text = "[firewall]\n" + text
+    text = ZONES.replace('controller = { interface = "uplink0" }', 'controller = { interface = "uplink9" }')
+    text += CALM + rule("inbound", "enclave") + rule("inbound", "press") + rule("outbound", "queue")
     said = warned(text, {"lo", "enclave0"})
     assert any("firewall.controller.interface: 'uplink9' is not here (yet)" in each for each in said)
-    assert not any("not here" in each for each in warned(text, {"enclave0", "uplink9"}))
+    assert not any("not here" in each for each in warned(text, {"enclave0", "uplink0", "uplink9"}))
     assert not any("not here" in each for each in warned(text)), "the author's machine is no node"
 
 
@@ -234,3 +236,39 @@ def test_a_hundred_thousand_addresses_are_checked_in_bounded_time(tmp_path: Path
     print(f"{time.monotonic() - begun:.1f} s")
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize("more", ["", 'kind = ""\n'])
+def test_an_interface_known_by_its_name_alone_is_warned_of(more: str) -> None:
+    (told,) = warned(f'[netdevs]\n[[netdevs.allow]]\nnames = ["eth*"]\n{more}reason = "why"\n')
+    assert told.startswith("netdevs.allow[0].names: ") and "can be renamed" in told
+
+
+@pytest.mark.parametrize(
+    "more", ['place = "0000:01:00.0"', 'mac = "02:00:00:00:00:01"', 'driver = "igb"', 'kind = "veth"']
+)
+def test_an_interface_known_by_more_is_not_warned_of(more: str) -> None:
+    assert warned(f'[netdevs]\n[[netdevs.allow]]\nnames = ["eth*"]\n{more}\nreason = "why"\n') == []
+
+
+USB = '[usb]\n[[usb.allow]]\ninterfaces = [{}]\nreason = "why"\n[[usb.block]]\ninterfaces = ["08:*:*"]\n{}reason = "why"\n'
+
+
+def test_a_usb_rule_that_a_block_makes_empty_is_warned_of() -> None:
+    (told,) = warned(USB.format('"08:06:50", "08:*:*@1"', ""))
+    assert told.startswith("usb.allow[0].interfaces: nothing gets in")
+    assert warned(USB.format('"08:06:50", "03:*:*"', "")) == []
+    assert warned(USB.format('"*:*:*"', "")) == []
+    assert warned(USB.format('"08:06:50"', 'vendor = "1234"\n')) == []
+
+
+def test_an_open_port_whose_listener_is_killed_is_warned_of() -> None:
+    listeners = (
+        '[listeners]\nkill = true\n[[listeners.allow]]\nprotocol = "tcp"\nport = 8080\nreason = "why"\n'
+    )
+    opened = ZONES + CALM + rule("inbound", "enclave", ports='[8080, "8079-8081", 9]') + listeners
+    told = [each for each in warned(opened) if "kills" in each]
+    assert [each.partition(":")[0] for each in told] == ["firewall.inbound[0].ports"] and "tcp 9:" in told[0]
+    inside = listeners.replace("port = 8080", 'port = 8080\naddress = "loopback"')
+    assert sum("kills" in each for each in warned(opened.replace(listeners, inside))) == 3
+    assert not [each for each in warned(opened.replace("kill = true", "kill = false")) if "kills" in each]

@@ -164,8 +164,13 @@ def test_f07_an_open_flow_of_a_container_ends_with_isolation(
     assert all(stream.alive() for stream in streams)
     node.settle("isolated")
     assert not any(stream.alive(1.0) for stream in streams)
-    for above_and_beneath in ("ringfence_cut", "ringfence_guard"):
-        node.namespace.run("nft", f"delete table inet {above_and_beneath}")
+    for around in (
+        "inet ringfence_cut",
+        "inet ringfence_guard",
+        "netdev ringfence_cut",
+        "bridge ringfence_cut",
+    ):
+        node.namespace.run("nft", f"delete table {around}")
     assert not opens(network.namespace, topology.outside.uplink[0], 8080), (
         "also by the rules between cut and guard"
     )

@@ -86,10 +86,9 @@ def test_f05_a_thousand_changes_a_second_neither_open_nor_burn_the_node(tmp_path
         )
         burnt = (time.process_time() - before) / (time.monotonic() - begun)
         assert int(storm.stdout) / seconds > 500, "it was a storm"
-        # A listing is begun anew by every commit, and so takes a processor while the storm lasts: one, and not the node.
-        assert burnt < 1.6, f"{burnt:.2f} of a processor"
+        assert burnt < 0.6, f"{burnt:.2f} of a processor"
         rig.loop.wake("firewall")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 2
         while "insert" in nft("list", "ruleset") or rig.loop.stance.posture != "isolated":
             assert time.monotonic() < deadline
             time.sleep(0.05)
