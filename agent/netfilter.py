@@ -1,4 +1,4 @@
-"""The only user of libnftables: text in, JSON out, one batch at a time (docs/adr/0002-nft-text-in-json-out.md).
+"""The kernel's firewall as it stands in one network namespace, and the only way to it (libnftables, netlink).
 
 What is wanted is never computed from a listing and no listing is ever loaded: the wanted text is loaded in a
 throw-away network namespace and the two listings are compared. That is also the dry run.
@@ -27,10 +27,11 @@ from agent.firewall.counts import Count, Tally, counts
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
 from agent.firewall.granted import seen_set
+from agent.firewall.library import NetfilterError, context, parsed, run, version
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
 from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
-from agent.firewall.outrun import Outrunning
+from agent.firewall.outrun import Outrun, Outrunning
 from agent.firewall.programs import Program, attached, remove
 from agent.firewall.section import Neighbour
 from agent.firewall.tables import Table
@@ -42,7 +43,6 @@ __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _REMEMBERED_TEXTS = 16
-_MAX_ERROR_CHARS = 400
 _MAX_NOTED = 64
 _ANEW = tuple(f"delete table {family} {TABLE}\n" for family in ("inet", "arp"))
 _TRIES = 8
@@ -62,22 +62,18 @@ class Cut(NamedTuple):
     """The cut of every interface (`agent.firewall.link`): refused where one of them has gone meanwhile."""
 
 
-class NetfilterError(OSError):
-    """The kernel or libnftables did not do what was asked. Nothing of the batch is in force."""
-
-
 class Netfilter:
     """The firewall of one network namespace. One thread at a time may use it; a lock sees to that."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.outrunning = Outrunning()
-        self._context = self.outrunning.made(_context)
+        self._context = self.outrunning.made(context)
         self._talk = netlink.Talk()
         self._sockets = netlink.Talk(netlink.NETLINK_SOCK_DIAG)
         self._routes = netlink.Talk(routes.NETLINK_ROUTE)
         self._families: dict[str, bool] = {}
-        self._lists_flags = _version(self._context) >= _FLAGS_SAFE_SINCE
+        self._lists_flags = version(self._context) >= _FLAGS_SAFE_SINCE
         self._tally = Tally()
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
@@ -109,14 +105,18 @@ class Netfilter:
         with self._lock:
             anew = any(start in text for start in _ANEW)
             if anew:
-                self._add_counts()
-            _run(self._context, text)
+                with contextlib.suppress(Outrun):  # what they had counted since the last look is lost
+                    self._add_counts()
+            run(self._context, text)
             if anew:
                 self._tally.begun_anew()
 
     def dropped(self, most: int) -> list[Count]:
-        """Return what was dropped since `tell_dropped`, most packets first, over every load of the rules."""
-        with self._lock:
+        """Return what was dropped since `tell_dropped`, most packets first, over every load of the rules.
+
+        Where commits outrun a look at the counters, up to the last look.
+        """
+        with self._lock, contextlib.suppress(Outrun):
             self._add_counts()
         return self._tally.dropped(most)
 
@@ -125,24 +125,28 @@ class Netfilter:
         self._tally.tell(told)
 
     def _add_counts(self) -> None:
-        """Take what the counters say. Where no rules stand they say nothing."""
+        """Take what the counters say. Where no rules stand they say nothing. Raises Outrun."""
         found: list[Count] = []
         for family in ("inet", "arp"):
-            with contextlib.suppress(NetfilterError):
-                found += counts(_parsed(_run(self._context, f"list counters table {family} {TABLE}")))
+            with contextlib.suppress(NetfilterError), self._steady("counters"):
+                found += counts(parsed(run(self._context, f"list counters table {family} {TABLE}")))
         self._tally.add(found)
+
+    def _steady(self, what: str) -> contextlib.AbstractContextManager[None]:
+        """List within: an end to it where commits come faster than libnftables reads. Raises Outrun."""
+        return self.outrunning.listing(netlink.generation(self._talk), what)
 
     def check(self, text: str) -> None:
         """Dry run: load the batch where it harms nobody. Raises Rejected `firewall.refused` with the kernel's words."""
         self.canonical(text)
 
     def grant_use(self, grant: int) -> dict[str, int]:
-        """Return bytes by address of those who used a grant since its rules were loaded. Raises NetfilterError."""
+        """Return bytes by address of those who used a grant since its rules were loaded. Raises NetfilterError, Outrun."""
         found: list[compare.Object] = []
-        with self._lock:
+        with self._lock, self._steady("grant"):
             for version in (4, 6):
                 listed = f"list set inet {TABLE} {seen_set(grant, version).name}"
-                found += _parsed(_run(self._context, listed))
+                found += parsed(run(self._context, listed))
         return compare.counted(found)
 
     def generation(self) -> int:
@@ -155,7 +159,7 @@ class Netfilter:
 
         Raises NetfilterError, also where libnftables prints something that is no JSON; Outrun.
         """
-        with self._lock, self.outrunning.listing(netlink.generation(self._talk)):
+        with self._lock, self._steady("table"):
             return _listing(self._context, self._talk, (family, table))
 
     def standing_tables(self) -> list[netlink.Table]:
@@ -181,7 +185,7 @@ class Netfilter:
         """Tell whether the kernel knows a family of nftables ("arp", "bridge"); tried once, where it harms nobody."""
         if family not in self._families:
             try:
-                _in_own_namespace(lambda: _run(_context(), f"add table {family} ringfence_cut"))
+                _in_own_namespace(lambda: run(context(), f"add table {family} ringfence_cut"))
                 self._families[family] = True
             except NetfilterError:
                 self._families[family] = False
@@ -208,13 +212,13 @@ class Netfilter:
             remove(self._routes, program)
 
     def counts(self) -> list[Count]:
-        """Return what our rules have counted. Raises NetfilterError, also where no rules are loaded."""
-        with self._lock:
-            return counts(_parsed(_run(self._context, f"list counters table inet {TABLE}")))
+        """Return what our rules have counted. Raises NetfilterError, also where no rules are loaded; Outrun."""
+        with self._lock, self._steady("counters"):
+            return counts(parsed(run(self._context, f"list counters table inet {TABLE}")))
 
     def own(self) -> Canonical:
         """Return the canonical form of our tables as they stand. Raises NetfilterError, Outrun."""
-        with self._lock, self.outrunning.listing(netlink.generation(self._talk)):
+        with self._lock, self._steady("own"):
             return _own(self._context, self._talk)
 
     def canonical(self, text: str, tables: tuple[tuple[str, str], ...] = OWN_TABLES) -> Canonical:
@@ -238,13 +242,13 @@ class Netfilter:
         objects: list[compare.Object] = []
         unread: list[ForeignChain] = []
         leads: dict[tuple[str, str, int], str] = {}
-        with self._lock, self.outrunning.listing(netlink.generation(self._talk)):
+        with self._lock, self._steady("foreign"):
             for table in netlink.tables(self._talk):
                 if is_ours(table.name) or table.flags & _DORMANT:
                     continue
                 if _is_plain(table.name) and (not table.flags or self._lists_flags):
                     listed, found = self._read(table.family, table.name)
-                    objects += _parsed(listed)
+                    objects += parsed(listed)
                     leads |= {(table.family, table.name, handle): to for handle, to in found.items()}
                 else:
                     unread.append(unreadable(table.family, table.name))
@@ -254,7 +258,7 @@ class Netfilter:
         """Return a table's listing and where its xtables DNAT leads, both of one moment."""
         for _ in range(_TRIES):
             before = netlink.generation(self._talk)
-            listed = _run(self._context, f"list table {family} {table}")
+            listed = run(self._context, f"list table {family} {table}")
             found = xtables.destinations(self._talk, family, table) if '"DNAT"' in listed else {}
             if netlink.generation(self._talk) == before:
                 break
@@ -311,42 +315,12 @@ class Netfilter:
         self._routes.close()
 
 
-def _context() -> nftables.Nftables:
-    context = nftables.Nftables()
-    context.set_json_output(True)
-    context.set_numeric_proto_output(True)
-    context.set_numeric_symbol_output(True)
-    return context
-
-
-def _run(context: nftables.Nftables, text: str) -> str:
-    code, out, error = context.cmd(text)
-    if code != 0:
-        raise NetfilterError(errno.EINVAL, " ".join(str(error).split())[:_MAX_ERROR_CHARS])
-    return str(out)
-
-
-def _parsed(listing: str) -> list[compare.Object]:
-    try:
-        return compare.parsed(listing)
-    except (ValueError, KeyError) as error:
-        raise NetfilterError(errno.EBADMSG, f"libnftables printed no JSON ({error})") from None
-
-
-def _version(context: nftables.Nftables) -> tuple[int, ...]:
-    for entry in _parsed(_run(context, "list counters")):
-        about = entry.get("metainfo")
-        if isinstance(about, dict):
-            return tuple(int(part) for part in re.findall(r"\d+", str(about.get("version")))[:3])
-    return ()
-
-
 def _is_plain(name: str) -> bool:
     """Tell whether a name that others chose can be written into a command as it stands."""
     return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name) is not None
 
 
-def _listing(context: nftables.Nftables, talk: netlink.Talk, wanted: tuple[str, str]) -> Canonical:
+def _listing(within: nftables.Nftables, talk: netlink.Talk, wanted: tuple[str, str]) -> Canonical:
     family, table = wanted
     for present in netlink.tables(talk):
         if (present.family, present.name) == wanted:
@@ -354,25 +328,25 @@ def _listing(context: nftables.Nftables, talk: netlink.Talk, wanted: tuple[str, 
                 # Never listed: ours has no flags, and older libraries read freed memory when they print them.
                 names = [name for bit, name in _FLAG_NAMES.items() if present.flags & bit]
                 return {f"{family} {table} table {table}": (f"flags {' '.join(names) or present.flags}",)}
-            return compare.canonical(_parsed(_run(context, f"list table {family} {table}")))
+            return compare.canonical(parsed(run(within, f"list table {family} {table}")))
     return {}
 
 
 def _own(
-    context: nftables.Nftables, talk: netlink.Talk, tables: tuple[tuple[str, str], ...] = OWN_TABLES
+    within: nftables.Nftables, talk: netlink.Talk, tables: tuple[tuple[str, str], ...] = OWN_TABLES
 ) -> Canonical:
-    return {key: lines for table in tables for key, lines in _listing(context, talk, table).items()}
+    return {key: lines for table in tables for key, lines in _listing(within, talk, table).items()}
 
 
 def _loaded(text: str, tables: tuple[tuple[str, str], ...]) -> Canonical:
-    context = _context()
+    own = context()
     try:
-        _run(context, link.on_loopback(text))
+        run(own, link.on_loopback(text))
     except NetfilterError as error:
         raise Rejected("firewall.refused", str(error.strerror)) from None
     talk = netlink.Talk()
     try:
-        return _own(context, talk, tables)
+        return _own(own, talk, tables)
     finally:
         talk.close()
 

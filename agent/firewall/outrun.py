@@ -25,7 +25,7 @@ T = TypeVar("T")
 _SHORTEST_S = 0.1
 _LONGEST_S = 2.0
 _TIMES_USUAL = 4.0
-"""A listing may take so many times what the last one took, between those two bounds."""
+"""A listing may take so many times what the last one of its kind took, between those two bounds."""
 _HEARD = 3
 _REST_SHARE = 5.0
 """After a listing that was broken off none is tried for so many times what was spent on it."""
@@ -49,7 +49,9 @@ class Outrunning:
         """The context's own socket, while another stands in its place."""
         self._since: float | None = None
         self._heard = 0
-        self._usual_s = 0.0
+        self._usual_s: dict[str, float] = {}
+        """What a listing took last, by what it lists."""
+        self._what = ""
         self._rest_until = 0.0
         self._measured = (0, 0.0)
         self.on = False
@@ -64,14 +66,14 @@ class Outrunning:
         return context
 
     @contextlib.contextmanager
-    def listing(self, generation: int) -> Iterator[None]:
-        """List within. Raises Outrun where it was broken off, or where commits come too fast to try."""
+    def listing(self, generation: int, what: str) -> Iterator[None]:
+        """List `what` within. Raises Outrun where it was broken off, or where commits come too fast to try."""
         begun = time.monotonic()
         if self.on and not self._is_calm(generation, begun):
             raise Outrun(errno.EBUSY, "our tables change faster than they can be listed")
         self.on = False
         with self._lock:
-            self._since, self._heard = begun, 0
+            self._since, self._heard, self._what = begun, 0, what
         failed: OSError | None = None
         try:
             yield
@@ -81,7 +83,7 @@ class Outrunning:
             broken = self._ended()
         took_s = time.monotonic() - begun
         if failed is None:
-            self._usual_s = took_s
+            self._usual_s[what] = took_s
             return
         if not broken:
             raise failed
@@ -96,7 +98,7 @@ class Outrunning:
             if self._since is None or self._descriptor is None or self._kept is not None:
                 return
             self._heard += 1
-            longest_s = min(max(_SHORTEST_S, _TIMES_USUAL * self._usual_s), _LONGEST_S)
+            longest_s = min(max(_SHORTEST_S, _TIMES_USUAL * self._usual_s.get(self._what, 0.0)), _LONGEST_S)
             if self._heard < _HEARD or time.monotonic() - self._since < longest_s:
                 return
             kept = os.dup(self._descriptor)

@@ -76,7 +76,7 @@ def podman() -> Iterator[Podman]:
     try:
         yield made
     finally:
-        made("rm -af", check=False)
+        made("rm -af -t 0", check=False)  # its process ends by SIGKILL only; Podman would wait ten seconds
         made("rmi -af", check=False)
         for _ in range(20):
             shutil.rmtree(base, ignore_errors=True)
