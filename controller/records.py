@@ -297,7 +297,8 @@ class ApiTokenView(Record, frozen=True, kw_only=True):
 class AuditView(Record, frozen=True, kw_only=True):
     """Who did what, and why."""
 
-    id: int
+    number: int
+    """From 1, without gaps."""
     at: float
     actor: str
     act: str

@@ -16,6 +16,7 @@ import click
 from contract.errors import Rejected
 from controller.cli.access import completion, events, login, tokens, whoami
 from controller.cli.attest import attest
+from controller.cli.audit import audit
 from controller.cli.baseline import baseline
 from controller.cli.client import Refused, Unreachable
 from controller.cli.enrolments import enrolments
@@ -50,6 +51,7 @@ for command in (
         grant,
         breakglass,
         events,
+        audit,
         tokens,
         completion,
     ),

@@ -52,6 +52,7 @@ from controller.records import (
     Standing,
     StandingChange,
 )
+from controller.store import audit
 
 
 class Fleet(Enrolling, Referencing, Granting):
@@ -319,4 +320,4 @@ class Fleet(Enrolling, Referencing, Granting):
 
     async def list_audit(self, *, after: int = 0, limit: int = 100) -> list[AuditView]:
         """Oldest first from the cursor."""
-        return await self._store.run(lambda tx: access.audit(tx, after=after, limit=limit))
+        return await self._store.run(lambda tx: audit.notes(tx, after=after, limit=limit))

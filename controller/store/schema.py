@@ -371,11 +371,29 @@ api_tokens = Table(
 audit = Table(
     "audit",
     metadata,
-    Column("id", RowId, primary_key=True),
+    # Given by the code, without gaps: a sequence leaves one wherever a transaction is rolled back.
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
     Column("at", Float, nullable=False),
     Column("actor", Text, nullable=False),
     Column("act", Text, nullable=False),
     Column("target", Text, nullable=False),
     Column("reason", Text, nullable=False),
-    sqlite_autoincrement=True,
+    Column("leaf", LargeBinary, nullable=False),
+)
+
+audit_nodes = Table(
+    "audit_nodes",
+    metadata,
+    # Inner nodes of the Merkle tree over `audit.leaf`, whole ones only; level 1 is over two leaves.
+    Column("level", Integer, primary_key=True, autoincrement=False),
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
+)
+
+audit_checkpoints = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("size", BigInteger, primary_key=True, autoincrement=False),
+    Column("note", Text, nullable=False),
+    Column("at", Float, nullable=False),
 )
