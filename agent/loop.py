@@ -335,8 +335,6 @@ class Loop:
             if reason:
                 self.tell(Told(kind="firewall.contest", severity="critical", summary=reason))
                 self._hold_stance(silent=True)
-        if name == "firewall" and self._netfilter.outrunning.on:
-            self.wake("firewall")  # loaded unseen: looked at again until it can be seen
 
     def _hold_stance(self, *, silent: bool) -> None:
         head = self.hold.held.baseline.head
