@@ -118,11 +118,16 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _suspect_finding(finding: Finding) -> Suspicion:
+def key_of(finding: Finding) -> str:
+    """Return what makes a finding the same suspicion on another node."""
     place = "" if finding.pcr is None else str(finding.pcr)
+    return f"finding:{finding.code}:{place}:{_digest(found_value(finding))}"
+
+
+def _suspect_finding(finding: Finding) -> Suspicion:
     distrusted = weight(finding.code) == "contraindicated"
     return Suspicion(
-        key=f"finding:{finding.code}:{place}:{_digest(found_value(finding))}",
+        key=key_of(finding),
         kind="untrusted" if distrusted else "update" if finding.code in _UPDATES else "drift",
         severity="critical" if distrusted else "warning",
         title=_short(f"{finding.code}: {finding.detail}"),

@@ -32,22 +32,27 @@ class Metrics:
         )
         self.faults = Counter("ringfence_faults", "Faults of the controller itself", registry=self.registry)
         self.sessions = Gauge("ringfence_sessions", "Open sessions of this process", registry=self.registry)
-        self._nodes = Gauge("ringfence_nodes", "Nodes by standing", ["standing"], registry=self.registry)
-        self._sites = Gauge("ringfence_sites", "Sites", registry=self.registry)
-        self._sites_isolated = Gauge("ringfence_sites_isolated", "Isolated sites", registry=self.registry)
-        self._incidents = Gauge("ringfence_incidents_open", "Open incidents", registry=self.registry)
-        self._needing = Gauge(
-            "ringfence_incidents_needing_a_person", "Incidents past the breaker", registry=self.registry
-        )
-        self._waiting = Gauge("ringfence_enrolments_waiting", "Waiting enrolments", registry=self.registry)
 
-    def text(self, counts: FleetCounts) -> bytes:
-        """Return the exposition, with the fleet's counts of this moment."""
-        for standing, number in counts.nodes.items():
-            self._nodes.labels(standing).set(number)
-        self._sites.set(counts.sites)
-        self._sites_isolated.set(counts.sites_isolated)
-        self._incidents.set(counts.incidents_open)
-        self._needing.set(counts.incidents_needing_a_person)
-        self._waiting.set(counts.enrolments_waiting)
-        return generate_latest(self.registry)
+    def text(self, counts: FleetCounts, *, whole: bool) -> bytes:
+        """Return the exposition: the fleet's counts of this moment, and with `whole` the figures of this process."""
+        return _of_fleet(counts) + (generate_latest(self.registry) if whole else b"")
+
+
+def _of_fleet(counts: FleetCounts) -> bytes:
+    registry = CollectorRegistry()
+    nodes = Gauge("ringfence_nodes", "Nodes by standing", ["standing"], registry=registry)
+    for standing, number in counts.nodes.items():
+        nodes.labels(standing).set(number)
+    for name, what, value in (
+        ("ringfence_sites", "Sites", counts.sites),
+        ("ringfence_sites_isolated", "Isolated sites", counts.sites_isolated),
+        ("ringfence_incidents_open", "Open incidents", counts.incidents_open),
+        (
+            "ringfence_incidents_needing_a_person",
+            "Incidents past the breaker",
+            counts.incidents_needing_a_person,
+        ),
+        ("ringfence_enrolments_waiting", "Waiting enrolments", counts.enrolments_waiting),
+    ):
+        Gauge(name, what, registry=registry).set(value)
+    return generate_latest(registry)

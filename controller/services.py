@@ -11,6 +11,7 @@ from controller.fleet import Fleet
 from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
+from controller.fleet.people import People
 from controller.keys import Keys
 from controller.metrics import Metrics
 from controller.records import Change
@@ -28,6 +29,7 @@ class Services:
     archive: Archive
     audit: AuditLog
     escrow: Escrow
+    people: People
     keys: Keys
     sessions: Sessions
     signed_files: SignedFiles

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from contract.errors import Rejected
-from controller.cli.access import completion, events, login, tokens, whoami
+from controller.cli.access import completion, events, login, whoami
 from controller.cli.attest import attest
 from controller.cli.audit import audit
 from controller.cli.baseline import baseline
@@ -29,6 +29,7 @@ from controller.cli.nodes import label, nodes
 from controller.cli.references import reference
 from controller.cli.rollouts import plan, rollout
 from controller.cli.show import harmless
+from controller.cli.tokens import tokens
 from controller.faults import log_fault
 
 REFUSED, USAGE, NOT_ALLOWED, UNREACHABLE, FAULT, INTERRUPTED = 1, 2, 3, 4, 70, 130

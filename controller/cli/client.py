@@ -22,7 +22,7 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 
 _CURES = {
     401: "log in again: ringfence login",
-    403: "ask for a token with another role",
+    403: "ask somebody who manages people for the right",
     429: "wait a minute",
     503: "is the database up? ringfence-controller's log says more",
 }

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from contract.errors import Rejected
 from contract.messages import Finding, Severity
 from controller.fleet import acts
 from controller.fleet.paging import cut, number
-from controller.judge import Suspicion
+from controller.judge import Suspicion, key_of
+from controller.permissions import EVERYWHERE, Reach, Scope
 from controller.records import EventView, IncidentKind, IncidentState, IncidentView, Page
 from controller.store import Transaction  # fmt: skip
 from controller.store import events as event_rows
@@ -74,6 +77,7 @@ def record(
             severity=severity,
             recommend=[f"{node}: {text}" for text in recommend] if kind == gravest else [],
             questions=questions if kind == "update" else None,
+            site=site,
             now=now,
         )
         made[kind] = incident
@@ -89,9 +93,10 @@ def note(
     done: Sequence[str] = (),
     recommend: Sequence[str] = (),
     questions: Mapping[str, int] | None = None,
+    site: str | None = None,
     now: float,
 ) -> None:
-    """Add to an incident and settle its state: it needs a person once something was recommended, it is resolved
+    """Add to an incident and settle its state (`site`: of the node that this is about): it needs a person once something was recommended, it is resolved
     when no node shows any of its suspicions any more."""
     view = rows.load(tx, incident)
     if view is None or view.state == "closed":
@@ -108,7 +113,7 @@ def note(
             "critical",
             f"incident {incident} needs a person: {recommend[0]}"[:2048],
             now=now,
-            site=view.site,
+            site=site or view.site,
             detail={"incident": str(incident)},
         )
     if questions and view.state != "needs-person":
@@ -118,7 +123,7 @@ def note(
             "warning",
             f"incident {incident} asks a person: {next(iter(questions))}"[:2048],
             now=now,
-            site=view.site,
+            site=site or view.site,
             detail={"incident": str(incident)},
         )
     asked = questions or {}
@@ -149,11 +154,14 @@ def withdraw(tx: Transaction, node: str, site: str, keys: Sequence[str], now: fl
         if before is None or before.state == "closed" or rows.still_active(tx, incident):
             continue
         note(tx, incident, done=[f"{node}: no longer found"], now=now)
+        title = (
+            f": {before.title}" if before.site == site else ""
+        )  # one that began elsewhere tells of elsewhere
         event_rows.add(
             tx,
             "incident.resolved",
             "info",
-            f"incident {incident} resolved: {before.title}"[:2048],
+            f"incident {incident} resolved{title}"[:2048],
             now=now,
             node=node,
             site=site,
@@ -166,19 +174,47 @@ def _worst(severities: Sequence[Severity]) -> Severity:
 
 
 def list_(
-    tx: Transaction, *, state: str | None, site: str | None, after: str | None, limit: int
+    tx: Transaction, *, scope: Scope, state: str | None, site: str | None, after: str | None, limit: int
 ) -> Page[IncidentView]:
     """See Fleet.list_incidents."""
-    page = rows.page(tx, state=state, site=site, before=number(after), limit=limit + 1)
-    return cut(page, limit, lambda view: str(view.id))
+    page = rows.page(tx, state=state, scope=scope.narrowed(site), before=number(after), limit=limit + 1)
+    return cut([_within(tx, view, scope) for view in page], limit, lambda view: str(view.id))
 
 
-def get(tx: Transaction, incident: int) -> IncidentView:
+def get(tx: Transaction, incident: int, scope: Scope = EVERYWHERE) -> IncidentView:
     """See Fleet.incident."""
     view = rows.load(tx, incident)
     if view is None:
         raise Rejected("incident.unknown", str(incident))
-    return view
+    return _within(tx, view, scope)
+
+
+def _within(tx: Transaction, view: IncidentView, scope: Scope) -> IncidentView:
+    """Return what of an incident is about the sites of a scope, and nothing of what it is about elsewhere.
+
+    A finding is kept where a node of these sites shows the very same; a line of what was done, where it is about such a node or
+    site; how many others there are is not told.
+    """
+    if scope.everywhere or scope.holds(rows.reach(tx, view.id) or Reach()):
+        return view
+    members = rows.members(tx, view.id, scope)
+    names = list(dict.fromkeys(node for node, _, _ in members))
+    keys = {key for _, _, key in members}
+    own = {site for _, site, _ in members} or {view.site}
+    findings = [finding for finding in view.findings if key_of(finding) in keys]
+    about = (*(f"{name}: " for name in names), *(f"node {name} " for name in names))
+    whole = [f"site {site} " for site in own if scope.holds(Reach(frozenset({site})))]
+    done = [line for line in view.done if line.startswith((*about, *whole))]
+    title = f"{findings[0].code}: {findings[0].detail}"[:200] if findings else view.kind
+    return msgspec.structs.replace(
+        view,
+        site=view.site if view.site in own else min(own),
+        title=title,
+        nodes=names[: rows.SHOWN_NODES],
+        nodes_total=len(names),
+        findings=findings,
+        done=done,
+    )
 
 
 def close(tx: Transaction, incident: int, *, actor: str, reason: str, now: float) -> IncidentView:
@@ -210,9 +246,21 @@ def close(tx: Transaction, incident: int, *, actor: str, reason: str, now: float
 
 
 def events(
-    tx: Transaction, *, after: int, limit: int, node: str | None, site: str | None, newest_first: bool
+    tx: Transaction,
+    *,
+    scope: Scope,
+    after: int,
+    limit: int,
+    node: str | None,
+    site: str | None,
+    newest_first: bool,
 ) -> list[EventView]:
     """See Fleet.list_events."""
     return event_rows.read(
-        tx, after=after, limit=limit, node=node, site=site, order="down" if newest_first else "up"
+        tx,
+        after=after,
+        limit=limit,
+        node=node,
+        scope=scope.narrowed(site),
+        order="down" if newest_first else "up",
     )

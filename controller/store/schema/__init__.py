@@ -20,13 +20,24 @@ from controller.store.schema.base import RowId, metadata
 from controller.store.schema.enrolment import enrol_tokens, enrolments, preregistrations, revoked_keys
 from controller.store.schema.fleet import node_labels, nodes, sites
 from controller.store.schema.grants import break_glass_codes, grants
-from controller.store.schema.people import api_tokens, audit, audit_checkpoints, audit_nodes
+from controller.store.schema.people import (
+    api_sessions,
+    api_tokens,
+    audit,
+    audit_checkpoints,
+    audit_nodes,
+    login_attempts,
+    login_nonces,
+    recovery_codes,
+    users,
+)
 from controller.store.schema.response import events, holds, incident_nodes, incidents
 from controller.store.schema.rollouts import plans, rollout_nodes, rollouts
 from controller.store.schema.signed import baselines, trust_files
 
 __all__ = [
     "RowId",
+    "api_sessions",
     "api_tokens",
     "audit",
     "audit_checkpoints",
@@ -45,15 +56,19 @@ __all__ = [
     "holds",
     "incident_nodes",
     "incidents",
+    "login_attempts",
+    "login_nonces",
     "metadata",
     "node_labels",
     "nodes",
     "plans",
     "preregistrations",
+    "recovery_codes",
     "reference_values",
     "revoked_keys",
     "rollout_nodes",
     "rollouts",
     "sites",
     "trust_files",
+    "users",
 ]
