@@ -34,6 +34,7 @@ from controller.fleet.people import People
 from controller.issuing import Issuing
 from controller.keys import Keys
 from controller.listener import Listener, server_context
+from controller.logins import Logins
 from controller.metrics import Metrics
 from controller.node_channel import node_app
 from controller.policy import FleetSettings
@@ -86,12 +87,19 @@ class Controller:
             audit=AuditLog(self._store, keys.audit, directory),
             escrow=escrow,
             people=People(self._store),
+            logins=Logins(
+                self._store,
+                keys.people,
+                issuer=config.name,
+                session_s=config.people.session_hours * 3600,
+            ),
             keys=keys,
             sessions=Sessions(fleet, escrow, issuing, metrics, bell),
             signed_files=SignedFiles(fleet, Repository(keys.online)),
             metrics=metrics,
             bell=bell,
             failures=Failures(config.limits.failures_per_minute),
+            tries=Failures(config.limits.logins_per_minute),
             device_trust=load_device_trust(directory, config.enrolment),
         )
         certificate, key = str(keys.server_certificate), str(keys.server_key)

@@ -13,6 +13,7 @@ from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
 from controller.fleet.people import People
 from controller.keys import Keys
+from controller.logins import Logins
 from controller.metrics import Metrics
 from controller.records import Change
 from controller.roots import DeviceTrust
@@ -30,12 +31,15 @@ class Services:
     audit: AuditLog
     escrow: Escrow
     people: People
+    logins: Logins
     keys: Keys
     sessions: Sessions
     signed_files: SignedFiles
     metrics: Metrics
     bell: Bell
     failures: Failures
+    tries: Failures
+    """Tries to log in by address, right ones as well."""
     device_trust: DeviceTrust
     """Replaced whole when the folders are read again."""
 

@@ -56,6 +56,7 @@ def add_routes(
 def _endpoint(services: Services, route: AnyRoute) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         now, begun = time.time(), time.monotonic()
+        source = source_of(request.remote or "0.0.0.0")
         person, scope = await _let_in(services, route, request, now)
         query, body = _query(route, request), await _body(services, route, request)
         await admit_body(services, route, body, scope)
@@ -67,6 +68,8 @@ def _endpoint(services: Services, route: AnyRoute) -> Callable[[web.Request], Aw
             query=query,
             body=body,
             now=now,
+            source=source,
+            token="" if route.needs == "public" else _token(request),
         )
         value = await route.handler(call)
         waited = route.method == "GET" and time.monotonic() - begun > WAITED_S
@@ -124,6 +127,13 @@ async def _let_in(
 
 
 async def _person(services: Services, request: web.Request, now: float) -> Person:
+    found = await services.people.whose(token_digest(_token(request)), now=now)
+    if found is None:
+        raise Rejected("token.invalid", "unknown, expired or revoked")
+    return found
+
+
+def _token(request: web.Request) -> str:
     header = request.headers.getall("Authorization", [])
     if len(header) != 1:
         raise Rejected("token.missing", "wanted one header 'Authorization: Bearer TOKEN'")
@@ -134,10 +144,7 @@ async def _person(services: Services, request: web.Request, now: float) -> Perso
         or not untrusted_token.isascii()
     ):
         raise Rejected("token.missing", "wanted one header 'Authorization: Bearer TOKEN'")
-    found = await services.people.whose(token_digest(untrusted_token), now=now)
-    if found is None:
-        raise Rejected("token.invalid", "unknown, expired or revoked")
-    return found
+    return untrusted_token
 
 
 def _query(route: AnyRoute, request: web.Request) -> msgspec.Struct:

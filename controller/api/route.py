@@ -26,7 +26,9 @@ MAX_ID = 2**53
 
 Needs = Permission | Literal["public", "token"]
 """Who may use a route: `public` needs no token, `token` any valid one, else a right with this permission."""
-InPath = Literal["site", "node", "enrolment", "incident", "grant", "reference", "plan", "rollout", "token"]
+InPath = Literal[
+    "site", "node", "enrolment", "incident", "grant", "reference", "plan", "rollout", "token", "user"
+]
 About = InPath | Literal["nothing", "fleet", "listed", "named", "given"]
 """What a route reads or changes. One thing that its path names; `named`: what its body names (`names`); `listed`: what there is
 of a kind, where the handler takes no more than `call.scope` holds; `given`: rights in its body, which nobody gives who has
@@ -92,6 +94,10 @@ class Call(Generic[Q, B]):
     query: Q
     body: B
     now: float
+    source: str
+    """The address that asks, as it counts: an IPv6 /64 is one."""
+    token: str
+    """As it was sent; empty where none is needed."""
 
     def name(self, parameter: str) -> str:
         """Return a path parameter that is a name. Raises Rejected `name.invalid`."""

@@ -12,11 +12,13 @@ from controller.api import (
     grants,
     health,
     incidents,
+    login,
     nodes,
     references,
     rollouts,
     sites,
     tokens,
+    users,
 )
 from controller.api.route import AnyRoute
 
@@ -34,7 +36,9 @@ _RESOURCES = (
     grants,
     events,
     audit,
+    login,
     tokens,
+    users,
 )
 
 ROUTES: tuple[AnyRoute, ...] = tuple(route for resource in _RESOURCES for route in resource.ROUTES)

@@ -1,49 +1,18 @@
-"""`ringfence login, whoami, events, completion`."""
+"""`ringfence whoami, events, completion`."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 from click.shell_completion import get_completion_class
 
 from controller.cli.client import Client
-from controller.cli.profile import Profile, load_profile, save_profile
+from controller.cli.profile import load_profile
 from controller.cli.rights import shown
 from controller.cli.show import at, harmless, items, json_option, show_facts, show_json, when
 
 LONG_POLL_S = 25
-
-
-@click.command()
-@click.option("--url", required=True, help="https://host:port of the admin listener.")
-@click.option(
-    "--ca",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    required=True,
-    help="The controller's controller-ca.pem.",
-)
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path, allow_dash=True),
-    help="File with the token; '-' is stdin. Default: ask.",
-)
-def login(url: str, ca: Path, token_file: Path | None) -> None:
-    """Keep URL, authority and token for the commands that follow."""
-    if token_file is None:
-        token = click.prompt("Token", hide_input=True)
-    elif str(token_file) == "-":
-        token = sys.stdin.readline()
-    else:
-        token = token_file.read_text()
-    profile = Profile(url=url.rstrip("/"), ca=ca.read_text(), token=token.strip())
-    with Client(profile) as client:
-        found = client.get("/me")
-    path = save_profile(profile)
-    click.echo(
-        f"logged in to {found['controller']} as {found['name']} ({shown(found['rights'])}); kept in {path}"
-    )
 
 
 @click.command()

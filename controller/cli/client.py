@@ -99,7 +99,9 @@ class Client:
         return self._call("POST", path, content, "application/octet-stream")
 
     def _call(self, method: str, path: str, body: bytes | None, content_type: str) -> dict[str, object]:
-        headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+        headers = {"Accept": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         if content_type:
             headers["Content-Type"] = content_type
         try:

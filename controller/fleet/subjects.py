@@ -21,6 +21,7 @@ from controller.store import (
     rollouts,
     sites,
     tokens,
+    users,
 )
 
 Kind = Literal[
@@ -33,6 +34,7 @@ Kind = Literal[
     "plan",
     "rollout",
     "token",
+    "user",
     "claimed-node",
     "claimed-ek",
 ]
@@ -54,9 +56,10 @@ class Subject:
 def check(tx: Transaction, subject: Subject, scope: Scope, *, act: bool) -> None:
     """Raise Rejected `*.unknown` where the subject is not there or out of scope, `scope.insufficient` where an act would
     reach beyond it, `enrolment.*` where a claimed name is another site's."""
-    if subject.kind == "token":
-        token = tokens.by_name(tx, subject.key)
-        if token is None or not scope.covers(scope_of_all(token.rights)):
+    if subject.kind in ("token", "user"):
+        of = tokens.by_name if subject.kind == "token" else users.load
+        found = of(tx, subject.key)
+        if found is None or not scope.covers(scope_of_all(found.rights)):
             raise _unknown(subject)
         return
     reach = _reach(tx, subject)
@@ -104,8 +107,8 @@ def _reach(tx: Transaction, subject: Subject) -> Reach | None:
         case "rollout":
             names = rollouts.names_of(tx, int(key))
             return Reach(nodes=places.places_of(tx, names)) if names else None
-        case "token":
-            return None  # its rights are a scope, not a reach: see `check`
+        case "token" | "user":
+            return None  # their rights are a scope, not a reach: see `check`
 
 
 def _of_node(place: Placed | None) -> Reach | None:

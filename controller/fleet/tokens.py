@@ -19,7 +19,7 @@ from contract.names import checked_name
 from controller.fleet import acts
 from controller.people_records import ApiTokenView
 from controller.permissions import ON_THE_MACHINE, Person, Right, Scope, beyond, is_admin, scope_of_all
-from controller.store import Transaction, audit, users
+from controller.store import Transaction, users
 from controller.store import tokens as rows
 from controller.store.tokens import TokenRow
 
@@ -57,17 +57,31 @@ def add(
         expires_at=expires_at,
         now=now,
     )
-    audit.note(tx, actor=by.name, act="token.added", target=name, reason=told(rights), now=now)
+    tell(tx, "token.added", f"token {name} made", name, by=by, reason=told(rights), now=now)
     return _view(_known(tx, name))
 
 
 def find(tx: Transaction, token_sha256: bytes, *, now: float) -> Person | None:
     """Return who comes with this token; None when it is unknown, expired or revoked."""
-    found = rows.by_sha256(tx, token_sha256)
-    if found is None or not _alive(found, now):
+    row = rows.by_sha256(tx, token_sha256)
+    person = None if row is None else find_person(tx, row, now)
+    if row is not None and person is not None:
+        rows.note_use(tx, row, now)
+    return person
+
+
+def find_person(tx: Transaction, row: TokenRow, now: float) -> Person | None:
+    """Return who comes with a token; None where it is worth nothing now.
+
+    A person's own token is worth no more than the person: nothing once they are disabled, or once it could do what they cannot.
+    """
+    if row.revoked_at is not None or (row.expires_at is not None and row.expires_at <= now):
         return None
-    rows.note_use(tx, found, now)
-    return Person(found.name, found.rights)
+    if row.user is not None:
+        owner = users.load(tx, row.user)
+        if owner is None or not owner.active or beyond(owner.rights, row.rights):
+            return None
+    return Person(row.name, row.rights)
 
 
 def list_(tx: Transaction, scope: Scope) -> list[ApiTokenView]:
@@ -84,7 +98,8 @@ def set_rights(
     check_giving(by, rights)
     rows.set_rights(tx, name, rights)
     check_admin_left(tx, before.rights, now)
-    audit.note(tx, actor=by.name, act="token.rights", target=name, reason=f"{told(rights)}: {why}", now=now)
+    what = f"rights of token {name} are now {told(rights)}"
+    tell(tx, "token.rights", what, name, by=by, reason=f"{told(rights)}: {why}", now=now)
     return _view(_known(tx, name))
 
 
@@ -94,7 +109,7 @@ def renew(
     """See People.renew_token."""
     _mine(tx, name, by)
     rows.renew(tx, name, token_sha256, expires_at)
-    audit.note(tx, actor=by.name, act="token.renewed", target=name, reason="", now=now)
+    tell(tx, "token.renewed", f"token {name} has a new secret", name, by=by, now=now)
     return _view(_known(tx, name))
 
 
@@ -103,10 +118,15 @@ def revoke(tx: Transaction, name: str, *, by: Person, now: float) -> None:
     before = _mine(tx, name, by)
     rows.revoke(tx, name, actor=by.name, now=now)
     check_admin_left(tx, before.rights, now)
-    audit.note(tx, actor=by.name, act="token.revoked", target=name, reason="", now=now)
+    tell(tx, "token.revoked", f"token {name} revoked", name, by=by, now=now)
 
 
 # -- for people as well ----------------------------------------------------------------------------------
+
+
+def lock(tx: Transaction) -> None:
+    """Until this transaction ends nobody else changes people or tokens."""
+    rows.lock_people(tx)
 
 
 def check_giving(by: Person, rights: Sequence[Right]) -> None:
@@ -129,7 +149,11 @@ def check_free(tx: Transaction, name: str, what: str) -> None:
 
 def check_admin_left(tx: Transaction, before: Sequence[Right], now: float) -> None:
     """Raise Rejected `people.last-admin` where `before` managed everybody and nobody is left who does."""
-    if is_admin(before) and not any(is_admin(row.rights) and _alive(row, now) for row in rows.all_(tx)):
+    if not is_admin(before):
+        return
+    left = [row.rights for row in rows.all_(tx) if find_person(tx, row, now) is not None]
+    left += [row.rights for row in users.all_(tx) if row.active]
+    if not any(map(is_admin, left)):
         raise Rejected("people.last-admin", "nobody would be left who manages everybody; make another first")
 
 
@@ -142,6 +166,15 @@ def person_behind(tx: Transaction, actor: str) -> str:
 def told(rights: Sequence[Right]) -> str:
     """Return rights as the trail has them."""
     return " ".join(str(right) for right in rights)[: acts.MAX_REASON_CHARS]
+
+
+def tell(
+    tx: Transaction, kind: str, what: str, target: str, *, by: Person, reason: str = "", now: float
+) -> None:
+    """Write an act on people or tokens down."""
+    text = f"{what} by {by.name}"[:2048]
+    reason = reason[: acts.MAX_REASON_CHARS]
+    acts.record(tx, kind, text, actor=by.name, target=target, reason=reason, now=now, severity="warning")
 
 
 # -- inside ----------------------------------------------------------------------------------------------
@@ -161,10 +194,6 @@ def _known(tx: Transaction, name: str) -> TokenRow:
     if row is None:
         raise Rejected("token.unknown", name)
     return row
-
-
-def _alive(row: TokenRow, now: float) -> bool:
-    return row.revoked_at is None and (row.expires_at is None or row.expires_at > now)
 
 
 def _view(row: TokenRow) -> ApiTokenView:

@@ -16,7 +16,7 @@ from contract.messages import MAX_FRAME_BYTES, FromController, Message, Order
 from contract.wire import decode, encode
 from controller.api.entry import token_digest
 from controller.app import Controller, server_names, store_url
-from controller.config import CertificateConfig, Config, EnrolmentConfig, Limits, Listen
+from controller.config import CertificateConfig, Config, EnrolmentConfig, Limits, Listen, PeopleConfig
 from controller.keys import create
 from controller.permissions import EVERYWHERE, ON_THE_MACHINE, ROLES, Right, Role
 from controller.policy import SitePolicy
@@ -162,8 +162,9 @@ async def running(
     interval_s: float = 60.0,
     push: bool = True,
     certificate_s: float = 72 * 3600.0,
+    people: PeopleConfig | None = None,
 ) -> AsyncIterator[Live]:
-    """A controller on free ports of loopback: one site, an admin's and a viewer's token, a first baseline."""
+    """A controller on free ports of loopback: one site, a token of each role, a first baseline."""
     config = Config(
         node_url="https://localhost:1",
         admin_url="https://localhost:2",
@@ -172,6 +173,7 @@ async def running(
         enrolment=EnrolmentConfig(retry_s=0.05),
         certificates=CertificateConfig(node_hours=certificate_s / 3600),
         limits=limits or Limits(),
+        people=people or PeopleConfig(),
     )
     keys = create(folder / "keys", config.name, time.time())
     keys.renew(server_names(config), time.time())

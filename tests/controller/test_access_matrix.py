@@ -44,10 +44,11 @@ BODIES: dict[str, Callable[[Place], object]] = {
     "POST /plans": lambda p: {"baseline": "factory", "selector": f"site={p.site}"},
     "POST /rollouts": lambda p: {"plan": int(p.names["plan"]), "reason": "update"},
     "POST /tokens": lambda p: {"name": f"new-{p.site}", "rights": [{"role": "viewer", "sites": [p.site]}]},
+    "POST /users": lambda p: {"name": f"more-{p.site}", "rights": [{"role": "viewer", "sites": [p.site]}]},
     "POST /me/tokens": lambda p: {"name": "mine", "rights": [{"role": "viewer", "sites": [p.site]}]},
 }
 """Of routes whose subject is in the body."""
-RIGHTS_OR_ALL = {"given", "token", "fleet"}
+RIGHTS_OR_ALL = {"given", "token", "user", "fleet"}
 """Bodies of these name sites in rights, which the use case holds against the giver's; or need the whole fleet."""
 REFUSALS = {"role.insufficient", "scope.insufficient", "rights.beyond", "token.missing", "token.invalid"}
 

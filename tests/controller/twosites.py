@@ -12,7 +12,7 @@ from contract.grant import Access, CodeHash, Opening
 from contract.messages import Drift
 from contract.references import ReferenceSet
 from controller.grant_records import GrantRequest
-from controller.permissions import EVERYWHERE, Right, Role
+from controller.permissions import EVERYWHERE, ON_THE_MACHINE, Right, Role
 from controller.policy import SitePolicy
 from controller.rollout_records import NewPlan, NewRollout
 from controller.store import Transaction
@@ -60,6 +60,14 @@ async def place(live: Live, site: str) -> Place:
         f"{site}-1", 1, lambda ids: _hashes(ids, made), actor="tester", reason="safe", now=now
     )
     await live.token(f"bot-{site}", f"rfa_bot-{site}".ljust(47, "x"), Right(role="viewer", sites=(site,)))
+    await live.services.people.add_user(
+        f"user-of-{site}",
+        [Right(role="viewer", sites=(site,))],
+        hashlib.sha256(b"setup" + site.encode()).digest(),
+        by=ON_THE_MACHINE,
+        setup_expires_at=now + 3600,
+        now=now,
+    )
     plan = await live.fleet.make_plan(
         NewPlan(baseline="factory", selector=f"site={site}"), scope=EVERYWHERE, actor="tester", now=now
     )
@@ -82,6 +90,7 @@ async def place(live: Live, site: str) -> Place:
             "rollout": str(rollout.id),
             "act": "1",
             "token": f"bot-{site}",
+            "user": f"user-of-{site}",
             "evidence": "newest",
             "code": str(made[0]),
             "name": f"{site}-key",
