@@ -26,6 +26,7 @@ from controller.cli.fleet import accept_boot, incidents, isolate, node, release,
 from controller.cli.grants import breakglass, grant
 from controller.cli.keys import keys
 from controller.cli.nodes import label, nodes
+from controller.cli.outlets import outlets
 from controller.cli.references import reference
 from controller.cli.rollouts import plan, rollout
 from controller.cli.show import harmless
@@ -55,6 +56,7 @@ for command in (
         grant,
         breakglass,
         events,
+        outlets,
         audit,
         tokens,
         completion,
