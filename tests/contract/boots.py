@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from contract.boot import BootJudgement, BootPolicy, Reference, judge_boot, reference_from, weigh_boot
 from contract.bootreference import succession
-from contract.claims import claims_of
+from contract.claims import claims_under
 from contract.eventlog import EventLog, parse_event_log, replay
 from contract.messages import Finding
 from contract.quote import VerifiedQuote
@@ -40,9 +40,18 @@ class Boot:
     def __init__(self, log: EventLog, case: Case = SECURE) -> None:
         self.log = log
         replayed = replay(log)
-        self.pcrs = {pcr: replayed.get(pcr, was) for pcr, was in case.pcrs.items()}
-        self.claims = claims_of(log)
-        self.reference = reference_from(log, self.pcrs, self.claims)
+        self._settle({pcr: replayed.get(pcr, was) for pcr, was in case.pcrs.items()})
+
+    def _settle(self, pcrs: dict[int, bytes]) -> None:
+        self.pcrs = pcrs
+        self.claims = claims_under(self.log, pcrs)
+        self.reference = reference_from(self.log, pcrs, self.claims)
+
+    def over(self, pcrs: Mapping[int, bytes]) -> Boot:
+        """Return this log over the PCR values of another boot, as a liar sends it."""
+        other = Boot(self.log)
+        other._settle(dict(pcrs))
+        return other
 
     def quote(self) -> VerifiedQuote:
         """Return a quote over these PCRs."""
@@ -76,6 +85,10 @@ class Boot:
             (e.pcr, e.type, e.digest, data if e.index == index else e.untrusted_data) for e in self.log.events
         ]
         return Boot(parse_event_log(written(events)))
+
+    def holding(self, index: int, data: bytes) -> Boot:
+        """Return the boot with other data at an event, and the digest of that."""
+        return self.changed({index: hashlib.sha256(data).digest()}).named(index, data)
 
     def raw(self) -> bytes:
         """Return the log's bytes."""
