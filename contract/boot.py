@@ -292,7 +292,7 @@ def _is_update(change: Change, lists: Mapping[int, str]) -> bool:
     """Whether a change is what updates make: never keys or commands, and of lists only dbx and SBAT, where it is known
     that they revoke at least what they did. A list of the owner's keys lets more be booted, so nobody is asked about it."""
     if change.stage == REVOCATION:
-        return change.pcr == KEYS_PCR and change.after is not None and lists.get(change.after.index) == ""
+        return change.after is not None and lists.get(change.after.index) == ""
     return change.stage in QUESTION_STAGES and change.pcr not in (KEYS_PCR, COMMAND_PCR)
 
 
