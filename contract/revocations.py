@@ -88,7 +88,9 @@ def held_against(before: Revoked, after: Revoked, claims: Claims) -> dict[int, s
     found: dict[int, str] = {}
     if before.dbx is not None and after.dbx is not None:
         gone = set(before.dbx).difference(after.dbx)
-        found[claims.sources["dbx"].event] = f"dbx: {len(gone)} of {len(set(before.dbx))} entries are gone" if gone else ""
+        found[claims.sources["dbx"].event] = (
+            f"dbx: {len(gone)} of {len(set(before.dbx))} entries are gone" if gone else ""
+        )
     if before.sbat is not None and after.sbat is not None:
         lower = [
             f"{component} {least} -> {after.sbat.get(component, 'none')}"

@@ -11,6 +11,7 @@ from contract.bootreference import succession
 from contract.claims import claims_under
 from contract.eventlog import EventLog, parse_event_log, replay
 from contract.messages import Finding
+from contract.nodeword import NOTHING_SAID, NodeWord
 from contract.quote import VerifiedQuote
 from contract.references import Expected, ExpectedValue
 from tests.contract.forge import Case, Forger
@@ -95,10 +96,16 @@ class Boot:
         return written([(e.pcr, e.type, e.digest, e.untrusted_data) for e in self.log.events])
 
     def weighed(
-        self, policy: BootPolicy, reference: Reference | None, expected: Expected | None = None
+        self,
+        policy: BootPolicy,
+        reference: Reference | None,
+        expected: Expected | None = None,
+        word: NodeWord = NOTHING_SAID,
     ) -> BootJudgement:
         """Judge it."""
-        return weigh_boot(policy, self.quote(), self.log, reference, expected=expected or Expected())
+        return weigh_boot(
+            policy, self.quote(), self.log, reference, expected=expected or Expected(), word=word
+        )
 
     def judged(
         self, policy: BootPolicy, reference: Reference | None, expected: Expected | None = None
@@ -126,11 +133,16 @@ def kernel(name: str) -> dict[int, bytes]:
     return {KERNEL_FILE: value(f"{name} file"), **{at: value(f"{name} image") for at in KERNEL_IMAGES}}
 
 
-def announced(name: str, *, hardware_class: str = "") -> Expected:
+def announced(name: str, *, hardware_class: str = "", os_release: str = "") -> Expected:
     """Return an announcement of that kernel."""
     return Expected(
         values=[
-            ExpectedValue(stage="kernel", sha256=value(f"{name} {kind}"), hardware_class=hardware_class)
+            ExpectedValue(
+                stage="kernel",
+                sha256=value(f"{name} {kind}"),
+                hardware_class=hardware_class,
+                os_release=os_release,
+            )
             for kind in ("file", "image")
         ]
     )
