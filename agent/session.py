@@ -133,7 +133,7 @@ class Session:
         assert nonce is not None  # noqa: S101  (checked by the caller)
         self._up.due.clear()
         for _ in range(MAX_QUOTES):
-            prepared = await self._up.prepare(self._ima_offset)
+            prepared = await self._up.prepare(self._ima_offset, self._log_wanted)
             report = await self._up.quoted(prepared, nonce, self._identity, self._log_wanted)
             if report is None or not await self._up.says_too_little(prepared, report):
                 break
