@@ -276,7 +276,8 @@ class Uplink:
     async def _boot_packages(self) -> list[PackageChange]:
         """Ask the package databases, which never holds up evidence for long: it is only words."""
         with contextlib.suppress(OSError, TimeoutError):
-            return await asyncio.wait_for(asyncio.to_thread(boot_packages, self._database), BOOT_PACKAGES_S)
+            async with asyncio.timeout(BOOT_PACKAGES_S):
+                return await asyncio.to_thread(boot_packages, self._database)
         return []
 
     async def _upgrades(self) -> tuple[PackageChange, ...]:
