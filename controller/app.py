@@ -31,6 +31,7 @@ from controller.bell import Bell
 from controller.config import Config, listen_address, url_host
 from controller.failures import Failures
 from controller.fleet import Fleet
+from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
 from controller.issuing import Issuing
@@ -85,6 +86,7 @@ class Controller:
                 issuer=config.name,
                 build=f"ringfence-controller {VERSION}",
             ),
+            audit=AuditLog(self._store, keys.audit, directory),
             escrow=escrow,
             keys=keys,
             sessions=Sessions(fleet, escrow, issuing, metrics, bell),
@@ -105,6 +107,10 @@ class Controller:
         now = time.time()
         await self.services.fleet.start()
         await self.services.fleet.sweep(now=now)
+        try:
+            await self.services.audit.check_kept(now=now)
+        except Rejected as rejected:
+            log.critical("audit log: %s", rejected)
         try:
             await self.services.signed_files.refresh(now)
         except Rejected as rejected:
@@ -138,6 +144,7 @@ class Controller:
             self._admin_tls.load_cert_chain(certificate, key)
             add_trust(self._node_tls, self._keys.node_trust)
         await self.services.archive.prune(now=time.time())
+        await self.services.audit.checkpoint(now=time.time())
         await self.services.signed_files.refresh(time.time())
         self.services.device_trust = await asyncio.to_thread(
             load_device_trust, self._directory, self._config.enrolment

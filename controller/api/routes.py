@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.api import (
+    audit,
     baselines,
     enrolments,
     escrow,
@@ -30,6 +31,7 @@ _RESOURCES = (
     escrow,
     grants,
     events,
+    audit,
     tokens,
 )
 

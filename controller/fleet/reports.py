@@ -64,6 +64,7 @@ def take(
         uptime_s=body.uptime_s,
         posture=body.posture,
         baseline=body.baseline,
+        baseline_since=row.state.baseline_since if body.baseline == row.state.baseline else now,
         pending=body.pending,
         directive_accepted=max(row.state.directive_accepted, body.directive_number),
         fenced=body.fenced,

@@ -293,7 +293,7 @@ async def test_answers_are_what_the_document_says(live: Live) -> None:
         if route.method != "GET" or route.path in ("/incidents/{incident}", "/grants/{grant}"):
             continue
         path = "/api/v1" + route.path.replace("{node}", "press-1").replace("{site}", "factory")
-        path = path.replace("{evidence}", "newest")
+        path = path.replace("{evidence}", "newest").replace("{act}", "1")
         status, value = await live.call("GET", path)
         assert status == 200, path
         msgspec.convert(value, route.reply, strict=False)
