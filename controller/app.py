@@ -50,6 +50,7 @@ from controller.store import Store, StoreUnavailable
 log = logging.getLogger(__name__)
 
 SWEEP_S = 2.0
+ROLLOUT_S = 2.0
 RENEWAL_S = 3600.0
 VERSION = importlib.metadata.version("ringfence")
 
@@ -122,6 +123,7 @@ class Controller:
         """Sweep, renew, refresh and accept, until cancelled; a fault of one ends all and is raised."""
         async with asyncio.TaskGroup() as duties:
             duties.create_task(_every(SWEEP_S, self._sweep))
+            duties.create_task(_every(ROLLOUT_S, self._roll))
             duties.create_task(_every(RENEWAL_S, self._renew))
             duties.create_task(self.nodes.run())
             duties.create_task(self.admins.run())
@@ -136,6 +138,13 @@ class Controller:
     async def _sweep(self) -> None:
         if await self.services.fleet.sweep(now=time.time()):
             self.services.bell.ring()
+
+    async def _roll(self) -> None:
+        now = time.time()
+        affected = await self.services.fleet.advance_rollouts(now=now)
+        if affected:
+            self.services.bell.ring()
+            await self.services.sessions.tell(affected, now)
 
     async def _renew(self) -> None:
         if self._keys.renew(self._names, time.time()):

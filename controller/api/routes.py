@@ -14,6 +14,7 @@ from controller.api import (
     incidents,
     nodes,
     references,
+    rollouts,
     sites,
     tokens,
 )
@@ -25,6 +26,7 @@ _RESOURCES = (
     sites,
     enrolments,
     baselines,
+    rollouts,
     incidents,
     references,
     evidence,

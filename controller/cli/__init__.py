@@ -27,6 +27,7 @@ from controller.cli.grants import breakglass, grant
 from controller.cli.keys import keys
 from controller.cli.nodes import label, nodes
 from controller.cli.references import reference
+from controller.cli.rollouts import plan, rollout
 from controller.cli.show import harmless
 from controller.faults import log_fault
 
@@ -46,6 +47,8 @@ for command in (
         isolate,
         release,
         accept_boot,
+        plan,
+        rollout,
         reference,
         evidence,
         key,

@@ -26,6 +26,7 @@ from controller.fleet import (
 from controller.fleet.enrolling import Enrolling
 from controller.fleet.granting import Granting
 from controller.fleet.referencing import Referencing
+from controller.fleet.rolling import Rolling
 from controller.policy import SitePolicy
 from controller.presented import Presented
 from controller.records import (
@@ -57,7 +58,7 @@ from controller.store import audit
 from controller.store.selecting import SortKey
 
 
-class Fleet(Enrolling, Referencing, Granting):
+class Fleet(Enrolling, Referencing, Granting, Rolling):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
 
     async def start(self) -> None:

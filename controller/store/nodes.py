@@ -17,7 +17,7 @@ from controller.store.hot import Prepared
 from controller.store.schema import baselines, boot_references, holds, nodes, sites
 from controller.store.state import NodeState
 
-_decode_state = msgspec.json.Decoder(NodeState).decode
+decode_state = msgspec.json.Decoder(NodeState).decode
 _decode_policy = msgspec.json.Decoder(SitePolicy).decode
 _encode = msgspec.json.encode
 
@@ -131,7 +131,7 @@ def _row(row: Sequence[object]) -> NodeRow:
     return NodeRow(
         **values,  # type: ignore[arg-type]
         baseline=chosen,
-        state=_decode_state(state),  # type: ignore[arg-type]
+        state=decode_state(state),  # type: ignore[arg-type]
         policy=policy_of(str(policy)),
         reference_at=reference_at,  # type: ignore[arg-type]
         announced=announced,  # type: ignore[arg-type]
@@ -384,3 +384,9 @@ def drifting(tx: Transaction, site: str, *, since: float, without: str) -> int:
             .where(nodes.c.site == site, nodes.c.last_drift_at > since, nodes.c.node != without)
         ).scalar_one()
     )
+
+
+def forget_own_baseline(tx: Transaction, names: Sequence[str]) -> None:
+    """Their site's choice is in force again; what they are told does not change, so nothing is due."""
+    values = {"baseline_name": None, "baseline_version": None}
+    tx.execute(update(nodes).where(nodes.c.node.in_(names)).values(values))

@@ -31,6 +31,9 @@ _FIELDS: Final[Mapping[str, KeyedColumnElement[str]]] = {
 }
 
 
+BY_NAME: Final[ColumnElement[object]] = nodes.c.node
+
+
 def condition(selector: Selector) -> ColumnElement[bool]:
     """Return the selector as a condition on `nodes`."""
     return and_(true(), *(_term(term) for term in selector.terms))

@@ -22,6 +22,7 @@ from controller.store.schema.fleet import node_labels, nodes, sites
 from controller.store.schema.grants import break_glass_codes, grants
 from controller.store.schema.people import api_tokens, audit, audit_checkpoints, audit_nodes
 from controller.store.schema.response import events, holds, incident_nodes, incidents
+from controller.store.schema.rollouts import plans, rollout_nodes, rollouts
 from controller.store.schema.signed import baselines, trust_files
 
 __all__ = [
@@ -47,9 +48,12 @@ __all__ = [
     "metadata",
     "node_labels",
     "nodes",
+    "plans",
     "preregistrations",
     "reference_values",
     "revoked_keys",
+    "rollout_nodes",
+    "rollouts",
     "sites",
     "trust_files",
 ]
