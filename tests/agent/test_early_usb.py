@@ -147,6 +147,7 @@ def test_d03_keyboards_work_under_the_kernels_own_parameter_as_the_rules_say(
 def test_d03_the_agent_finds_nothing_to_change_after_it(tree: UsbTree, tmp_path: Path) -> None:
     at_boot(tree, KNOWN_KEYBOARD, "1"), at_boot(tree, STORAGE_STICK, "2")
     run(tmp_path, confirmed(USB))
+    tree.settle()
     written = {path: path.lstat().st_mtime_ns for path in tree.root.rglob("authorized*")}
     run(tmp_path, None)
     assert {path: path.lstat().st_mtime_ns for path in tree.root.rglob("authorized*")} == written
