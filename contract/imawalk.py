@@ -7,7 +7,7 @@ The pass ends at the line that leads to the quoted value. Nothing that it found 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import sha256
+from hashlib import sha1, sha256
 from typing import Annotated, Final, Literal
 
 from msgspec import Meta
@@ -26,7 +26,7 @@ from contract.imalog import (
     where,
 )
 from contract.imapolicy import Choice
-from contract.imarules import Explanation, ImaRules, Unknown, explainable
+from contract.imarules import NOT_PLAIN, PLAIN, Explanation, ImaRules, Unknown, explainable
 from contract.messages import Count, Digest, Finding, Line, Message, Text, never_more
 
 PCR: Final = 10
@@ -156,11 +156,12 @@ class Walk:
         if self.met:
             return
         rules, size, padded = self._rules, len(untrusted), bank == "sha1"
+        known, files, at = rules.known, rules.files, 0
         tail = untrusted + bytes(HEAD_BYTES + 300)  # lengths may be read past the end, lines may not
         # The first line is never taken from memory.
-        known, at = rules.known, 0
         memory: dict[bytes, bytes] = known if lines else {}
-        head = HEAD_BYTES + 11  # up to the data, if the template's name is as long as that of the line before
+        # The line is cut out as if it were of the template of the one before it.
+        head, cut, unpack, template, closing = PLAIN[b"ima-sig"]
         low, high = head - 4, head - 3
         try:
             while at < size:
@@ -168,10 +169,18 @@ class Walk:
                 end = at + head + tail[at + low] + ((tail[at + high] & 15) << 8)
                 raw = untrusted[at:end]
                 extension = memory.get(raw)
+                if extension is None and lines and raw[head:cut] in files:  # see PLAIN
+                    pcr, fits, name, length = unpack(raw)
+                    data = raw[head:]
+                    if pcr == PCR and name == template and length == len(data) and data.endswith(closing):
+                        if sha1(data, usedforsecurity=False).digest() == fits:
+                            extension = sha256(data).digest()
+                            rules.remember(raw, extension)
                 if extension is None:
                     record = read_record(untrusted, at, lines, base)
-                    head = HEAD_BYTES + 4 + len(record.template)
-                    low, high, end = head - 4, head - 3, record.end
+                    head, cut, unpack, template, closing = PLAIN.get(record.template, NOT_PLAIN)
+                    head, end = HEAD_BYTES + 4 + len(record.template), record.end
+                    low, high = head - 4, head - 3
                     raw = untrusted[at:end]
                     extension = (lines and rules.recall(raw)) or self._examine(record, raw, lines, base)
                     memory = known
