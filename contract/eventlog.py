@@ -76,7 +76,7 @@ class Event(Record, frozen=True, gc=False):
     @property
     def type_name(self) -> str:
         """Return the name of the type, or its number."""
-        return eventtypes.EVENT_TYPES.get(self.type, f"{self.type:#010x}")
+        return eventtypes.EVENT_TYPES.get(self.type) or f"{self.type:#010x}"
 
 
 class EventLog(Record, frozen=True):
@@ -85,8 +85,6 @@ class EventLog(Record, frozen=True):
     events: tuple[Event, ...]
     """Without the record that names the algorithms."""
     startup_locality: int
-    sha256: bytes
-    """Of the log's bytes: what `binding.qualifying_data` takes."""
     bank: int = SHA256
     """TPM_ALG_ID of the digests in `events`."""
 
@@ -137,7 +135,7 @@ def parse_event_log(untrusted: bytes, bank: int = SHA256) -> EventLog:
     else:
         # Logs without that record hold SHA-1 digests only.
         raise _no_bank(bank, "no Spec ID Event03, so a SHA-1 log")
-    return EventLog(tuple(events), _startup_locality(events), sha256(untrusted).digest(), bank)
+    return EventLog(tuple(events), _startup_locality(events), bank)
 
 
 def _check_size(untrusted: bytes) -> None:
