@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import sha256, sha384, sha512
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -28,7 +28,6 @@ PCR_BYTES: Final = 32
 PCR_COUNT: Final = 24
 _SELECT_BYTES: Final = 3
 _ALL_ZERO: Final = bytes(PCR_BYTES)
-_ONE_LENGTH: Final = {PCR_BYTES}
 # Firmware always measures itself into PCR 0 and boot code into PCR 4: zero means that nothing was measured.
 _ALWAYS_EXTENDED: Final = (0, 4)
 
@@ -145,13 +144,26 @@ class AttestationKey:
         return self._digest(values).digest()
 
 
+class _Selection(NamedTuple):
+    """What is the same for every quote over one set of PCRs."""
+
+    bits: bytes
+    """pcrSelect."""
+    order: tuple[int, ...]
+    """Ascending."""
+    lengths: list[int]
+    """Of the values."""
+
+
 @lru_cache(maxsize=256)
-def _selection(wanted: frozenset[int]) -> tuple[bytes, tuple[int, ...]]:
-    """Return the pcrSelect bit map and the ascending order. Nothing wanted is nothing proved (q08)."""
+def _selection(wanted: frozenset[int]) -> _Selection:
+    """Return how these PCRs are quoted. Nothing wanted is nothing proved (q08)."""
     if not wanted or min(wanted) < 0 or max(wanted) >= PCR_COUNT:
         raise Rejected("quote.pcr-selection", f"no set of PCRs that can be quoted: {sorted(wanted)[:24]}")
     bits = sum(1 << pcr for pcr in wanted)
-    return bits.to_bytes(_SELECT_BYTES, "little"), tuple(sorted(wanted))
+    return _Selection(
+        bits.to_bytes(_SELECT_BYTES, "little"), tuple(sorted(wanted)), [PCR_BYTES] * len(wanted)
+    )
 
 
 def verify_quote(
@@ -192,10 +204,10 @@ def verify_quote(
         raise Rejected("quote.signer", "the qualified signer is not the enrolled AK under the enrolled EK")
     if said.extra != qualifying_data:  # 6
         raise Rejected("quote.nonce", "extraData is not what was asked to be quoted over")
-    wanted_bits, order = _selection(wanted_pcrs)
+    wanted_bits, order, lengths = _selection(wanted_pcrs)
     if said.selected != wanted_bits:  # 7
         raise Rejected("quote.pcr-selection", f"bit map {said.selected.hex()}, wanted {wanted_bits.hex()}")
-    values = _side_data(pcrs, order)
+    values = _side_data(pcrs, order, lengths)
     wanted_digest = key.pcr_digest(b"".join(values))
     if len(said.digest) != len(wanted_digest):  # 8
         raise Rejected(
@@ -213,7 +225,7 @@ def verify_quote(
         safe=said.safe == 1,
         firmware_version=said.firmware,
     )
-    return _verified(key, counters, dict(zip(order, values, strict=True)), previous)  # 11
+    return _verified(key, counters, dict(pcrs), previous)  # 11
 
 
 def parse_attest(untrusted: bytes) -> Attest:
@@ -260,15 +272,15 @@ def parse_attest(untrusted: bytes) -> Attest:
     )
 
 
-def _side_data(pcrs: Mapping[int, bytes], order: tuple[int, ...]) -> list[bytes]:
+def _side_data(pcrs: Mapping[int, bytes], order: tuple[int, ...], lengths: list[int]) -> list[bytes]:
     """Return the values in order. Check 9: exactly these PCRs, each of one SHA-256 digest."""
     if len(pcrs) != len(order):
         raise Rejected("quote.pcr-values", f"{sorted(pcrs)} shown, {list(order)} quoted")
     try:
-        values = [pcrs[pcr] for pcr in order]
+        values = list(map(pcrs.__getitem__, order))
     except KeyError:
         raise Rejected("quote.pcr-values", f"{sorted(pcrs)} shown, {list(order)} quoted") from None
-    if set(map(len, values)) != _ONE_LENGTH:
+    if list(map(len, values)) != lengths:
         raise Rejected(
             "quote.pcr-values", f"values of {sorted(set(map(len, values)))} bytes, wanted {PCR_BYTES}"
         )
