@@ -85,6 +85,8 @@ class EventLog(Record, frozen=True):
     events: tuple[Event, ...]
     """Without the record that names the algorithms."""
     startup_locality: int
+    replayed: Mapping[int, bytes]
+    """PCR values, of the log's bank, that it leads to, for each PCR that it extends."""
     bank: int = SHA256
     """TPM_ALG_ID of the digests in `events`."""
 
@@ -135,7 +137,8 @@ def parse_event_log(untrusted: bytes, bank: int = SHA256) -> EventLog:
     else:
         # Logs without that record hold SHA-1 digests only.
         raise _no_bank(bank, "no Spec ID Event03, so a SHA-1 log")
-    return EventLog(tuple(events), _startup_locality(events), bank)
+    locality = _startup_locality(events)
+    return EventLog(tuple(events), locality, _replayed(events, locality, bank), bank)
 
 
 def _check_size(untrusted: bytes) -> None:
@@ -307,17 +310,21 @@ def start_value(pcr: int, startup_locality: int = 0, size: int = 32) -> bytes:
     return (startup_locality if pcr == 0 else 0).to_bytes(size, "big")
 
 
-def replay(log: EventLog) -> dict[int, bytes]:
-    """Return the PCR values, of the log's bank, that the log leads to, for each PCR that it extends."""
-    hashed, size, locality = hash_of(log.bank), _SIZES[log.bank], log.startup_locality
+def _replayed(events: list[Event], locality: int, bank: int) -> dict[int, bytes]:
+    hashed, size = hash_of(bank), _SIZES[bank]
     pcrs: dict[int, bytes] = {}
-    for event in log.events:
+    for event in events:
         if event.type == EV_NO_ACTION:
             continue
         pcr = event.pcr
         value = pcrs.get(pcr) or start_value(pcr, locality, size)
         pcrs[pcr] = hashed(value + event.digest).digest()
     return pcrs
+
+
+def replay(log: EventLog) -> Mapping[int, bytes]:
+    """Return the PCR values, of the log's bank, that the log leads to, for each PCR that it extends."""
+    return log.replayed
 
 
 def explain(log: EventLog, quoted_pcrs: Mapping[int, bytes], runtime_pcrs: Collection[int]) -> list[Finding]:
