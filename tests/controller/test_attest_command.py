@@ -16,6 +16,7 @@ from contract.claims import claims_of
 from contract.eventlog import parse_event_log
 from contract.imalog import MAX_LOG_BYTES, read_lines
 from contract.learn import Learned, propose
+from contract.toml import MAX_TOML_BYTES
 from controller.cli.inputs import Amiss, parse_pcrs
 from tests.contract.forge import CASES, PCRS, QUALIFYING, Case, Forger
 from tests.contract.test_credential import Machine
@@ -168,6 +169,16 @@ def test_a_policy_is_a_baseline_or_its_sections(auditor: Auditor) -> None:
         answer = auditor.verify()
         assert (answer.code, answer.out) == (2, ""), bad
         assert str(auditor.files["policy"]) in answer.err
+
+
+def test_a_policy_may_be_as_large_as_a_baseline(auditor: Auditor) -> None:
+    files = b"".join(b'"/opt/models/%d" = ["sha256:%064x"]\n' % (n, n) for n in range(4000))
+    padding = (b"#" + b"-" * 2000 + b"\n") * 1850
+    auditor.give("policy", b'[ima]\nunknown_files = "ignore"\n[ima.allow]\n' + files + padding)
+    assert 4_000_000 < auditor.files["policy"].stat().st_size <= MAX_TOML_BYTES
+    assert auditor.verify().json["claims"]["policy"] == {"boot": "not given", "ima": "checked"}
+    auditor.give("policy", b"#" * (MAX_TOML_BYTES + 1))
+    assert auditor.verify().code == 2
 
 
 def test_a_learned_policy_is_kept_by_the_node_it_was_learned_from_and_no_other(tmp_path: Path) -> None:
