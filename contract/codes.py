@@ -85,7 +85,10 @@ CODES: Final[dict[str, tuple[str, str]]] = {
         "the log holds no SHA-256 digests",
         "switch the TPM's SHA-256 bank on in the firmware",
     ),
-    "eventlog.no-bank": ("the log holds no digests of the bank asked for", "ask for a bank that it has"),
+    "eventlog.no-bank": (
+        "the log holds no digests of the bank asked for, or they are of a kind that nothing here makes",
+        "read that bank with another program; no other than SHA-256 is judged",
+    ),
     "eventlog.digests": ("an event's digests are not those of the table", _ANOTHER_FILE),
     "eventlog.pcr-index": ("an event names a PCR that does not exist", _ANOTHER_FILE),
     "eventlog.locality": ("the record of PCR 0's start value is misplaced, doubled or malformed", _TAMPERED),

@@ -33,6 +33,17 @@ MAX_EVENTS: Final = 8192
 MAX_ALGORITHMS: Final = 8
 # TPM_ALG_ID to digest size: SHA-1, SHA-256, SHA-384, SHA-512, SM3-256, SHA3-256, SHA3-384, SHA3-512.
 _SIZES: Final = {SHA1: 20, SHA256: 32, 0x0C: 48, 0x0D: 64, 0x12: 32, 0x27: 32, 0x28: 48, 0x29: 64}
+BANKS: Final = {
+    SHA1: "sha1",
+    SHA256: "sha256",
+    0x0C: "sha384",
+    0x0D: "sha512",
+    0x12: "sm3_256",
+    0x27: "sha3_256",
+    0x28: "sha3_384",
+    0x29: "sha3_512",
+}
+"""TPM_ALG_ID to the name that tpm2-tools has for it."""
 _SPEC_ID: Final = b"Spec ID Event03\0"
 _LOCALITY: Final = b"StartupLocality\0"
 _FIRST = Struct("<II20sI")  # TCG_PCClientPCREvent, the old layout: pcrIndex, eventType, SHA-1, eventDataSize
@@ -129,14 +140,17 @@ def parse_event_log(untrusted: bytes, bank: int = SHA256) -> EventLog:
     _check_size(untrusted)
     if _is_crypto_agile(untrusted):
         algorithms, at = _header(untrusted)
-        if bank not in _HASHES or all(algorithm != bank for algorithm, _ in algorithms):
-            raise _no_bank(bank, f"algorithms {[f'{algorithm:#06x}' for algorithm, _ in algorithms]}")
+        present = [algorithm for algorithm, _ in algorithms]
+        if bank not in present:
+            raise _no_bank(bank, f"found {', '.join(BANKS[each] for each in present)}")
+        if bank not in _HASHES:
+            raise _no_bank(bank, "nothing here makes such hashes")
         events = _events(untrusted, at, algorithms, bank)
     elif bank == SHA1:
         events = _old_events(untrusted)
     else:
         # Logs without that record hold SHA-1 digests only.
-        raise _no_bank(bank, "no Spec ID Event03, so a SHA-1 log")
+        raise _no_bank(bank, "found sha1 (no Spec ID Event03)")
     locality = _startup_locality(events)
     return EventLog(tuple(events), locality, _replayed(events, locality, bank), bank)
 
@@ -148,10 +162,9 @@ def _check_size(untrusted: bytes) -> None:
         raise Rejected("eventlog.too-large", f"{len(untrusted)} bytes, at most {MAX_EVENT_LOG_BYTES}")
 
 
-def _no_bank(bank: int, found: str) -> Rejected:
-    if bank == SHA256:
-        return Rejected("eventlog.no-sha256", f"offset 0, event 0: {found}")
-    return Rejected("eventlog.no-bank", f"offset 0, event 0: wanted bank {bank:#06x}, found {found}")
+def _no_bank(bank: int, why: str) -> Rejected:
+    code = "eventlog.no-sha256" if bank == SHA256 else "eventlog.no-bank"
+    return Rejected(code, f"offset 0, event 0: wanted bank {BANKS.get(bank, f'{bank:#06x}')}, {why}")
 
 
 def _is_crypto_agile(untrusted: bytes) -> bool:

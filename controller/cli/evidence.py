@@ -60,9 +60,7 @@ def export(node: str, number: int | None, out: Path | None, as_json: bool) -> No
         found = client.get(f"/nodes/{segment(node)}/evidence/{which}")
     files = _files(found.get("files"))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Rejected(
-            "export.exists", f"{folder} is there and not empty; choose another folder with --out"
-        )
+        raise Rejected("export.exists", f"{folder} is there and not empty; choose another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
