@@ -96,7 +96,6 @@ CODES: Final[dict[str, tuple[str, str]]] = {
         "the log does not lead to the PCR's value: an event was changed, added, removed or is of another boot",
         "fetch log and quote of the same boot; if the running system extends this PCR, name it in `runtime_pcrs`",
     ),
-    "eventlog.not-quoted": ("the policy names a PCR that the quote does not cover", "quote that PCR as well"),
     "eventlog.data": ("an event's data is not what its digest was made of", _TAMPERED),
     "eventlog.separator": (
         "a PCR has no separator, two, or one that reports an error",

@@ -384,18 +384,3 @@ def coverage(log: EventLog, quoted_pcrs: Mapping[int, bytes], runtime_pcrs: Coll
         frozenset(unexplained),
         frozenset(replayed.keys() - quoted_pcrs.keys()),
     )
-
-
-def unquoted(log: EventLog, quoted_pcrs: Collection[int], wanted_pcrs: Collection[int]) -> list[Finding]:
-    """Return a finding `eventlog.not-quoted` for each PCR that a policy names and the log extends, and no quote proves."""
-    extended = {event.pcr: event.index for event in reversed(log.events) if event.type != EV_NO_ACTION}
-    return [
-        Finding(
-            code="eventlog.not-quoted",
-            detail=f"PCR {pcr}: the log extends it from event {extended[pcr]} on, and the quote does not cover it",
-            pcr=pcr,
-            event=extended[pcr],
-        )
-        for pcr in sorted(wanted_pcrs)
-        if pcr in extended and pcr not in quoted_pcrs
-    ]

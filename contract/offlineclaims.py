@@ -12,7 +12,7 @@ import msgspec
 
 from contract.auditkey import AuditKey
 from contract.claims import claims_of
-from contract.eventlog import EventLog
+from contract.eventlog import Coverage, EventLog
 from contract.ima import ImaResult
 from contract.quote import Attest
 
@@ -54,6 +54,11 @@ def boot_claims(log: EventLog, explained: Mapping[int, str]) -> dict[str, object
     found: dict[str, object] = {name: plain(getattr(claims, name)) for name in claims.__struct_fields__}
     found["proved"] = {name: claims.proved(name, by_log) for name in sorted(claims.sources)}
     return found
+
+
+def coverage_claims(found: Coverage) -> dict[str, object]:
+    """Return which PCRs firmware log and quote explain to each other, both ways; see `eventlog.Coverage`."""
+    return {name: sorted(getattr(found, name)) for name in found.__struct_fields__}
 
 
 def ima_claims(result: ImaResult) -> dict[str, object]:

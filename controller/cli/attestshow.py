@@ -167,6 +167,9 @@ def _claim_lines(claims: Mapping[str, object], given: Given) -> Iterator[str]:
             of_it = [int(pcr) for pcr, value in pcrs.items() if at(value, "explained_by") == by]
             if of_it:
                 yield _line("PCRs", f"{numbers(of_it)}: {text}")
+    unquoted = [pcr for pcr in items(at(claims, "coverage", "unquoted")) if isinstance(pcr, int)]
+    if unquoted:
+        yield _line("PCRs", f"{numbers(unquoted)}: in the firmware log and not quoted: only the log's word")
     if "secure_boot" in claims:
         yield from _boot_lines(claims)
     if "ima" in claims:

@@ -263,6 +263,20 @@ def test_people_are_told_where_what_and_what_to_do(auditor: Auditor) -> None:
     assert "nonce          not checked (no --nonce)" in text
 
 
+def test_people_are_told_which_pcrs_of_the_log_nobody_quoted(auditor: Auditor) -> None:
+    forger = Forger("ecc256")
+    few = {pcr: auditor.case.pcrs[pcr] for pcr in (0, 4, 7)}
+    log = auditor.files["event-log"]
+    auditor.give_quote(forger, forger.attest(pcrs=few))
+    auditor.files["event-log"], auditor.nonce = log, QUALIFYING.hex()
+    auditor.give_pcrs(few)
+    assert auditor.verify().json["claims"]["coverage"]["unquoted"] == [1, 2, 3, 5, 6, 8, 9, 14]
+    text = ringfence("attest", "verify", *auditor.arguments()).out
+    assert text.startswith("verified\n")
+    told = "PCRs           1-3, 5-6, 8-9, 14: in the firmware log and not quoted: only the log's word"
+    assert told in text
+
+
 def test_c12_nothing_in_evidence_reaches_the_terminal_as_it_is(auditor: Auditor, tmp_path: Path) -> None:
     log = auditor.case.read("eventlog.bin")
     at = log.index(b"kernel_cmdline: ") + 16
