@@ -95,6 +95,7 @@ class ImaRules:
         "files",
         "known",
         "policy",
+        "room",
         "sha256",
     )
 
@@ -104,6 +105,8 @@ class ImaRules:
         """A state that was judged by another policy does not fit."""
         self.known: dict[bytes, bytes] = {}
         """Record as it stands in the log to SHA-256 of its data. For the hot loop; see `recall` and `remember`."""
+        self.room = REMEMBERED_LINES // 2
+        """How many lines `known` may hold."""
         self._older: dict[bytes, bytes] = {}
         self.files: set[bytes] = set()
         """Files allowed by SHA-256, each as the fields `d-ng` and `n-ng` of its line. For the hot loop; see `Plain`."""
@@ -148,7 +151,7 @@ class ImaRules:
         """Keep a line that speaks for itself, while there is room; `known` stays the same dict."""
         if len(raw) > MAX_REMEMBERED_LINE_BYTES:
             return
-        if len(self.known) >= REMEMBERED_LINES // 2:
+        if len(self.known) >= self.room:
             self._older = dict(self.known)
             self.known.clear()
         self.known[raw] = extension

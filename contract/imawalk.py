@@ -69,7 +69,7 @@ class Walk:
         if self.met:
             return
         rules, size, padded = self._rules, len(untrusted), bank == "sha1"
-        known, files, at = rules.known, rules.files, 0
+        known, room, files, at = rules.known, rules.room, rules.files, 0
         tail = untrusted + bytes(HEAD_BYTES + 300)  # lengths may be read past the end, lines may not
         # The first line is never taken from memory.
         memory: dict[bytes, bytes] = known if lines else {}
@@ -93,7 +93,10 @@ class Walk:
                         and sha1(data, usedforsecurity=False).digest() == fits  # 2
                     ):
                         extension = sha256(data).digest()
-                        rules.remember(raw, extension)
+                        if len(known) < room:
+                            known[raw] = extension
+                        else:
+                            rules.remember(raw, extension)
                 if extension is None:
                     record = read_record(untrusted, at, lines, base)
                     head, cut, unpack, template, closing = PLAIN.get(record.template, NOT_PLAIN)
