@@ -75,6 +75,7 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
+        heirs=(model(carried("policy/guardrails.yaml", GUARDRAILS + "more: true\n")),),
     )
 
 

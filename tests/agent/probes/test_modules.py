@@ -98,6 +98,10 @@ def case(folder: Path) -> Iterator[Case]:
         blind=(machine.proc / "modules").unlink,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
+        heirs=(
+            TOML.replace('"dccp"', '"sctp"'),
+            '[modules]\nunknown = "ignore"\n[[modules.block]]\nnames = ["sctp"]\nreason = "nobody uses it"\n',
+        ),
     )
 
 

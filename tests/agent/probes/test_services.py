@@ -101,6 +101,10 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: tree_state(root),
         trace=lambda: tree_trace(root),
+        heirs=(
+            TOML + '[[services.unit]]\nname = "new.service"\nreason = "another"\n',
+            TOML.replace('unknown = "repair"', 'vendor = "trust"'),
+        ),
     )
 
 
