@@ -115,7 +115,8 @@ class PackageDatabase:
         A link, which has no content, is there with an empty digest. Raises OSError if there is no dpkg.
         """
         # The last two parts are what a path has left where `/lib` is a link to `/usr/lib`.
-        needles = [("/".join(folder.strip("/").split("/")[-2:]) + "/").encode() for folder in folders]
+        ends = dict.fromkeys("/".join(folder.strip("/").split("/")[-2:]) + "/" for folder in folders)
+        needles = [end.encode() for end in ends]
         base = self._root / "var/lib/dpkg"
         status = (base / "status").read_text("utf-8", "surrogateescape")
         tails = tuple(needle.decode() for needle in needles)

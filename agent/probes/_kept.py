@@ -46,12 +46,13 @@ class Small(NamedTuple, Generic[T]):
 class Reader(Generic[T]):
     """Reads files of one kind, each again only when it changed."""
 
-    def __init__(self, parse: Callable[[bytes], T]) -> None:
+    def __init__(self, parse: Callable[[bytes], T], max_bytes: int = SMALL_BYTES) -> None:
         self._parse = parse
+        self._max_bytes = max_bytes
         self._known: dict[str, tuple[Identity, float, Small[T]]] = {}
 
     def read(self, host: Host, path: str) -> Small[T]:
-        """Return a file. Raises OSError; EFBIG for more than SMALL_BYTES."""
+        """Return a file. Raises OSError; EFBIG for one that is too long."""
         host.breathe()
         descriptor = host.open_file(path)
         try:
@@ -68,8 +69,9 @@ class Reader(Generic[T]):
             content = b""
             while part := os.read(descriptor, SMALL_BYTES):
                 content += part
-                if len(content) > SMALL_BYTES:
-                    raise OSError(errno.EFBIG, f"more than {SMALL_BYTES} bytes", path)
+                host.breathe()
+                if len(content) > self._max_bytes:
+                    raise OSError(errno.EFBIG, f"more than {self._max_bytes} bytes", path)
         finally:
             os.close(descriptor)
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -90,6 +92,11 @@ class PackagedFiles:
         self._sums: dict[str, str] = {}
         self.missing: OSError | None = None
         """Why dpkg's database could not be read: what is not known then is reported, and not taken away."""
+
+    def cover(self, folders: Sequence[str]) -> None:
+        """Know the files below these folders from the next `refresh` on."""
+        if list(folders) != list(self._folders):
+            self._folders, self._stamp = folders, None
 
     def has(self, path: str, md5: str) -> bool:
         """True if a package brought this path with this content; of a link (empty `md5`): if it brought the path."""

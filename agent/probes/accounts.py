@@ -1,4 +1,4 @@
-"""`[accounts]`: who may log in and become root: users, groups, passwords, sudo rules, keys, PAM files.
+"""`[accounts]`: who may log in and become root: users, groups, passwords, sudo rules, keys, PAM, polkit, sshd's own ways.
 
 Reads the files below the root, not the name service: an account that only a directory server knows is not seen here.
 Default deny: what is not listed is drift. Repairs only with `unknown = "repair"`, and only two things that open a
@@ -24,9 +24,12 @@ from agent.accountfiles import (
     password_state,
 )
 from agent.accountsection import Section
+from agent.homes import home_of
 from agent.probes import Difference, could_not_look
 from agent.probes._bounds import bounded
 from agent.probes._kept import PackagedFiles, Reader, Small, aside, put_aside, put_asides, remember
+from agent.probes._logins import Logins
+from agent.sshdconfig import Setting
 from agent.tree import Kept, file_of
 from contract.messages import Drift
 
@@ -35,7 +38,7 @@ __all__ = ["Probe", "Section"]
 MAX_TOLD = 16
 """Differences of one kind told one by one."""
 PAM_FOLDERS = ("/etc/pam.d", "/usr/lib/pam.d")
-_FILES = ("/etc/passwd", "/etc/group", "/etc/shadow")
+_PACKAGED = (*(f"{each}/" for each in PAM_FOLDERS), "/etc/sudoers")
 
 
 class Probe(probes.Probe[Section]):
@@ -49,7 +52,8 @@ class Probe(probes.Probe[Section]):
         self._sudoers = Reader(parse_sudoers)
         self._keys = Reader(parse_authorized_keys)
         self._pam = Reader(lambda content: bool(content.strip()))
-        self._packaged = PackagedFiles(around.host, [*(f"{each}/" for each in PAM_FOLDERS), "/etc/sudoers"])
+        self._packaged = PackagedFiles(around.host, _PACKAGED)
+        self._logins = Logins(section, around.host, self._packaged)
         self._allowed = {(key.user, key.fingerprint, key.options) for key in section.key}
         self._owners: dict[str, set[str]] = {}
         """Files of authorized_keys, and whose they are."""
@@ -58,6 +62,7 @@ class Probe(probes.Probe[Section]):
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each account, member, rule, key and file that is not listed, or that cannot be read."""
+        self._packaged.cover([*_PACKAGED, *(f"{each}/" for each in self._logins.folders())])
         self._packaged.refresh()
         return self.drifts(self._differences(), now)
 
@@ -134,6 +139,7 @@ class Probe(probes.Probe[Section]):
         yield from bounded("sudo rules", self._sudo(), MAX_TOLD)
         yield from bounded("authorized keys", self._authorized(users), MAX_TOLD)
         yield from bounded("PAM files", self._pam_files(), MAX_TOLD)
+        yield from self._logins.differences()
 
     def _users(self, users: list[User], shadow: dict[str, str]) -> Iterator[Difference]:
         listed = {each.name: each for each in self.section.user}
@@ -228,8 +234,13 @@ class Probe(probes.Probe[Section]):
                         yield Difference(f"{path} {line}", "no such rule", line)
 
     def unlisted(self) -> list[Difference]:
-        """Return every file of sudo's rules and of PAM that no entry names and no package brought."""
-        return [*self._sudo(), *self._pam_files()]
+        """Return every file of sudo's rules, of PAM and of logins that no entry names and no package brought."""
+        self._packaged.cover([*_PACKAGED, *(f"{each}/" for each in self._logins.folders())])
+        return [*self._sudo(), *self._pam_files(), *self._logins.unlisted()]
+
+    def sshd_settings(self) -> list[Setting]:
+        """Return the lines of sshd's configuration. Raises OSError."""
+        return self._logins.settings()
 
     def authorized(self) -> Iterator[tuple[str, Key]]:
         """Yield every key that opens an account, with the account's name. Raises OSError without /etc/passwd."""
@@ -251,10 +262,11 @@ class Probe(probes.Probe[Section]):
 
     def _key_files(self, users: list[User]) -> Iterator[Difference | tuple[str, set[str], Small[list[Key]]]]:
         """Yield path, whose it is, and content of each file of keys; or the difference that it cannot be read."""
+        host = self.around.host
         whose: dict[str, set[str]] = {}
         for user in users:
             try:
-                home = self._home(user)
+                home = home_of(host.tree, user)
             except OSError as error:
                 yield could_not_look(f"home of {user.name}", "a look at its keys", error)
                 home = None
@@ -280,18 +292,6 @@ class Probe(probes.Probe[Section]):
 
     def _may(self, users: set[str], key: Key) -> bool:
         return any((user, key.fingerprint, key.options) in self._allowed for user in users)
-
-    def _home(self, user: User) -> str | None:
-        """Return the home folder without links, or None if there is none. Raises OSError if it cannot be told."""
-        tree = self.around.host.tree
-        try:
-            home = tree.real_folder("/" + user.home.lstrip("/"))
-            if home == "/":
-                return ""
-            entry = tree.entry(home)
-        except FileNotFoundError:
-            return None
-        return home if entry is not None and entry.kind in ("folder", "link") else None
 
     def _pam_files(self) -> Iterator[Difference]:
         listed = {each.path: each.sha256 for each in self.section.pam}
