@@ -25,6 +25,7 @@ from agent.devicenodes import DeviceNodes
 from agent.devices import UsbTree
 from agent.filewatch import FileWatch
 from agent.glance import Glance
+from agent.hwmon import HwmonTree
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.netlinks import Links
@@ -105,6 +106,7 @@ class Host(KernelSettings):
         self.pci = PciBus(sysfs_root)
         self.thunderbolt = ThunderboltBus(sysfs_root)
         self.disks = Disks(sysfs_root)
+        self.hwmon = HwmonTree(sysfs_root)
         self.links = Links()
 
     def breathe(self) -> None:

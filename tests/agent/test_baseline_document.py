@@ -21,7 +21,7 @@ DOCUMENT = (ROOT / "docs/baseline.md").read_text()
 SHIPPED = sorted((ROOT / "baselines").glob("*.toml"))
 LEARNED = {"accounts", "containers", "ima", "services"}
 """In no shipped baseline: they list what a machine has, and are written from the very machine."""
-DEVICES = {"accelerators", "blocks", "cameras", "netdevs", "pci", "serials"}
+DEVICES = {"accelerators", "blocks", "cameras", "chassis", "netdevs", "pci", "serials"}
 """Also written from the very machine: `ringfence-agent devices learn`."""
 WITHOUT = {"legacy": {"access", "boot", "thunderbolt"}}
 """Nothing proves the boot of a machine without a TPM; access by grants and limits of new buses come with another profile."""
