@@ -194,22 +194,23 @@ class Machine:
         self, probe: Probe[SectionBase], wrong: list[Drift], now: float, told: list[Told], *, free: bool
     ) -> list[Exhibit]:
         """Repair, keep what is found, and charge what it took to the section's account unless it is `free`."""
-        tree = self.around.host.tree
+        tree, processes = self.around.host.tree, self.around.host.processes
         began, written = time.thread_time(), self.around.host.written_bytes()
+        outer = tree.before_change, processes.on_end  # a repair lets the firewall be repaired in its midst
         if self._exhibits is not None:
-            tree.before_change = self._exhibits.keep
+            tree.before_change, processes.on_end = self._exhibits.keep, self._exhibits.keep_process
         try:
             probe.repair(wrong, now)
         except (OSError, Rejected) as error:
             told.append(Told(kind=f"{probe.name}.repair-failed", severity="critical", summary=str(error)))
         finally:
-            tree.before_change = None
+            tree.before_change, processes.on_end = outer
         if not free:
             cost = budget.Cost(time.thread_time() - began, max(0, self.around.host.written_bytes() - written))
             account = self._accounts.get(probe.name, budget.Account())
             keys = [drift.key for drift in wrong]
             self._accounts[probe.name] = budget.charge(account, keys, cost, self._monotonic())
-        return self._exhibits.take() if self._exhibits is not None else []
+        return self._exhibits.take() if self._exhibits is not None and outer[0] is None else []
 
     def _stand_back(self, enforced: bool) -> list[Told]:
         """Take our tables away, once, where the firewall is only observed: lock-down, or what was enforced before, is over.
@@ -252,7 +253,7 @@ def _named(kept: Sequence[Exhibit]) -> dict[str, dict[str, str]]:
         record = each.record
         detail = {"kept": each.name} if each.name else {"not_kept": each.why_not}
         if record is not None:
-            detail |= {"sha256": record.sha256, "owner": f"{record.uid}:{record.gid}", "mode": record.mode}
+            detail |= record.said()
         out[each.path] = {key: value for key, value in detail.items() if value}
     return out
 

@@ -399,3 +399,38 @@ def test_a_kernel_that_forgot_its_settings_at_boot_is_one_event_and_no_drift(tmp
             rig.stop()
 
     in_own_namespace(run)
+
+
+def test_a_firewall_that_is_mended_in_the_midst_of_a_repair_takes_nothing_of_its_records(
+    tmp_path: Path,
+) -> None:
+    folder = _machine(tmp_path / "root")
+
+    def run() -> None:
+        rig = _started(tmp_path, tmp_path / "root")
+        try:
+            rig.adopt(baseline(1, 8080, extra=ACCOUNTS), 1, 1)
+            host = rig.loop.host
+            let_in, done = host.let_in, []
+
+            def changed() -> None:
+                """The first time that a repair lets others in, somebody changes the firewall."""
+                if host.tree.before_change is not None and not done:
+                    done.append(True)
+                    nft("delete", "table", "inet", "ringfence")
+                    rig.loop.wake("firewall")
+                assert let_in is not None
+                let_in()
+
+            host.let_in = changed
+            (folder / "evil").write_bytes(SUDOERS)
+            rig.loop.wake("accounts")
+            _until(lambda: "accounts.healed" in rig.call(rig.kinds))
+            assert done and "8080" in nft("list", "ruleset")
+            (healed,) = [event for event in rig.call(rig.events) if event.kind == "accounts.healed"]
+            record = json.loads((tmp_path / "state/exhibits" / healed.detail["kept"]).read_bytes())
+            assert base64.b64decode(record["content"]) == SUDOERS
+        finally:
+            rig.stop()
+
+    in_own_namespace(run)
