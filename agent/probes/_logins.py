@@ -7,16 +7,19 @@ sshd's configuration, where a line can have keys looked for elsewhere or ask no 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
-from agent import sshdconfig
+from agent import sshdconfig, units
 from agent.accountsection import Section
+from agent.glance import Glance
 from agent.host import Host
 from agent.probes import Difference, could_not_look
 from agent.probes._bounds import bounded
 from agent.probes._kept import PackagedFiles, Reader
 from agent.sshdconfig import Setting, parse_sshd_config
 
+PAM_FOLDERS = ("/etc/pam.d", "/usr/lib/pam.d")
 MAX_TOLD = 16
 MAX_MODULE_BYTES = 8 * 1024 * 1024
 _LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib")
@@ -27,6 +30,7 @@ _AUTHORITY = tuple(
     for each in ("10-vendor", "20-org", "30-site", "50-local", "90-mandatory")
 )
 FOLDERS = ("/etc/profile.d", *_POLKIT, *_AUTHORITY)
+_SSHD_MORE = f"{sshdconfig.FOLDER}/sshd_config.d"
 _MAX_INCLUDES = 64
 
 
@@ -37,6 +41,8 @@ class Logins:
         self._section = section
         self._host = host
         self._packaged = packaged
+        self._folders: list[str] = []
+        """As they were last found."""
         self._files = Reader(lambda content: None, MAX_MODULE_BYTES)
         self._sshd = Reader(parse_sshd_config)
 
@@ -51,7 +57,19 @@ class Logins:
                 continue
             found += [f"{library}/{name}/security" for name in inner if "-linux-" in name]
             found += [f"{library}/security"] if "security" in inner else []
+        self._folders = found
         return found
+
+    @contextmanager
+    def quickly(self, glance: Glance) -> Iterator[None]:
+        """Within this, do not open a file again that a glance finds to be the same."""
+        with self._files.quickly(glance):
+            yield
+
+    def watched(self) -> list[str]:
+        """Return the folders that are worth a look as soon as they are touched: not those of packages alone."""
+        modules = [folder for folder in self._folders if folder.endswith("/security")]
+        return [_SSHD_MORE, "/etc/profile.d", _POLKIT[0], *modules]
 
     def differences(self) -> Iterator[Difference]:
         """Yield what is not as the section or a package has it, and what cannot be looked at."""
@@ -64,15 +82,39 @@ class Logins:
         there: dict[str, str] = dict.fromkeys(listed, "")
         for folder in self.folders():
             try:
-                for entry in self._host.tree.entries(folder):
+                for entry in units.listed(self._host.tree, folder):
                     if entry.kind != "folder":
                         there[f"{folder}/{entry.name}"] = entry.target
-            except FileNotFoundError:
-                continue
             except OSError as error:
                 yield could_not_look(folder, "a list of its files", error)
         for path, target in sorted(there.items()):
             yield from self._judged(path, target, listed.get(path))
+
+    def pam_files(self) -> Iterator[Difference]:
+        """Yield each file of PAM's rules that is in no entry and not as a package brought it, and wrong ones."""
+        listed = {each.path: each.sha256 for each in self._section.pam}
+        there = {"/etc/pam.conf"}
+        for folder in PAM_FOLDERS:
+            for entry in files_in(self._host, folder):
+                if isinstance(entry, Difference):
+                    yield entry
+                else:
+                    there.add(entry)
+        for path in sorted(there | set(listed)):
+            try:
+                found = self._files.read(self._host, path)
+            except FileNotFoundError:
+                if path in listed:
+                    yield Difference(path, "there", "not there")
+                continue
+            except OSError as error:
+                yield could_not_look(path, "a look at the PAM file", error)
+                continue
+            if path in listed:
+                if found.sha256 != listed[path]:
+                    yield Difference(f"{path} sha256", listed[path], found.sha256)
+            elif self._section.packaged == "report" or not self._packaged.has(path, found.md5):
+                yield Difference(path, "a listed file", f"sha256 {found.sha256}")
 
     def settings(self) -> list[Setting]:
         """Return the lines of sshd's configuration, with what it includes; none without sshd. Raises OSError."""
@@ -146,3 +188,13 @@ class Logins:
         except FileNotFoundError:
             return []
         return [f"{folder}/{each}" for each in names if fnmatchcase(each, name) and not each.startswith(".")]
+
+
+def files_in(host: Host, folder: str) -> Iterator[str | Difference]:
+    """Yield the paths of files and links in a folder, or the difference that it cannot be read."""
+    try:
+        for entry in units.listed(host.tree, folder):
+            if entry.kind != "folder":
+                yield f"{folder}/{entry.name}"
+    except OSError as error:
+        yield could_not_look(folder, "a list of its files", error)

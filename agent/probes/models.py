@@ -17,7 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from agent import probes
-from agent.host import Identity
+from agent.host import Identity, Watched
 from agent.models.folder import files_below
 from agent.models.hashing import Hashed, Verifier, hash_now, identity_of
 from agent.models.quiet import verity_of
@@ -43,6 +43,8 @@ MAX_DRIFTS = 64
 """For one model; past it one more tells how many."""
 MAX_NAMED = 8
 """Unlisted files that are named; the others are counted."""
+MAX_WATCHED = 512
+"""Folders that are watched as a whole; what is added to others is seen by the next look of the interval."""
 _NOT_KEPT = "?"
 """Remembered where nothing can be put back."""
 
@@ -59,6 +61,7 @@ class Probe(probes.Probe[Section]):
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
+        self._watched = _watched(section)
         self._known: dict[str, Known] = {}
         self._failed: dict[str, OSError] = {}
         self._verifier = Verifier(around.host, read_bytes_s=section.read_mb_s * 1e6)
@@ -71,6 +74,7 @@ class Probe(probes.Probe[Section]):
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each file that is not as listed, is missing, or cannot be read, and for what is not listed."""
+        self.around.host.watch_files(self.name, self._watched)
         self._left_bytes, self._left_files = PASS_BYTES, PASS_FILES
         for path, result in self._verifier.take().items():
             self._failed.pop(path, None)
@@ -241,6 +245,16 @@ class Probe(probes.Probe[Section]):
                 raise
             self.remember_first(path, _NOT_KEPT)  # huge, or no plain file: must not save it from repair
         tree.put(path, file_of(content, like))
+
+
+def _watched(section: Section) -> Watched:
+    """Return the files of all models, and the whole folders of those to which nothing may be added."""
+    paths = {model.at(file) for model in section.model for file in model.file}
+    shut = {
+        model.at(file).rpartition("/")[0] for model in section.model if model.complete for file in model.file
+    }
+    shut |= {model.root for model in section.model if model.complete}
+    return Watched(paths=frozenset(paths), folders=frozenset(sorted(shut)[:MAX_WATCHED]))
 
 
 def contradictions(sections: Mapping[str, probes.SectionBase]) -> Iterator[Contradiction]:

@@ -20,6 +20,7 @@ from msgspec import Meta, Struct, field
 from agent import probes, startpaths, units
 from agent.accountfiles import parse_passwd
 from agent.homes import home_of
+from agent.host import Watched
 from agent.probes import Difference, could_not_look
 from agent.probes._bounds import bounded
 from agent.probes._kept import (
@@ -112,13 +113,20 @@ class Probe(probes.Probe[Section]):
         self._users: list[Piece] = []
         """Of the users' own systemd."""
         self._transient: list[Piece] = []
+        self._homes: list[str] = []
+        """Folders of units below homes."""
+        self._logins: list[str] = []
+        """Homes of users who log in."""
         self._strange: list[str] = []
         """Paths of what nobody listed, where it may be taken away."""
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each unit in another state, each unknown file or link, and each that cannot be read."""
         self._packaged.refresh()
-        return self.drifts(self._differences(), now)
+        with self.around.host.glance() as glance, self._files.quickly(glance):
+            found = self.drifts(self._differences(), now)
+        self.around.host.watch_files(self.name, self._watched())
+        return found
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
         """Link and unlink units; take away what is unknown where the section asks for it. Counts from the next boot."""
@@ -166,6 +174,7 @@ class Probe(probes.Probe[Section]):
     def _differences(self) -> Iterator[Difference]:
         tree = self.around.host.tree
         self._pieces, self._users, self._transient, self._strange = [], [], [], []
+        self._homes, self._logins = [], []
         for folder in (*LOCAL, *VENDOR):
             try:
                 self._pieces += units.pieces(tree, (folder,))
@@ -191,6 +200,21 @@ class Probe(probes.Probe[Section]):
         yield from bounded("transient units", self._unknown_transient(), MAX_TOLD)
         yield from bounded("start files", self._unknown_files(), MAX_TOLD)
 
+    def _watched(self) -> Watched:
+        """Return what is worth a look at once. Not the packages' folders, nor what every login and container makes."""
+        seen = [piece.path.rpartition("/")[0] for piece in (*self._pieces, *self._users) if piece.local]
+        folders = {
+            *LOCAL,
+            *USERS_LOCAL,
+            *startpaths.LOCAL,
+            *(each for each in seen if not each.startswith("/run/user/")),
+        }
+        return Watched(
+            paths=frozenset({*startpaths.SINGLE, *self._listed}),
+            folders=frozenset({*folders, *self._homes}),
+            appearing=frozenset(f"{home}/.config" for home in self._logins),
+        )
+
     def _template(self, name: str, found: dict[str, State]) -> State:
         stem, at, _ = name.partition("@")
         return "disabled" if at and f"{stem}@.{name.rpartition('.')[2]}" in found else "not there"
@@ -214,10 +238,13 @@ class Probe(probes.Probe[Section]):
         for user in users:
             try:
                 home = home_of(tree, user)
-                own += [f"{home}/{each}" for each in units.HOME] if home is not None else []
             except OSError as error:
                 yield could_not_look(f"home of {user.name}", "a look at its units", error)
-        for folder in (*USERS_LOCAL, *USERS_VENDOR, *dict.fromkeys(own)):
+                continue
+            if home is not None:
+                self._homes += [f"{home}/{each}" for each in units.HOME]
+                self._logins += [home] if user.logs_in() else []
+        for folder in (*USERS_LOCAL, *USERS_VENDOR, *dict.fromkeys([*own, *self._homes])):
             try:
                 self._users += units.pieces(tree, (folder,))
             except OSError as error:
@@ -242,10 +269,12 @@ class Probe(probes.Probe[Section]):
                 yield Difference(piece.path, "a listed unit", f"transient {piece.kind}, left alone")
 
     def _unknown_pieces(self, pieces: list[Piece]) -> Iterator[Difference]:
+        # An alias under the name of a unit that packages have would stand in its place.
+        taken = frozenset(each.path.rpartition("/")[2] for each in pieces if each.kind == "unit")
         for piece in pieces:
             if piece.path in self._listed or (not piece.local and self.section.vendor == "trust"):
                 continue
-            if piece.local and piece.kind in ("pull", "alias", "mask") and self._may(piece, pieces):
+            if piece.local and piece.kind in ("pull", "alias", "mask") and self._may(piece, pieces, taken):
                 continue
             is_link = piece.kind in ("pull", "alias", "mask") or bool(piece.target)
             if piece.local and is_link:
@@ -253,7 +282,7 @@ class Probe(probes.Probe[Section]):
             else:
                 yield from self._unless_packaged(piece.path, piece.target if is_link else None, piece.local)
 
-    def _may(self, piece: Piece, pieces: list[Piece]) -> bool:
+    def _may(self, piece: Piece, pieces: list[Piece], taken: frozenset[str]) -> bool:
         """True if a link is one that a listed unit may have: inside the unit folders, under no other unit's name."""
         above = PurePosixPath(piece.path).parent
         own = above.parent if piece.kind == "pull" else above
@@ -266,8 +295,6 @@ class Probe(probes.Probe[Section]):
         named = [u for u in self.section.unit if any(fnmatchcase(name, u.name) for name in names)]
         if piece.kind == "mask":
             return any(unit.state in ("masked", "disabled", "any") for unit in named)
-        # An alias under the name of a unit that packages have would stand in its place.
-        taken = {each.path.rpartition("/")[2] for each in pieces if each.kind == "unit"}
         shadows = piece.kind == "alias" and piece.path.rpartition("/")[2] in taken
         return bool(named) and not shadows
 

@@ -60,6 +60,11 @@ reason = "logs"
 
 def make(folder: Path) -> Path:
     """Make a root, with a dpkg database, that is as TOML wants it."""
+    return installed(folder).root
+
+
+def installed(folder: Path) -> Dpkg:
+    """Make such a root; return it with its dpkg."""
     dpkg = Dpkg(folder)
     names = ("ssh.service", "telnet.service", "debug-shell.service", "getty@.service", "other.timer")
     files = {f"{SYSTEM}/{name}": UNIT for name in names} | {"usr/lib/systemd/user/known.service": UNIT}
@@ -78,7 +83,7 @@ def make(folder: Path) -> Path:
     (root / "etc/cron.d/rotate").write_bytes(b"rotate")
     (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nanna:x:1000:1000::/home/anna:/bin/sh\n")
     (root / "home/anna").mkdir(parents=True)
-    return root
+    return dpkg
 
 
 @contextmanager
@@ -301,6 +306,16 @@ def test_a_folder_of_users_that_cannot_be_looked_at_is_told(root: Path) -> None:
     (root / "etc/xdg/systemd").mkdir(parents=True)
     (root / "etc/xdg/systemd/user").symlink_to("/tmp")  # told as a link; a package's own is none
     assert _found(root) == {"/etc/xdg/systemd/user": "link to /tmp"}
+
+
+def test_a_package_that_comes_between_two_looks_brings_no_drift(tmp_path: Path) -> None:
+    dpkg = installed(tmp_path)
+    root = dpkg.root
+    probe = _probe(root)
+    assert probe.observe(1.0) == []
+    dpkg.install("tool", "1", {"etc/cron.d/tool": b"1 2 3 * * root tool\n", f"{SYSTEM}/tool.service": UNIT})
+    probe.repair(probe.observe(2.0), 2.0)
+    assert (root / "etc/cron.d/tool").exists() and probe.observe(3.0) == []
 
 
 def test_d10_without_a_package_database_nothing_packages_may_own_is_taken_away(root: Path) -> None:
