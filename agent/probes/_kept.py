@@ -126,11 +126,16 @@ class PackagedFiles:
         """True if a package brought this path with this content; of a link (empty `md5`): if it brought the path."""
         if self._stamp is None:
             self.refresh()
-        known = path in self._sums if not md5 else self._sums.get(path) == md5
+        known = self._knows(path, md5)
         if not known and self._stale:
             self._read(self._host.packages.stamp())
-            known = path in self._sums if not md5 else self._sums.get(path) == md5
+            known = self._knows(path, md5)
         return known
+
+    def _knows(self, path: str, md5: str) -> bool:
+        if not md5:
+            return path in self._sums
+        return self._sums.get(path) == md5
 
     def refresh(self) -> None:
         """Take note if dpkg's database changed. To be called once in each look.
