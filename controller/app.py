@@ -31,6 +31,7 @@ from controller.bell import Bell
 from controller.config import Config, listen_address, url_host
 from controller.failures import Failures
 from controller.fleet import Fleet
+from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
 from controller.issuing import Issuing
@@ -49,6 +50,7 @@ from controller.store import Store, StoreUnavailable
 log = logging.getLogger(__name__)
 
 SWEEP_S = 2.0
+ROLLOUT_S = 2.0
 RENEWAL_S = 3600.0
 VERSION = importlib.metadata.version("ringfence")
 
@@ -85,6 +87,7 @@ class Controller:
                 issuer=config.name,
                 build=f"ringfence-controller {VERSION}",
             ),
+            audit=AuditLog(self._store, keys.audit, directory),
             escrow=escrow,
             keys=keys,
             sessions=Sessions(fleet, escrow, issuing, metrics, bell),
@@ -106,6 +109,10 @@ class Controller:
         await self.services.fleet.start()
         await self.services.fleet.sweep(now=now)
         try:
+            await self.services.audit.check_kept(now=now)
+        except Rejected as rejected:
+            log.critical("audit log: %s", rejected)
+        try:
             await self.services.signed_files.refresh(now)
         except Rejected as rejected:
             log.warning("signed files: %s; push newly signed ones", rejected)
@@ -116,6 +123,7 @@ class Controller:
         """Sweep, renew, refresh and accept, until cancelled; a fault of one ends all and is raised."""
         async with asyncio.TaskGroup() as duties:
             duties.create_task(_every(SWEEP_S, self._sweep))
+            duties.create_task(_every(ROLLOUT_S, self._roll))
             duties.create_task(_every(RENEWAL_S, self._renew))
             duties.create_task(self.nodes.run())
             duties.create_task(self.admins.run())
@@ -131,6 +139,13 @@ class Controller:
         if await self.services.fleet.sweep(now=time.time()):
             self.services.bell.ring()
 
+    async def _roll(self) -> None:
+        now = time.time()
+        affected = await self.services.fleet.advance_rollouts(now=now)
+        if affected:
+            self.services.bell.ring()
+            await self.services.sessions.tell(affected, now)
+
     async def _renew(self) -> None:
         if self._keys.renew(self._names, time.time()):
             certificate, key = str(self._keys.server_certificate), str(self._keys.server_key)
@@ -138,6 +153,7 @@ class Controller:
             self._admin_tls.load_cert_chain(certificate, key)
             add_trust(self._node_tls, self._keys.node_trust)
         await self.services.archive.prune(now=time.time())
+        await self.services.audit.checkpoint(now=time.time())
         await self.services.signed_files.refresh(time.time())
         self.services.device_trust = await asyncio.to_thread(
             load_device_trust, self._directory, self._config.enrolment

@@ -185,6 +185,13 @@ class NodeView(Record, frozen=True, kw_only=True):
     """As reported; None before the first report."""
     wanted_posture: Posture
     baseline: BaselineRef | None
+    """As reported."""
+    baseline_since: float | None
+    """When evidence first said that this one is in force."""
+    wanted_baseline: WantedBaseline | None
+    own_baseline: bool
+    """The wanted one was chosen for this node, not for its site."""
+    labels: dict[str, str]
     drifts: int
     agent_version: str
     ek_trust: EkTrust
@@ -297,7 +304,8 @@ class ApiTokenView(Record, frozen=True, kw_only=True):
 class AuditView(Record, frozen=True, kw_only=True):
     """Who did what, and why."""
 
-    id: int
+    number: int
+    """From 1, without gaps."""
     at: float
     actor: str
     act: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.api import (
+    audit,
     baselines,
     enrolments,
     escrow,
@@ -13,6 +14,7 @@ from controller.api import (
     incidents,
     nodes,
     references,
+    rollouts,
     sites,
     tokens,
 )
@@ -24,12 +26,14 @@ _RESOURCES = (
     sites,
     enrolments,
     baselines,
+    rollouts,
     incidents,
     references,
     evidence,
     escrow,
     grants,
     events,
+    audit,
     tokens,
 )
 

@@ -18,6 +18,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
     uptime_s: float = 0.0
     posture: Posture | None = None
     baseline: BaselineRef | None = None
+    baseline_since: float | None = None
     pending: BaselineRef | None = None
     directive_accepted: int = 0
     fenced: list[str] = []
