@@ -213,7 +213,7 @@ def put_right(
         return []
     keys = [each.key for each in mended if not any(about(each.key, path) for path in kept)]
     records = [f"{path} ({detail.get('kept') or 'not kept'})" for path, detail in kept.items()]
-    when = "at the first look in this boot" if occasion == "boot" else "when the baseline was put in force"
+    when = "at the first look after a start" if occasion == "boot" else "when the baseline was put in force"
     named = [*kept, *keys]
     shown = ", ".join(named[:MAX_NAMED]) + (
         f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else ""
