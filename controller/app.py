@@ -22,13 +22,14 @@ import psutil
 from aiohttp import web
 
 from contract.errors import Rejected
-from controller import openapi
+from controller import openapi, outlets
 from controller.api import PREFIX
 from controller.api.entry import Text, add_routes, endpoint, problems
 from controller.api.route import AnyRoute, Call, Nothing, Route
 from controller.api.routes import ROUTES
 from controller.bell import Bell
-from controller.config import Config, listen_address, url_host
+from controller.config import Config, listen_address, outlets_of, url_host
+from controller.delivery import Delivery
 from controller.failures import Failures
 from controller.fleet import Fleet
 from controller.fleet.auditlog import AuditLog
@@ -100,6 +101,10 @@ class Controller:
         certificate, key = str(keys.server_certificate), str(keys.server_key)
         self._node_tls = server_context(certificate, key, node_trust=keys.node_trust)
         self._admin_tls = server_context(certificate, key, node_trust=None)
+        self._deliveries = [
+            Delivery(self._store, bell, settings, outlets.make(settings, directory))
+            for settings in outlets_of(config)
+        ]
         self.nodes = Listener(node_app(self.services, issuing), self._node_tls, config.limits)
         self.admins = Listener(admin_app(self.services), self._admin_tls, config.limits)
 
@@ -125,6 +130,8 @@ class Controller:
             duties.create_task(_every(SWEEP_S, self._sweep))
             duties.create_task(_every(ROLLOUT_S, self._roll))
             duties.create_task(_every(RENEWAL_S, self._renew))
+            for delivery in self._deliveries:
+                duties.create_task(delivery.run())
             duties.create_task(self.nodes.run())
             duties.create_task(self.admins.run())
 
@@ -173,7 +180,10 @@ def admin_app(services: Services) -> web.Application:
         return Text(document, "application/json")
 
     async def metrics(call: Call[Nothing, Nothing]) -> Text:
-        return Text(services.metrics.text(await services.fleet.counts()), CONTENT_TYPE)
+        return Text(
+            services.metrics.text(await services.fleet.counts(), await services.fleet.list_outlets()),
+            CONTENT_TYPE,
+        )
 
     async def health(call: Call[Nothing, Nothing]) -> Text:
         await services.fleet.counts()

@@ -47,7 +47,7 @@ _SINGLE = (
     "/etc/pam.conf",
     sshdconfig.MAIN,
 )
-_PACKAGED = (*(f"{each}/" for each in PAM_FOLDERS), "/etc/sudoers")
+_PACKAGED = (*(f"{each}/" for each in (*PAM_FOLDERS, SUDOERS_FOLDER)), "/etc/sudoers", "/etc/pam.conf")
 
 
 class Probe(probes.Probe[Section]):

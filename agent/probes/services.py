@@ -107,7 +107,8 @@ class Probe(probes.Probe[Section]):
         super().__init__(section, around)
         self._files = Reader(units.parse_install)
         self._passwd = Reader(parse_passwd)
-        self._packaged = PackagedFiles(around.host, [f"{each}/" for each in _PACKAGED])
+        folders = [f"{each}/" for each in _PACKAGED]
+        self._packaged = PackagedFiles(around.host, [*folders, *startpaths.SINGLE])
         self._listed = {each.path: each.sha256 for each in section.file}
         self._pieces: list[Piece] = []
         self._users: list[Piece] = []
@@ -336,7 +337,7 @@ class Probe(probes.Probe[Section]):
 
     def _may_go(self, path: str) -> bool:
         """False where packages put files and nobody can say which: without dpkg's database, everything would be unknown."""
-        return self._packaged.missing is None or not path.startswith(_PACKAGED)
+        return self._packaged.missing is None or not path.startswith((*_PACKAGED, *startpaths.SINGLE))
 
     def _unknown(self, path: str, found: str, local: bool = True) -> Difference:
         if local:

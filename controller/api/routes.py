@@ -13,6 +13,7 @@ from controller.api import (
     health,
     incidents,
     nodes,
+    outlets,
     references,
     rollouts,
     sites,
@@ -33,6 +34,7 @@ _RESOURCES = (
     escrow,
     grants,
     events,
+    outlets,
     audit,
     tokens,
 )

@@ -15,6 +15,7 @@ import click
 
 from contract.errors import Rejected
 from controller.cli.access import completion, events, login, tokens, whoami
+from controller.cli.apply import apply
 from controller.cli.attest import attest
 from controller.cli.audit import audit
 from controller.cli.baseline import baseline
@@ -26,6 +27,7 @@ from controller.cli.fleet import accept_boot, incidents, isolate, node, release,
 from controller.cli.grants import breakglass, grant
 from controller.cli.keys import keys
 from controller.cli.nodes import label, nodes
+from controller.cli.outlets import outlets
 from controller.cli.references import reference
 from controller.cli.rollouts import plan, rollout
 from controller.cli.show import harmless
@@ -49,12 +51,14 @@ for command in (
         accept_boot,
         plan,
         rollout,
+        apply,
         reference,
         evidence,
         key,
         grant,
         breakglass,
         events,
+        outlets,
         audit,
         tokens,
         completion,

@@ -25,6 +25,7 @@ from controller.fleet import (
 )
 from controller.fleet.enrolling import Enrolling
 from controller.fleet.granting import Granting
+from controller.fleet.outlets import Outlets
 from controller.fleet.referencing import Referencing
 from controller.fleet.rolling import Rolling
 from controller.policy import SitePolicy
@@ -58,7 +59,7 @@ from controller.store import audit
 from controller.store.selecting import SortKey
 
 
-class Fleet(Enrolling, Referencing, Granting, Rolling):
+class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
 
     async def start(self) -> None:

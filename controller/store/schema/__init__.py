@@ -20,6 +20,7 @@ from controller.store.schema.base import RowId, metadata
 from controller.store.schema.enrolment import enrol_tokens, enrolments, preregistrations, revoked_keys
 from controller.store.schema.fleet import node_labels, nodes, sites
 from controller.store.schema.grants import break_glass_codes, grants
+from controller.store.schema.outlets import dead_letters, outlets
 from controller.store.schema.people import api_tokens, audit, audit_checkpoints, audit_nodes
 from controller.store.schema.response import events, holds, incident_nodes, incidents
 from controller.store.schema.rollouts import plans, rollout_nodes, rollouts
@@ -35,6 +36,7 @@ __all__ = [
     "boot_claims",
     "boot_references",
     "break_glass_codes",
+    "dead_letters",
     "enrol_tokens",
     "enrolments",
     "escrow_keys",
@@ -48,6 +50,7 @@ __all__ = [
     "metadata",
     "node_labels",
     "nodes",
+    "outlets",
     "plans",
     "preregistrations",
     "reference_values",
