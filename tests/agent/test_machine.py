@@ -235,13 +235,15 @@ def test_a_look_at_20000_files_lets_the_firewall_in_within_20_ms(tmp_path: Path)
     times: list[float] = []
     probe = probe_of("models", _models(), Surroundings(host=host))
     probe.observe(1.0)
-    host.let_in = lambda: times.append(time.monotonic())
-    began = time.monotonic()
+    host.let_in = lambda: times.append(
+        time.thread_time()
+    )  # on a busy machine the scheduler's own pauses are longer
+    began = time.thread_time()
     probe.observe(2.0)
-    times = [began, *times, time.monotonic()]
+    times = [began, *times, time.thread_time()]
     stretches = sorted((b - a for a, b in pairwise(times)), reverse=True)
     assert len(times) > MANY
-    assert stretches[3] < 0.02, stretches[:5]  # the longest few are the scheduler's on a busy machine
+    assert stretches[0] < 0.02, stretches[:5]
     probe.undo()
 
 
