@@ -2,7 +2,8 @@
 
 A oneshot before network-pre.target (ATTACKS f12). It reads the state folder and nothing else, decides as the agent
 would (`agent.plan.stance`), and loads: the guard first (tiny), then the rules, and the cut where isolation was
-in force. What to trust is told by the state's own checksum and by the SHA-256 under which the baseline
+in force. A baseline that only observes the firewall gets nothing loaded, unless the node is isolated or fences a
+neighbour: those are orders. What to trust is told by the state's own checksum and by the SHA-256 under which the baseline
 was confirmed; signatures were checked before it got there.
 
 Refuses to open anything: no state, a damaged one, one of another node, or rules that the kernel will not take all
@@ -29,7 +30,7 @@ from agent.firewall.neighbours import render_arp
 from agent.firewall.nft import render, render_lockdown
 from agent.firewall.section import Section
 from agent.netfilter import Netfilter
-from agent.probes import ControllerEndpoint
+from agent.probes import ControllerEndpoint, mode_of
 from agent.responses import Wanted, checked
 from agent.store import Damaged, State, Store
 from contract import baseline as baselines
@@ -54,6 +55,7 @@ class Rules(NamedTuple):
     """What is to be loaded, and how people are told."""
 
     text: str
+    """Empty: the signed baseline only observes the firewall."""
     lockdown: str
     """In its place if the kernel refuses `text`."""
     said: str
@@ -103,8 +105,10 @@ def _of_state(state: State, around: Around) -> Rules:
     if held is None or state.last_good is None:
         return _locked(around, stance.posture, f"no baseline was confirmed here{why}")
     section = baselines.section(held, "firewall", Section) if "firewall" in held.sections else Section()
-    text = render_guard() + render(section, stance.posture, around)
     ref = state.last_good.ref
+    if not plan.enforced("firewall", mode_of(section, held.head), stance):
+        return Rules("", "", f"{ref.name}/{ref.version} only observes the firewall: nothing is loaded")
+    text = render_guard() + render(section, stance.posture, around)
     said = f"{ref.name}/{ref.version} in posture {stance.posture}{why}"
     links = section if stance.posture == "isolated" else None
     arp = render_arp(section, around, NOWHERE)
@@ -139,6 +143,8 @@ def _controller(config: AgentConfig, state: State | None) -> tuple[ControllerEnd
 
 def load(made: Rules, netfilter: Netfilter) -> str:
     """Put them into force, guard first; return what stands. Raises OSError where the kernel takes not even lock-down."""
+    if not made.text:
+        return made.said
     netfilter.load(render_guard())
     said = made.said
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -52,8 +53,6 @@ def raw() -> bytes:
 
 
 def slot() -> Slot:
-    import hashlib
-
     text = raw()
     ref = BaselineRef(name="factory", version=1, sha256=hashlib.sha256(text).digest())
     return Slot(ref=ref, raw=text)
@@ -137,6 +136,48 @@ def test_f12_rules_of_the_stored_state_stand_before_the_agent(
     assert ("table netdev ringfence_cut" in topology.nodes[0].namespace.ruleset()) == cut
     assert ("lock-down" in done.stderr) == (kind in LOCKED)
     assert (folder / "state" / "state").read_bytes() == before, "it reads and writes nothing"
+
+
+def observing(*, head: str, section: str) -> Slot:
+    """A baseline with one mode in its head and perhaps another in its firewall section."""
+    text = raw().replace(b"version = 1\n", f'version = 1\nmode = "{head}"\n'.encode())
+    if section:
+        text = text.replace(b"[firewall]\n", f'[firewall]\nmode = "{section}"\n'.encode())
+    ref = BaselineRef(name="factory", version=1, sha256=hashlib.sha256(text).digest())
+    return Slot(ref=ref, raw=text)
+
+
+@pytest.mark.parametrize(("head", "section"), [("observe", ""), ("enforce", "observe")])
+def test_f12_a_firewall_that_is_only_observed_cuts_nobody_at_boot(
+    topology: Topology, folder: Path, head: str, section: str
+) -> None:
+    state = replace(normal(), last_good=observing(head=head, section=section))
+    Store(folder / "state", NODE).save_state(state)
+    done = early(topology, folder)
+    assert done.returncode == 0 and "only observes" in done.stderr
+    node = topology.nodes[0]
+    assert node.namespace.ruleset().strip() == "", "not even the guard"
+    assert opens(topology.sites["early"].the_client.namespace, node.enclave[0], 9090, 2.0)
+
+
+@pytest.mark.parametrize("order", ["isolated", "contested", "fenced", "enforced in its section"])
+def test_f12_an_order_stands_at_boot_also_where_the_firewall_is_only_observed(
+    topology: Topology, folder: Path, order: str
+) -> None:
+    fence = [Request(name="fence", addresses=[topology.sites["early"].the_client.enclave[0]])]
+    section = "enforce" if order == "enforced in its section" else ""
+    state = replace(normal(), last_good=observing(head="observe", section=section))
+    if order == "isolated":
+        state = replace(state, directive=directive("isolated"))
+    elif order == "contested":
+        state = replace(state, contested="table inet ringfence was healed 3 times")
+    elif order == "fenced":
+        state = replace(state, directive=directive(responses=fence))
+    Store(folder / "state", NODE).save_state(state)
+    assert early(topology, folder).returncode == 0
+    client = topology.sites["early"].the_client.namespace
+    assert not opens(client, topology.nodes[0].enclave[0], 9090)
+    assert "table inet ringfence_guard" in topology.nodes[0].namespace.ruleset()
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "truncated", "flipped", "another node's"])
