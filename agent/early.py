@@ -98,7 +98,7 @@ def _of_state(state: State, around: Around) -> Rules:
         offline_s=state.offline_s,
         isolate_after_s=held.head.offline.isolate_after_s if held is not None else None,
         damaged=state.damaged,
-        contested=state.contested,
+        self_isolated=state.self_isolated,
     )
     around = around._replace(fenced=stance.fenced)
     why = f" ({stance.reason})" if stance.reason else ""

@@ -95,8 +95,10 @@ class State(Record, frozen=True, kw_only=True):
     """Names of the responses that were applied and must be undone when they are no longer wanted."""
     healings: list[tuple[float, str, str]] = []
     """When (wall clock) which of our tables was healed, and after whom: what `plan.contest` counts."""
-    contested: str = ""
-    """Why this node has isolated itself over its firewall; until a directive that isolates takes over."""
+    self_isolated: str = msgspec.field(default="", name="contested")
+    """Why this node has isolated itself: over its firewall, or in silence. Until a person releases it (`contract.directive`)."""
+    self_isolated_under: int = 0
+    """The highest directive number of then: only a release of a later one is meant."""
     boot_id: str = ""
     """Boot in which the rules were last put in force: a difference found later in the same boot is somebody's doing."""
     grants: dict[int, Kept] = {}

@@ -100,7 +100,7 @@ def main() -> None:
     elif scene == "contest":
         subprocess.run(["nft", "flush ruleset"], check=True)
         rig.loop.wake("firewall")
-        while not rig.loop.hold.state.contested:
+        while not rig.loop.hold.state.self_isolated:
             time.sleep(0.02)
         until_stands("ringfence_cut")
         rig.call(lambda: None)

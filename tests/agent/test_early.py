@@ -80,7 +80,8 @@ STATES: dict[str, Callable[[], State]] = {
     "isolated by a response": lambda: replace(
         normal(), directive=directive(responses=[Request(name="isolate", reason="x")])
     ),
-    "contested": lambda: replace(normal(), contested="table inet ringfence was healed 3 times"),
+    "contested": lambda: replace(normal(), self_isolated="table inet ringfence was healed 3 times"),
+    "silent": lambda: replace(normal(), self_isolated="no answer of the controller for 604800 s"),
     "damaged once": lambda: replace(normal(), directive=None, damaged=True),
     "only pending": lambda: replace(normal(), last_good=None, pending=slot()),
     "another baseline": lambda: replace(normal(), last_good=replace(slot(), raw=raw() + b"# more\n")),
@@ -170,7 +171,7 @@ def test_f12_an_order_stands_at_boot_also_where_the_firewall_is_only_observed(
     if order == "isolated":
         state = replace(state, directive=directive("isolated"))
     elif order == "contested":
-        state = replace(state, contested="table inet ringfence was healed 3 times")
+        state = replace(state, self_isolated="table inet ringfence was healed 3 times")
     elif order == "fenced":
         state = replace(state, directive=directive(responses=fence))
     Store(folder / "state", NODE).save_state(state)
