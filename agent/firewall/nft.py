@@ -95,9 +95,9 @@ def render(section: Section, posture: Posture, around: Around, local: Local = NO
     return rules(section, posture, around, local).text()
 
 
-def render_cut(section: Section, around: Around) -> str:
+def render_cut(section: Section, around: Around, local: Local = NOWHERE) -> str:
     """Return the small batch that isolates at once: the cut table alone, beside whatever rules are in force."""
-    return replacing([("inet", CUT_TABLE)]) + cut_table(model(section, "isolated", around)).text()
+    return replacing([("inet", CUT_TABLE)]) + cut_table(model(section, "isolated", around, local)).text()
 
 
 def render_lockdown(around: Around) -> str:

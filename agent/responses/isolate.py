@@ -10,6 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent import responses
+from agent.firewall.kept import Kept
+from agent.firewall.model import model
 from agent.firewall.nft import render_cut
 from agent.firewall.section import Section
 from agent.netfilter import Cut
@@ -37,9 +39,11 @@ class Response(responses.Response):
         if netfilter is None:
             return [_failed("no access to nftables")]
         # Without a prepared cut no baseline was ever in force: the controller alone.
-        cut = netfilter.prepared_cut or Cut(render_cut(Section(), around))
+        cut = netfilter.prepared_cut or Cut(
+            render_cut(Section(), around), Kept(model(Section(), "isolated", around))
+        )
         try:
-            entries, sockets = netfilter.cut_now(cut, around.controller)
+            entries, sockets = netfilter.cut_now(cut)
         except OSError as error:
             return [_failed(str(error))]
         detail = {"conntrack_deleted": str(entries), "sockets_destroyed": str(sockets)}
