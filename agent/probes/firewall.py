@@ -196,7 +196,8 @@ class Probe(probes.Probe[Section]):
             differences = [*self._differences(netfilter, now), *self._unresolved(here)]
             beneath = self._beneath.differences(netfilter, self.around, here)
             differences += [Difference(*each) for each in beneath]
-            differences += self._bypass.differences(now, netfilter)
+            isolated = self.around.posture == "isolated"
+            differences += self._bypass.differences(now, netfilter, isolated=isolated)
         except Outrun as error:
             self._last = None
             differences = self._outrun(netfilter, culprits, str(error.strerror))
@@ -224,7 +225,7 @@ class Probe(probes.Probe[Section]):
                 netfilter.kill_sockets(self._made()[1].kept)
         isolated = self.around.posture == "isolated"
         if isolated:
-            self._bypass.repair(netfilter, keys)
+            self._bypass.repair(netfilter, keys, self.around.remembered)
         if self.section.foreign == "remove" or isolated:
             foreign = [drift for drift in drifts if drift.key.startswith(_FOREIGN)]
             if self.section.foreign != "remove":

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent import responses
+from agent.firewall import elsewhere
 from agent.firewall.kept import Kept
 from agent.firewall.model import model
 from agent.firewall.nft import render_cut
@@ -51,7 +52,13 @@ class Response(responses.Response):
         return [Told(kind="isolate.applied", severity="critical", summary=reason, detail=detail)]
 
     def undo(self, around: Surroundings) -> list[Told]:
-        """Nothing is left to put away: the pass loads the rules of the new posture, without the cut table."""
+        """Join other namespaces that were cut off. Here the pass loads the rules of the new posture, without the cut."""
+        try:
+            elsewhere.rejoin(around.remembered)
+        except OSError as error:
+            return [
+                Told(kind="isolate.failed", severity="warning", summary=f"still cut off elsewhere: {error}")
+            ]
         return []
 
 
