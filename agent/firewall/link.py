@@ -20,15 +20,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from agent.firewall.match import CUT_TABLE, controller_sets, ranges, zone_sets
+from agent.firewall.match import CUT_TABLE, LOOPBACK, controller_sets, ranges, zone_sets
 from agent.firewall.model import Model, Peer, Zone
 from agent.firewall.routes import Hop, Link, beneath
 from agent.firewall.tables import Chain, Set, Table, replacing
 
 LINK_TABLES = (("netdev", CUT_TABLE), ("bridge", CUT_TABLE))
 FIRST, LAST = -(2**31), 2**31 - 1
-_LOOPBACK = 1
-"""Its index in every namespace; its name is anybody's choice, and so is "lo"."""
 _DEVICES_PER_CHAIN = 200
 """The kernel takes 256 (NFT_NETDEVICE_MAX)."""
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}")
@@ -56,7 +54,7 @@ def ways(links: Sequence[Link], hops: Iterable[Hop], named: Iterable[str]) -> Wa
 
     Where no hop is known (no route yet), every interface counts as one that leads there: the controller comes first.
     """
-    real = [each for each in links if each.number != _LOOPBACK]
+    real = [each for each in links if each.number != LOOPBACK]
     names = {each.number: each.name for each in real if not cannot_be_written(each.name)}
     indexes = {name: index for index, name in names.items()}
     carriers = {

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from agent.firewall import netlink
+from agent.firewall.match import LOOPBACK
 
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
@@ -38,7 +39,7 @@ _KINDS = frozenset({"macvlan", "macvtap", "ipvlan", "ipvtap", "vlan", "macsec"})
 DEVICE = "device of the machine"
 _DEVICES = frozenset({"", "wwan", "ipoib"})
 """What is no construct of the kernel's own."""
-_LOOPBACK = 772
+_KIND_OF_LOOPBACK = 772
 """ARPHRD_LOOPBACK."""
 _MAX_NAMESPACES = 4096
 _OWN = "/proc/thread-self/ns/net"
@@ -94,7 +95,7 @@ def inside(path: str, number: int, work: Callable[[], T]) -> T:
 
 
 def interfaces() -> list[str]:
-    """Return the names of every interface of this thread's namespace but its loopback, by kind and not by name. Raises OSError."""
+    """Return the names of every interface of this thread's namespace but its loopback, whatever that is called. Raises OSError."""
     talk = netlink.Talk(_NETLINK_ROUTE)
     try:
         dump = [each.payload for each in talk.dump(_GETLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))]
@@ -103,7 +104,7 @@ def interfaces() -> list[str]:
     return [
         _text(netlink.attributes(each[_IFINFOMSG.size :]).get(_IFNAME, b""))
         for each in dump
-        if _IFINFOMSG.unpack_from(each)[1] != _LOOPBACK
+        if _IFINFOMSG.unpack_from(each)[2] != LOOPBACK
     ]
 
 
@@ -218,7 +219,7 @@ def devices(listed: Iterable[bytes]) -> list[str]:
     for payload in listed:
         kind_of_link = _IFINFOMSG.unpack_from(payload)[1]
         link = netlink.attributes(payload[_IFINFOMSG.size :])
-        if kind_of_link != _LOOPBACK and _kind(link) in _DEVICES:
+        if kind_of_link != _KIND_OF_LOOPBACK and _kind(link) in _DEVICES:
             found.append(_text(link.get(_IFNAME, b"")))
     return found
 

@@ -31,6 +31,7 @@ from agent.firewall.granted import granted
 from agent.firewall.limit import limit_of
 from agent.firewall.match import (
     CUT_TABLE,
+    LOOPBACK,
     NEIGHBOURS,
     OWN_TABLES,
     STATELESS,
@@ -262,7 +263,7 @@ def _base_chain(
     ours = f"ct mark & 0xffff0000 == {_EPOCH}"
     lines = [f"ct state established,new {ours} accept"]
     if loopback_key:
-        lines.append(f'{loopback_key} "lo" accept')
+        lines.append(f"{loopback_key} {LOOPBACK} accept")
         lines.append(f"jump {neighbours}")
     lines += [
         f"ct state related meta l4proto {{ icmp, ipv6-icmp }} {ours} accept",
