@@ -1,6 +1,6 @@
 """`ringfence-agent early`: the rules of the last confirmed baseline, before the network is up and the agent runs.
 
-A oneshot before network-pre.target (ATTACKS f12). It reads the state folder and nothing else, decides as the agent
+Done before network-pre.target (ATTACKS f12). It reads the state folder and nothing else, decides as the agent
 would (`agent.plan.stance`), and loads: the guard first (tiny), then the rules, and the cut where isolation was
 in force. A baseline that only observes the firewall gets nothing loaded, unless the node is isolated or fences a
 neighbour: those are orders. What to trust is told by the state's own checksum and by the SHA-256 under which the baseline
@@ -23,13 +23,14 @@ from typing import NamedTuple, NoReturn
 
 from agent import plan
 from agent.config import DEFAULT_PATH, AgentConfig, load_config
+from agent.earlylinks import agent_is_up, cut_of_links, follow
 from agent.firewall.guard import render_guard
-from agent.firewall.link import render_links
-from agent.firewall.model import NOWHERE, model
+from agent.firewall.model import NOWHERE
 from agent.firewall.neighbours import render_arp
 from agent.firewall.nft import render, render_lockdown
 from agent.firewall.section import Section
 from agent.netfilter import Netfilter
+from agent.notify import notify
 from agent.probes import ControllerEndpoint, mode_of
 from agent.responses import Wanted, checked
 from agent.store import Damaged, State, Store
@@ -39,7 +40,7 @@ from contract.errors import Rejected
 from contract.messages import Posture
 
 EXIT_FAULT = 3
-_USAGE = "usage: ringfence-agent early [--config FILE]"
+_USAGE = "usage: ringfence-agent early [--config FILE] [--follow]"
 
 
 class Around(NamedTuple):
@@ -156,23 +157,25 @@ def load(made: Rules, netfilter: Netfilter) -> str:
         with contextlib.suppress(OSError):  # a kernel that cannot filter ARP: the agent tells of it
             netfilter.load(made.arp)
     if made.links is not None:
-        # Those that appear later are cut when the agent comes up; the IP stack is closed for all from now on.
+        # Those that appear later: `agent.earlylinks`. The IP stack is closed for all from now on.
         with contextlib.suppress(OSError):
-            meant = model(made.links, "isolated", made.around)
-            netfilter.load(render_links(meant, netfilter.ways(meant), bridge=netfilter.knows("bridge")))
+            netfilter.load(cut_of_links(netfilter, made.links, made.around))
     return said
 
 
 def main(
     argv: Sequence[str], *, say: Callable[[str], object] = lambda text: print(text, file=sys.stderr)
 ) -> NoReturn:
-    """Run the command: exit code 0 when rules are in force, also lock-down; 2 for wrong usage; 3 when none could be loaded."""
-    path = DEFAULT_PATH
-    if len(argv) == 2 and argv[0] == "--config":
-        path = Path(argv[1])
-    elif argv:
+    """Run the command: exit code 0 when rules are in force, also lock-down; 2 for wrong usage; 3 when none could be loaded.
+
+    With `--follow` an isolated node says READY to its supervisor and goes on cutting interfaces until the agent is up.
+    """
+    path, left = DEFAULT_PATH, [each for each in argv if each != "--follow"]
+    if len(left) == 2 and left[0] == "--config":
+        path = Path(left[1])
+    elif left:
         say(_USAGE)
-        sys.exit(0 if argv in (["-h"], ["--help"]) else 2)
+        sys.exit(0 if left in (["-h"], ["--help"]) else 2)
     config: AgentConfig | None = None
     try:
         config = load_config(path)
@@ -180,11 +183,15 @@ def main(
         say(f"ringfence-agent early: {error.detail or error.code}")
     try:
         netfilter = Netfilter()
-        said = load(rules(config), netfilter)
+        made = rules(config)
+        said = load(made, netfilter)
     except OSError as error:
         say(f"ringfence-agent early: no rules could be loaded: {error}")
         sys.exit(EXIT_FAULT)
     say(f"ringfence-agent early: {said}")
+    notify("READY=1")
+    if made.links is not None and len(left) < len(argv):
+        follow(netfilter, made.links, made.around, lambda: agent_is_up(path))
     netfilter.close()
     sys.exit(0)
 

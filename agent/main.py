@@ -164,9 +164,12 @@ def render_command(file: Path, posture: Posture, config_path: Path) -> None:
 
 @cli.command("early")
 @_config_option
-def early_command(config_path: Path) -> None:
+@click.option(
+    "--follow", is_flag=True, help="An isolated node stays, and cuts interfaces until the agent is up."
+)
+def early_command(config_path: Path, follow: bool) -> None:
     """Load the rules of the last confirmed baseline, for a unit before the network; lock-down where there are none."""
-    early.main(["--config", str(config_path)])
+    early.main(["--config", str(config_path), *(["--follow"] if follow else [])])
 
 
 cli.add_command(check)
