@@ -3,7 +3,7 @@
 `ringfence-agent early` comes before the network, and most interfaces come after it: the IP stack is closed for all of them, but a
 packet socket passes it, and the kernel keeps a chain below IP for no interface that is not there yet. So the early step
 stays, in an isolated node alone: the kernel announces an interface, and it is cut a few milliseconds later, whoever it was that
-made it (udev or not). The agent's first report of a boot that it owns the rules is in its state.
+made it (udev or not). That the agent has taken over is told by its state.
 
 Refuses to decide: what is cut was decided by `agent.early`. Relies on: CAP_NET_ADMIN; a supervisor that counts the step as done
 once it says READY (packaging/systemd/ringfence-early.service).
@@ -20,7 +20,6 @@ from agent.config import load_config
 from agent.firewall.link import render_links
 from agent.firewall.model import Around, model
 from agent.firewall.section import Section
-from agent.host import Host
 from agent.netfilter import Netfilter
 from agent.store import Damaged, Store
 from contract.errors import Rejected
@@ -39,6 +38,8 @@ def cut_of_links(netfilter: Netfilter, section: Section, around: Around) -> str:
 
 def agent_is_up(config: Path) -> bool:
     """Tell whether the agent has put its rules in force in this boot; it says so in its state."""
+    from agent.host import Host  # a third of what the early step imports, and only an isolated node wants it
+
     try:
         known = load_config(config)
         state = Store(known.state, known.node).load_state()
