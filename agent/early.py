@@ -2,8 +2,8 @@
 
 Done before network-pre.target (ATTACKS f12). It reads the state folder and nothing else, decides as the agent
 would (`agent.plan.stance`), and loads: the guard first (tiny), then the rules, and the cut where isolation was
-in force. A baseline that only observes the firewall gets nothing loaded, unless the node is isolated or fences a
-neighbour: those are orders. What to trust is told by the state's own checksum and by the SHA-256 under which the baseline
+in force; then USB (`agent.earlyusb`). A baseline that only observes the firewall gets no rules loaded, unless the node
+is isolated or fences a neighbour: those are orders. What to trust is told by the state's own checksum and by the SHA-256 under which the baseline
 was confirmed; signatures were checked before it got there.
 
 Refuses to open anything: no state, a damaged one, one of another node, or rules that the kernel will not take all
@@ -17,11 +17,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from agent import plan
+from agent import earlyusb, plan
 from agent.config import DEFAULT_PATH, AgentConfig, load_config
 from agent.earlylinks import agent_is_up, cut_of_links, follow
 from agent.firewall.guard import render_guard
@@ -29,9 +30,11 @@ from agent.firewall.model import NOWHERE
 from agent.firewall.neighbours import render_arp
 from agent.firewall.nft import render, render_lockdown
 from agent.firewall.section import Section
+from agent.host import Host
 from agent.netfilter import Netfilter
 from agent.notify import notify
 from agent.probes import ControllerEndpoint, mode_of
+from agent.probes.usb import Section as UsbSection
 from agent.responses import Wanted, checked
 from agent.store import Damaged, State, Store
 from contract import baseline as baselines
@@ -65,6 +68,8 @@ class Rules(NamedTuple):
     around: Around = Around(())
     arp: str = ""
     """By interface alone: no route is known yet."""
+    usb: UsbSection | None = None
+    """Where the baseline in force enforces it."""
 
 
 def rules(config: AgentConfig | None) -> Rules:
@@ -108,12 +113,14 @@ def _of_state(state: State, around: Around) -> Rules:
     section = baselines.section(held, "firewall", Section) if "firewall" in held.sections else Section()
     ref = state.last_good.ref
     if not plan.enforced("firewall", mode_of(section, held.head), stance):
-        return Rules("", "", f"{ref.name}/{ref.version} only observes the firewall: nothing is loaded")
+        said = f"{ref.name}/{ref.version} only observes the firewall: nothing is loaded"
+        return Rules("", "", said, usb=earlyusb.enforced(held))
     text = render_guard() + render(section, stance.posture, around)
     said = f"{ref.name}/{ref.version} in posture {stance.posture}{why}"
     links = section if stance.posture == "isolated" else None
     arp = render_arp(section, around, NOWHERE)
-    return Rules(text, _lockdown(around, stance.posture), said, links, around, arp)
+    usb = earlyusb.enforced(held)
+    return Rules(text, _lockdown(around, stance.posture), said, links, around, arp, usb)
 
 
 def _confirmed(state: State) -> Baseline:
@@ -181,19 +188,28 @@ def main(
         config = load_config(path)
     except Rejected as error:
         say(f"ringfence-agent early: {error.detail or error.code}")
+    made, code = rules(config), 0
     try:
         netfilter = Netfilter()
-        made = rules(config)
         said = load(made, netfilter)
     except OSError as error:
-        say(f"ringfence-agent early: no rules could be loaded: {error}")
-        sys.exit(EXIT_FAULT)
+        said, code = f"no rules could be loaded: {error}", EXIT_FAULT
     say(f"ringfence-agent early: {said}")
+    if made.usb is not None and config is not None:
+        for line in earlyusb.decide(made.usb, _host(config), time.time()):
+            say(f"ringfence-agent early: {line}")
+    if code:
+        sys.exit(code)
     notify("READY=1")
     if made.links is not None and len(left) < len(argv):
         follow(netfilter, made.links, made.around, lambda: agent_is_up(path))
     netfilter.close()
     sys.exit(0)
+
+
+def _host(config: AgentConfig) -> Host:
+    roots = config.roots
+    return Host(root=Path(roots.root), sysfs_root=Path(roots.sysfs), proc_root=Path(roots.proc))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from agent.config import load_config
 from agent.firewall.link import render_links
 from agent.firewall.model import Around, model
 from agent.firewall.section import Section
+from agent.host import Host
 from agent.netfilter import Netfilter
 from agent.store import Damaged, Store
 from contract.errors import Rejected
@@ -38,8 +39,6 @@ def cut_of_links(netfilter: Netfilter, section: Section, around: Around) -> str:
 
 def agent_is_up(config: Path) -> bool:
     """Tell whether the agent has put its rules in force in this boot; it says so in its state."""
-    from agent.host import Host  # a third of what the early step imports, and only an isolated node wants it
-
     try:
         known = load_config(config)
         state = Store(known.state, known.node).load_state()
