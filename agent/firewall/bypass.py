@@ -73,9 +73,8 @@ class Bypass:
         What cannot be cut or taken out stays told.
         """
         for stray in self._open:
-            elsewhere.remember(remembered, stray.number, stray.where)
             with contextlib.suppress(OSError):
-                elsewhere.cut(stray.path, stray.number)
+                elsewhere.shut(stray.path, stray.number, remembered)
             self._last = None
         wanted = {key for key in keys if key.startswith(PROGRAM)}
         self._programs = None
@@ -133,7 +132,7 @@ def _not_cut(netfilter: Netfilter, stray: Stray) -> str:
         wanted = netfilter.canonical(elsewhere.apart(there.interfaces), (elsewhere.PLACE,))
     except (OSError, Rejected, ValueError) as error:
         return f"cannot be cut off: {error}"
-    if there.interfaces - there.held or compare.changes(wanted, there.listing):
+    if there.up and (there.interfaces - there.held or compare.changes(wanted, there.listing)):
         return "not cut off"
     return ""
 

@@ -2,7 +2,8 @@
 
 A network card that was given to a namespace passes no rule of ours, so a node that is isolated would talk on through it. Each
 interface of such a namespace is cut both ways by a table of our own there, `netdev ringfence_apart`; what was open dies with its
-packets. A link that is set down would lose its addresses and routes, and release could not give them back.
+packets. A link that is set down would lose its addresses and routes, and release could not give them back: so that is done only
+where the table cannot be had (somebody holds its name, an interface has a name that nftables would read as syntax).
 
 Refuses a namespace that is another one meanwhile under the same name. Relies on: CAP_SYS_ADMIN, `agent.firewall.namespaces`.
 """
@@ -21,7 +22,7 @@ from agent.firewall.link import FIRST, LAST, cannot_be_written, on_every
 from agent.firewall.tables import Table, replacing
 
 PLACE = ("netdev", "ringfence_apart")
-_REMEMBERED = "isolate:apart "
+_REMEMBERED, _DOWN = "isolate:apart ", "isolate:down "
 
 
 class Standing(NamedTuple):
@@ -29,6 +30,8 @@ class Standing(NamedTuple):
 
     interfaces: frozenset[str]
     """All but the loopback."""
+    up: frozenset[str]
+    """Those that could carry something."""
     held: frozenset[str]
     """Those that our chains hold both ways."""
     listing: Canonical
@@ -63,9 +66,15 @@ def cut(path: str, number: int) -> None:
     namespaces.inside(path, number, work)
 
 
-def remember(remembered: MutableMapping[str, str], number: int, where: str) -> None:
-    """Write down, before it is cut, which namespace `rejoin` is to look for."""
-    remembered.setdefault(f"{_REMEMBERED}{number}", where)
+def shut(path: str, number: int, remembered: MutableMapping[str, str]) -> None:
+    """Cut a namespace off, by its links where the table cannot be had; what `rejoin` needs is written down first. Raises OSError."""
+    remembered.setdefault(f"{_REMEMBERED}{number}", path)
+    try:
+        cut(path, number)
+    except OSError:
+        for name in sorted(standing(path, number).up):
+            remembered.setdefault(f"{_DOWN}{number} {name}", path)
+        namespaces.inside(path, number, lambda: namespaces.set_links(up=False))
 
 
 def rejoin(remembered: MutableMapping[str, str]) -> None:
@@ -77,7 +86,9 @@ def rejoin(remembered: MutableMapping[str, str]) -> None:
         try:
             if number in there:
                 with contextlib.suppress(FileNotFoundError):  # it ended meanwhile
-                    namespaces.inside(there[number].path, number, _withdraw)
+                    _rejoin(there[number], remembered)
+            for key in [each for each in remembered if each.startswith(f"{_DOWN}{number} ")]:
+                del remembered[key]
             del remembered[f"{_REMEMBERED}{number}"]
         except OSError as error:
             failed = error
@@ -85,8 +96,16 @@ def rejoin(remembered: MutableMapping[str, str]) -> None:
         raise failed
 
 
-def _withdraw() -> None:
-    run(context(), replacing([PLACE]))
+def _rejoin(other: namespaces.Other, remembered: MutableMapping[str, str]) -> None:
+    start = f"{_DOWN}{other.number} "
+    down = frozenset(key.removeprefix(start) for key in remembered if key.startswith(start))
+
+    def work() -> None:
+        if down:
+            namespaces.set_links(up=True, named=down)
+        run(context(), replacing([PLACE]))
+
+    namespaces.inside(other.path, other.number, work)
 
 
 def _standing() -> Standing:
@@ -104,7 +123,8 @@ def _standing() -> Standing:
     elif there:
         listing = compare.canonical(parsed(run(context(), f"list table {' '.join(PLACE)}")))
     both = frozenset(held[0] & held[1]) if len(held) == 2 else frozenset()
-    return Standing(_interfaces(), both, listing)
+    names = _interfaces()
+    return Standing(names, frozenset(namespaces.interfaces(up=True)), both, listing)
 
 
 def _interfaces() -> frozenset[str]:

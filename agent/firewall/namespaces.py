@@ -31,7 +31,9 @@ from agent.firewall.match import LOOPBACK
 T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _NETLINK_ROUTE = 0
-_GETLINK, _GETNSID = 18, 90
+_NEWLINK, _GETLINK, _GETNSID = 16, 18, 90
+_UP = 1
+"""IFF_UP."""
 _IFINFOMSG = struct.Struct("=BxHiII")
 _IFNAME, _LINK, _LINKINFO, _LINK_NETNSID = 3, 5, 18, 37
 _NSID_ID, _NSID_FD = 1, 3
@@ -94,18 +96,39 @@ def inside(path: str, number: int, work: Callable[[], T]) -> T:
     return results[0]
 
 
-def interfaces() -> list[str]:
-    """Return the names of every interface of this thread's namespace but its loopback, whatever that is called. Raises OSError."""
+def interfaces(*, up: bool = False) -> list[str]:
+    """Return the names of every interface of this thread's namespace but its loopback, whatever that is called.
+
+    `up`: those alone that are set up. Raises OSError.
+    """
     talk = netlink.Talk(_NETLINK_ROUTE)
     try:
-        dump = [each.payload for each in talk.dump(_GETLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0))]
+        return [name for _, name, is_up in _listed(talk) if is_up or not up]
     finally:
         talk.close()
-    return [
-        _text(netlink.attributes(each[_IFINFOMSG.size :]).get(_IFNAME, b""))
-        for each in dump
-        if _IFINFOMSG.unpack_from(each)[2] != LOOPBACK
-    ]
+
+
+def set_links(*, up: bool, named: frozenset[str] | None = None) -> None:
+    """Set interfaces of this thread's namespace up or down: those named, or all but its loopback. Raises OSError."""
+    talk = netlink.Talk(_NETLINK_ROUTE)
+    try:
+        for number, name, is_up in _listed(talk):
+            if is_up != up and (named is None or name in named):
+                flags = _UP if up else 0
+                talk.tell(_NEWLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, number, flags, _UP))
+    finally:
+        talk.close()
+
+
+def _listed(talk: netlink.Talk) -> list[tuple[int, str, bool]]:
+    """Return (index, name, whether it is up) of every interface but the loopback."""
+    found = []
+    for message in talk.dump(_GETLINK, _IFINFOMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        _, _, number, flags, _ = _IFINFOMSG.unpack_from(message.payload)
+        name = _text(netlink.attributes(message.payload[_IFINFOMSG.size :]).get(_IFNAME, b""))
+        if number != LOOPBACK:
+            found.append((number, name, bool(flags & _UP)))
+    return found
 
 
 def strays() -> list[Stray]:

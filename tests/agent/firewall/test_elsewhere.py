@@ -143,6 +143,22 @@ def test_f13_an_interface_that_comes_there_later_is_cut_and_a_card_that_is_meant
         node.namespace.ip("link", "del", "more1")
 
 
+def test_f13_where_the_table_cannot_be_had_the_links_go_down_and_up_again_with_release(
+    node: FencedNode, taken: tuple[Namespace, Namespace], card: namespaces.Stray
+) -> None:
+    inside, _ = taken
+    inside.batch(["link set eth7 down", "link set eth7 name eth7;}", "link set eth7;} up"])
+    until(lambda: talks(taken)[0], 20)
+    inside.ip("link", "add", "spare0", "type", "bridge")  # down before, and down after
+    left = look(node, "isolated")
+    assert [drift.found for drift in left] == ["device of the machine, cut off"]
+    assert not any(talks(taken))
+    node.do(lambda: isolate.Response().undo(node.probe.around))
+    until(lambda: talks(taken)[0], 20)
+    assert "UP" not in inside.ip("link", "show", "spare0").split(">")[0]
+    assert node.probe.around.remembered == {}
+
+
 def test_f13_another_namespace_under_the_same_name_is_left_alone(
     taken: tuple[Namespace, Namespace], card: namespaces.Stray
 ) -> None:
