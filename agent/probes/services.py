@@ -107,8 +107,7 @@ class Probe(probes.Probe[Section]):
         super().__init__(section, around)
         self._files = Reader(units.parse_install)
         self._passwd = Reader(parse_passwd)
-        folders = [f"{each}/" for each in _PACKAGED]
-        self._packaged = PackagedFiles(around.host, [*folders, *startpaths.SINGLE])
+        self._packaged = PackagedFiles(around.host, [*(f"{each}/" for each in _PACKAGED), *startpaths.SINGLE])
         self._listed = {each.path: each.sha256 for each in section.file}
         self._pieces: list[Piece] = []
         self._users: list[Piece] = []

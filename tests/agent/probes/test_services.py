@@ -225,6 +225,15 @@ def test_d10_a_unit_in_the_packages_folder_that_no_package_brought(root: Path) -
     ]
 
 
+def test_d10_the_crontab_as_its_package_brought_it_needs_no_entry(tmp_path: Path) -> None:
+    dpkg = Dpkg(tmp_path)
+    dpkg.install("cron", "1", {"etc/crontab": b"SHELL=/bin/sh\n"}, conffile="etc/crontab")
+    assert _found(dpkg.root, "[services]\n") == {}
+    with (dpkg.root / "etc/crontab").open("a") as crontab:
+        crontab.write("* * * * * root evil\n")
+    assert list(_found(dpkg.root, "[services]\n")) == ["/etc/crontab"]
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -316,15 +325,6 @@ def test_a_package_that_comes_between_two_looks_brings_no_drift(tmp_path: Path) 
     dpkg.install("tool", "1", {"etc/cron.d/tool": b"1 2 3 * * root tool\n", f"{SYSTEM}/tool.service": UNIT})
     probe.repair(probe.observe(2.0), 2.0)
     assert (root / "etc/cron.d/tool").exists() and probe.observe(3.0) == []
-
-
-def test_d10_the_crontab_as_its_package_brought_it_needs_no_entry(tmp_path: Path) -> None:
-    dpkg = Dpkg(tmp_path)
-    dpkg.install("cron", "1", {"etc/crontab": b"SHELL=/bin/sh\n"}, conffile="etc/crontab")
-    assert _found(dpkg.root, "[services]\n") == {}
-    with (dpkg.root / "etc/crontab").open("a") as crontab:
-        crontab.write("* * * * * root evil\n")
-    assert list(_found(dpkg.root, "[services]\n")) == ["/etc/crontab"]
 
 
 def test_d10_without_a_package_database_nothing_packages_may_own_is_taken_away(root: Path) -> None:
