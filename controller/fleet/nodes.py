@@ -12,7 +12,7 @@ from contract.messages import Severity
 from contract.wire import decode
 from controller import tpmrecord
 from controller.claimsview import BootClaims, shown
-from controller.fleet import acts
+from controller.fleet import acts, incidents
 from controller.fleet.paging import cut
 from controller.policy import FleetSettings
 from controller.records import (
@@ -26,7 +26,8 @@ from controller.records import (
 )
 from controller.selector import Selector, checked_labels
 from controller.standing import OVERDUE_INTERVALS, standing
-from controller.store import Transaction, boots, enrolments, events, holds, incidents, selecting, sites
+from controller.store import Transaction, boots, enrolments, events, holds, selecting, sites
+from controller.store import incidents as incident_rows
 from controller.store import nodes as rows
 from controller.store.nodes import NodeRow
 
@@ -121,10 +122,12 @@ def detail(tx: Transaction, node: str) -> NodeDetail:
         certificate_sha256=(row.certificate_sha256 or b"").hex(),
         certificate_not_after=row.certificate_not_after,
         boot_id=row.state.boot_id,
+        os_release=row.state.os_release,
         uptime_s=row.state.uptime_s,
         addresses=row.state.addresses,
         fenced=row.state.fenced,
         findings=row.state.findings,
+        findings_elsewhere=incidents.shown_by(tx, row.state.findings, row.state.drifts, without=node),
         drifts=row.state.drifts,
         pending=row.state.pending,
         directive_number=row.directive_number,
@@ -192,7 +195,7 @@ def counts(tx: Transaction) -> FleetCounts:
     }
     for (_, stands), count in rows.count_by_standing(tx).items():
         by_standing[stands] += count
-    by_state = incidents.count_by_state(tx)
+    by_state = incident_rows.count_by_state(tx)
     return FleetCounts(
         nodes=by_standing,
         connected=rows.count_connected(tx),

@@ -61,6 +61,7 @@ def take(
     state = NodeState(
         boot_id=body.boot_id,
         agent_version=body.agent_version,
+        os_release=body.os_release,
         uptime_s=body.uptime_s,
         posture=body.posture,
         baseline=body.baseline,

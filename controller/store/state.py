@@ -15,6 +15,7 @@ class NodeState(Struct, frozen=True, kw_only=True):
 
     boot_id: str = ""
     agent_version: str = ""
+    os_release: str = ""
     uptime_s: float = 0.0
     posture: Posture | None = None
     baseline: BaselineRef | None = None
