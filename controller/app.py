@@ -41,6 +41,7 @@ from controller.listener import Listener, server_context
 from controller.metrics import CONTENT_TYPE, Metrics
 from controller.node_channel import node_app
 from controller.policy import FleetSettings
+from controller.replica import BEAT_S, Replica
 from controller.repository import Repository
 from controller.roots import load_device_trust
 from controller.services import Services
@@ -98,6 +99,14 @@ class Controller:
             failures=Failures(config.limits.failures_per_minute),
             device_trust=load_device_trust(directory, config.enrolment),
         )
+        self.replica = Replica(
+            fleet,
+            self.services.sessions,
+            bell,
+            name=config.name,
+            own=self._store.identity,
+            url=self._store.url,
+        )
         certificate, key = str(keys.server_certificate), str(keys.server_key)
         self._node_tls = server_context(certificate, key, node_trust=keys.node_trust)
         self._admin_tls = server_context(certificate, key, node_trust=None)
@@ -111,7 +120,7 @@ class Controller:
     async def start(self) -> None:
         """Judge the silence of the time we were away, then listen. Raises StoreUnavailable, OSError."""
         now = time.time()
-        await self.services.fleet.start()
+        await self.services.fleet.start(name=self._config.name, now=now)
         await self.services.fleet.sweep(now=now)
         try:
             await self.services.audit.check_kept(now=now)
@@ -129,6 +138,8 @@ class Controller:
         async with asyncio.TaskGroup() as duties:
             duties.create_task(_every(SWEEP_S, self._sweep))
             duties.create_task(_every(ROLLOUT_S, self._roll))
+            duties.create_task(_every(BEAT_S, self.replica.beat))
+            duties.create_task(self.replica.hear())
             duties.create_task(_every(RENEWAL_S, self._renew))
             for delivery in self._deliveries:
                 duties.create_task(delivery.run())
@@ -138,6 +149,8 @@ class Controller:
     async def stop(self) -> None:
         """Stop listening, end the sessions, finish what is queued in the store."""
         await self.services.sessions.stop()
+        with contextlib.suppress(StoreUnavailable):
+            await self.services.fleet.leave()
         await self.nodes.stop()
         await self.admins.stop()
         await asyncio.to_thread(self._store.close)

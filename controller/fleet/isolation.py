@@ -8,7 +8,7 @@ anew, with a higher number, whenever anything in it changes.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from contract.directive import MAX_FENCED_ADDRESSES, Directive, Response
 from contract.errors import Rejected
@@ -25,6 +25,8 @@ from controller.store.nodes import NodeRow
 
 Granted = tuple[list[Grant], list[CodeHash]]
 """What a directive lets somebody do for a while."""
+Written = dict[str, Directive]
+"""Directives by node."""
 
 
 def place(
@@ -154,15 +156,24 @@ def posture_of(node: str, active: Sequence[HoldView]) -> Posture:
 
 
 def directives(
-    tx: Transaction, settings: FleetSettings, names: Sequence[str], *, now: float
-) -> dict[str, Directive]:
-    """See Fleet.directives_for."""
+    tx: Transaction,
+    settings: FleetSettings,
+    names: Sequence[str],
+    *,
+    now: float,
+    ours: tuple[str, Mapping[str, int]] | None = None,
+    only_due: bool = False,
+) -> Written:
+    """See Fleet.directives_for and Fleet.directives_to. `ours`: the controller, and the epochs of its sessions; a node whose
+    session is another's by now is left to that one, its directive still due."""
     made: dict[str, Directive] = {}
     granted = _granted(tx, names, now)
     by_site: dict[str, tuple[list[HoldView], list[NodeRow]]] = {}
     for name in sorted(set(names)):
         row = nodes.load(tx, name, lock=True)
-        if row is None:
+        if row is None or (only_due and not row.directive_due):
+            continue
+        if ours is not None and (row.session_holder, row.session_epoch) != (ours[0], ours[1].get(name)):
             continue
         if row.site not in by_site:
             by_site[row.site] = _isolation_of(tx, row.site)

@@ -16,6 +16,7 @@ Refuses to do: decide anything. Relies on: SQLAlchemy Core and Alembic, which no
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from contract.errors import Rejected
+from controller.store import notices
 
 T = TypeVar("T")
 Transaction = Connection
@@ -154,6 +156,9 @@ class Store:
 
         Raises Rejected `store.url`. The schema must be there: call `migrate` first.
         """
+        self.identity = secrets.token_hex(8)
+        """This controller among those over one database: a process, not a machine."""
+        self.url = url
         self._engine = _engine(url)
         self._driver = self._engine.dialect.loaded_dbapi
         self._connection: Connection | None = None
@@ -257,8 +262,11 @@ class Store:
             connection = self._connection
             if connection is None:
                 connection = self._connection = self._engine.connect()
+            notices.begin(connection)
             with connection.begin():
-                return [job.fn(connection) for job in jobs]
+                results = [job.fn(connection) for job in jobs]
+                notices.send(connection, self.identity)
+                return results
         except DBAPIError as error:
             raise self._said(error.orig) or error from error
         except self._driver.Error as error:
