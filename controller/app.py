@@ -31,7 +31,7 @@ from controller.bell import Bell
 from controller.config import Config, listen_address, outlets_of, url_host
 from controller.delivery import Delivery
 from controller.failures import Failures
-from controller.fleet import Fleet
+from controller.fleet import Fleet, keysheld
 from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
@@ -66,7 +66,7 @@ class Controller:
         self._config = config
         self._directory = directory
         self._names = server_names(config)
-        keys.renew(self._names, now)
+        keys.renew(self._names, now, successor=False)
         self._keys = keys
         self._store = Store(store_url(config, directory))
         settings = FleetSettings(
@@ -118,8 +118,13 @@ class Controller:
         self.admins = Listener(admin_app(self.services), self._admin_tls, config.limits)
 
     async def start(self) -> None:
-        """Judge the silence of the time we were away, then listen. Raises StoreUnavailable, OSError."""
+        """Judge the silence of the time we were away, then listen. Raises Rejected `keys.others`, StoreUnavailable, OSError."""
         now = time.time()
+        missing = await keysheld.check(self._store, self._keys.fingerprints(), now)
+        if self._keys.successor in missing:
+            raise Rejected(
+                "keys.others", f"another controller has {self._keys.successor}: copy it into keys/"
+            )
         await self.services.fleet.start(name=self._config.name, now=now)
         await self.services.fleet.sweep(now=now)
         try:
@@ -167,7 +172,14 @@ class Controller:
             await self.services.sessions.tell(affected, now)
 
     async def _renew(self) -> None:
-        if self._keys.renew(self._names, time.time()):
+        missing = await keysheld.check(self._store, self._keys.fingerprints(), time.time())
+        elsewhere = self._keys.successor in missing
+        if elsewhere:
+            log.critical(
+                "another controller has made %s: copy it into keys/ and start again", self._keys.successor
+            )
+        if self._keys.renew(self._names, time.time(), successor=not elsewhere):
+            await keysheld.check(self._store, self._keys.fingerprints(), time.time())
             certificate, key = str(self._keys.server_certificate), str(self._keys.server_key)
             self._node_tls.load_cert_chain(certificate, key)
             self._admin_tls.load_cert_chain(certificate, key)

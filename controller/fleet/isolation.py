@@ -10,6 +10,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from contract.directive import MAX_FENCED_ADDRESSES, Directive, Response
 from contract.errors import Rejected
 from contract.grant import CodeHash, Grant
@@ -19,9 +21,10 @@ from controller.fleet.paging import cut, number
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
 from controller.standing import standing
-from controller.store import Transaction, audit, events, holds, nodes
+from controller.store import Transaction, audit, events, holds, nodes, restores
 from controller.store import grants as grant_rows
 from controller.store.nodes import NodeRow
+from controller.store.restores import Restore
 
 Granted = tuple[list[Grant], list[CodeHash]]
 """What a directive lets somebody do for a while."""
@@ -167,6 +170,7 @@ def directives(
     """See Fleet.directives_for and Fleet.directives_to. `ours`: the controller, and the epochs of its sessions; a node whose
     session is another's by now is left to that one, its directive still due."""
     made: dict[str, Directive] = {}
+    restored = restores.unconfirmed(tx)
     granted = _granted(tx, names, now)
     by_site: dict[str, tuple[list[HoldView], list[NodeRow]]] = {}
     for name in sorted(set(names)):
@@ -179,7 +183,13 @@ def directives(
             by_site[row.site] = _isolation_of(tx, row.site)
         active, neighbours = by_site[row.site]
         made[name] = written(
-            settings, row, active, neighbours, floor=0, now=now, granted=granted.get(name, ([], []))
+            settings,
+            kept_back(row, restored),
+            active,
+            neighbours,
+            floor=0,
+            now=now,
+            granted=granted.get(name, ([], [])),
         )
         nodes.set_issued(tx, name, made[name].number, now)
     return made
@@ -190,7 +200,20 @@ def directive(tx: Transaction, settings: FleetSettings, row: NodeRow, *, floor: 
     number."""
     active, neighbours = _isolation_of(tx, row.site)
     granted = _granted(tx, [row.node], now).get(row.node, ([], []))
-    return written(settings, row, active, neighbours, floor=floor, now=now, granted=granted)
+    kept = kept_back(row, restores.unconfirmed(tx))
+    return written(settings, kept, active, neighbours, floor=floor, now=now, granted=granted)
+
+
+def kept_back(row: NodeRow, restored: Restore | None) -> NodeRow:
+    """Return the node without the baseline that a restored database chooses for it, unless the node has said since that it
+    holds none that is newer, or another. Pure. No baseline in a directive leaves the node with the one that it has."""
+    wanted, held = row.baseline, row.state.baseline
+    if restored is None or wanted is None:
+        return row
+    heard = row.last_report_at is not None and row.last_report_at >= restored.at
+    if heard and (held is None or (held.name == wanted.name and held.version <= wanted.version)):
+        return row
+    return msgspec.structs.replace(row, baseline=None)
 
 
 def _granted(tx: Transaction, names: Sequence[str], now: float) -> dict[str, Granted]:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from controller.fleet import isolation
+from controller.fleet import isolation, restoring
 from controller.fleet.isolation import Written
 from controller.policy import FleetSettings
-from controller.store import Store, Transaction, events, replicas
+from controller.store import Store, Transaction, events, replicas, restores
 
 
 class Replicating:
@@ -21,10 +21,8 @@ class Replicating:
     _settings: FleetSettings
 
     async def start(self, *, name: str = "", now: float) -> None:
-        """Call once before listening: enter the list of controllers."""
-        await self._store.run(
-            lambda tx: replicas.enter(tx, self._store.identity, name, replicas.clock(tx, now))
-        )
+        """Call once before listening: enter the list of controllers, and say where a restore waits for a person."""
+        await self._store.run(lambda tx: _enter(tx, self._store.identity, name, now))
 
     async def leave(self) -> None:
         """End every session and leave the list. Others need not wait for the lease to run out."""
@@ -57,6 +55,13 @@ class Replicating:
                 only_due=only_due,
             )
         )
+
+
+def _enter(tx: Transaction, own: str, name: str, now: float) -> None:
+    replicas.enter(tx, own, name, replicas.clock(tx, now))
+    restore = restores.unconfirmed(tx)
+    if restore is not None:
+        restoring.tell(tx, restore, now)
 
 
 def _beat(tx: Transaction, own: str, held: Mapping[str, int], name: str, now: float) -> list[str]:

@@ -159,6 +159,11 @@ def of_site(tx: Transaction, site: str) -> list[NodeRow]:
     return [_row(row) for row in tx.execute(_OF_SITE, {"wanted_site": site})]
 
 
+def every(tx: Transaction) -> list[NodeRow]:
+    """All nodes, by name: for what is done once."""
+    return [_row(row) for row in tx.execute(_SELECT.order_by(nodes.c.node))]
+
+
 def rows_of(
     tx: Transaction, where: ColumnElement[bool], order: Sequence[ColumnElement[object]], limit: int
 ) -> list[NodeRow]:

@@ -116,6 +116,12 @@ def count(tx: Transaction) -> int:
     return int(tx.execute(select(func.count()).select_from(controllers)).scalar_one())
 
 
+def alive(tx: Transaction, now: float) -> bool:
+    """Whether any controller runs on this database, as far as its lease says."""
+    found = tx.execute(select(controllers.c.id).where(controllers.c.seen_at > clock(tx, now) - LEASE_S))
+    return found.first() is not None
+
+
 def keys(tx: Transaction) -> dict[str, str]:
     """Fingerprints of the keys that controllers over this database use."""
     return {row.name: row.sha256 for row in tx.execute(select(controller_keys)).all()}
