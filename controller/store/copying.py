@@ -19,7 +19,7 @@ from alembic.script import ScriptDirectory
 from msgspec import Struct
 from sqlalchemy import Table, func, insert, inspect, select, text
 from sqlalchemy.engine import Connection
-from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 
 from contract.errors import Rejected
 from contract.merkle import leaf_hash, root_of
@@ -97,14 +97,16 @@ def read(url: str, now: float, *, progress: Progress, stopped: bool = False) -> 
                 yield Head(FORMAT, newest_schema(), now)
                 counts: dict[str, int] = {}
                 for table in _tables():
-                    counts[table.name] = 0
-                    names = [column.name for column in table.c]
+                    counts[str(table.name)] = 0
+                    names = [str(column.name) for column in table.c]
                     found = tx.execution_options(yield_per=CHUNK_ROWS).execute(select(*table.c))
                     for part in found.partitions(CHUNK_ROWS):
                         counts[table.name] += len(part)
-                        yield Rows(table.name, names, [list(row) for row in part])
+                        yield Rows(str(table.name), names, [list(row) for row in part])
                         progress(table.name, counts[table.name])
-                yield End(counts, {table.name: _last_id(tx, table) for table in _tables() if _counted(table)})
+                yield End(
+                    counts, {str(table.name): _last_id(tx, table) for table in _tables() if _counted(table)}
+                )
     except (OperationalError, InterfaceError) as error:
         raise StoreUnavailable(str(error.orig)) from error
     finally:
@@ -131,7 +133,7 @@ def write(
                     "store.not-empty", f"the target holds rows already ({full[0]}): name an empty database"
                 )
             head, end = _fill(tx, frames, progress)
-            counts = {table.name: _count(tx, table) for table in _tables()}
+            counts = {str(table.name): _count(tx, table) for table in _tables()}
             if counts != end.counts:
                 raise Rejected("store.damaged", "not all rows have arrived: nothing was written")
             _check_audit(tx)
@@ -142,6 +144,8 @@ def write(
             if restored_at is not None:
                 restores.add(tx, at=restored_at, backup_at=head.at)
             return counts
+    except IntegrityError as error:
+        raise Rejected("store.damaged", f"its rows do not fit together: {error.orig}"[:2048]) from None
     except (OperationalError, InterfaceError) as error:
         raise StoreUnavailable(str(error.orig)) from error
     finally:

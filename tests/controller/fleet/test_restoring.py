@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from contract.errors import Rejected
@@ -9,9 +11,10 @@ from contract.messages import BaselineRef
 from controller.fleet import keysheld
 from controller.policy import SitePolicy
 from controller.records import ChangeTrust, NewBaseline, TrustChange
-from controller.rollout_records import NewPlan, NewRollout, RolloutTerms, Wave
+from controller.rollout_records import NewPlan, NewRollout, Terms, Wave
 from controller.store import restores
-from tests.parts.fleets import ACTOR, T0, FleetLab, digest, finding
+from tests.parts.fleets import ACTOR, T0, FleetLab, finding
+from tests.parts.signing import minimal_baseline
 
 BACK = T0 + 1000
 
@@ -19,22 +22,20 @@ BACK = T0 + 1000
 def _pushed(*versions: int) -> ChangeTrust:
     def change(files: dict[str, bytes]) -> TrustChange:
         made = [
-            NewBaseline(
-                name="factory",
-                version=v,
-                sha256=digest("factory", str(v)).hex(),
-                summary="",
-                boot_section=b"",
-            )
-            for v in versions
+            NewBaseline(name="factory", version=v, sha256=_ref(v).sha256.hex(), summary="") for v in versions
         ]
-        return TrustChange(files=files, baselines=made)
+        targets = {
+            f"targets/factory/{_ref(v).sha256.hex()}.{v}.toml": minimal_baseline(version=v) for v in versions
+        }
+        return TrustChange(files={**files, **targets}, baselines=made)
 
     return change
 
 
 def _ref(version: int, name: str = "factory") -> BaselineRef:
-    return BaselineRef(name=name, version=version, sha256=digest(name, str(version)))
+    return BaselineRef(
+        name=name, version=version, sha256=hashlib.sha256(minimal_baseline(name, version)).digest()
+    )
 
 
 async def _restored(lab: FleetLab) -> FleetLab:
@@ -80,7 +81,7 @@ async def test_c02_a_node_that_is_ahead_is_not_held_to_be_disobedient(lab: Fleet
     assert (outcome.tier, outcome.findings) == ("affirming", [])
 
 
-async def test_a06_until_confirmed_nobody_is_isolated_without_a_person_and_a_persons_order_holds(
+async def test_c02_until_confirmed_nobody_is_isolated_without_a_person_and_a_persons_order_holds(
     lab: FleetLab,
 ) -> None:
     fleet = (await _restored(lab)).fleet
@@ -101,7 +102,7 @@ async def test_no_rollout_goes_on_until_confirmed(lab: FleetLab) -> None:
     plan = await fleet.make_plan(
         NewPlan(baseline="factory", version=2, selector="site=factory"), actor=ACTOR, now=BACK
     )
-    terms = RolloutTerms(waves=[Wave(percent=100)])
+    terms = Terms(waves=(Wave(percent=100.0),))
     asked = await fleet.request_rollout(
         NewRollout(plan=plan.id, terms=terms, reason="test"), actor=ACTOR, now=BACK
     )

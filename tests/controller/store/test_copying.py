@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import itertools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +76,7 @@ async def test_a_backup_of_either_database_is_put_back_into_either(
     await filled(lab)
     archive = tmp_path / "backup"
     await asyncio.to_thread(copying.save, archive, copying.read(database_url, T0, progress=quiet))
-    assert os.stat(archive).st_mode & 0o777 == 0o600
+    assert archive.stat().st_mode & 0o777 == 0o600
     targets = (f"sqlite:///{tmp_path / 'back.db'}", postgres_server.create(f"copy{next(_names)}"))
     for url in targets:
         await asyncio.to_thread(
