@@ -128,12 +128,15 @@ class PackageDatabase:
         return found
 
     def dpkg_sums(self, folders: Sequence[str]) -> dict[str, str]:
-        """Return path to MD5 of what dpkg's packages have below some folders (real paths, with `/` at the end).
+        """Return path to MD5 of what dpkg's packages have below some folders (real paths, with `/` at the end), or at a path.
 
         A link, which has no content, is there with an empty digest. Raises OSError if there is no dpkg.
         """
         # The last two parts are what a path has left where `/lib` is a link to `/usr/lib`.
-        needles = [("/".join(folder.strip("/").split("/")[-2:]) + "/").encode() for folder in folders]
+        needles = [
+            ("/".join(folder.strip("/").split("/")[-2:]) + "/" * folder.endswith("/")).encode()
+            for folder in folders
+        ]
         base = self._root / "var/lib/dpkg"
         status = (base / "status").read_text("utf-8", "surrogateescape")
         tails = tuple(needle.decode() for needle in needles)

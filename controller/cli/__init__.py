@@ -15,6 +15,7 @@ import click
 
 from contract.errors import Rejected
 from controller.cli.access import completion, events, login, tokens, whoami
+from controller.cli.apply import apply
 from controller.cli.attest import attest
 from controller.cli.audit import audit
 from controller.cli.baseline import baseline
@@ -50,6 +51,7 @@ for command in (
         accept_boot,
         plan,
         rollout,
+        apply,
         reference,
         evidence,
         key,
