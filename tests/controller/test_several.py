@@ -37,7 +37,9 @@ async def duties(live: Live) -> AsyncIterator[None]:
 async def two(
     tmp_path: Path, postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[tuple[Live, Live]]:
-    monkeypatch.setattr("controller.app.BEAT_S", 1000.0)  # what is told counts, not what is looked up now and then
+    monkeypatch.setattr(
+        "controller.app.BEAT_S", 1000.0
+    )  # what is told counts, not what is looked up now and then
     database = postgres_server.create(f"several{next(_names)}", "ready")
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
