@@ -21,7 +21,7 @@ from controller.fleet.paging import cut, number
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
 from controller.standing import standing
-from controller.store import Transaction, audit, events, holds, nodes, restores
+from controller.store import Transaction, audit, events, holds, nodes, replicas, restores
 from controller.store import grants as grant_rows
 from controller.store.nodes import NodeRow
 from controller.store.restores import Restore
@@ -182,8 +182,9 @@ def directives(
         if row.site not in by_site:
             by_site[row.site] = _isolation_of(tx, row.site)
         active, neighbours = by_site[row.site]
+        sparing = _sparing(tx, settings, active)
         made[name] = written(
-            settings,
+            sparing,
             kept_back(row, restored),
             active,
             neighbours,
@@ -199,6 +200,7 @@ def directive(tx: Transaction, settings: FleetSettings, row: NodeRow, *, floor: 
     """Return a new directive for one node, numbered above what was issued and above `floor`. The caller stores the
     number."""
     active, neighbours = _isolation_of(tx, row.site)
+    settings = _sparing(tx, settings, active)
     granted = _granted(tx, [row.node], now).get(row.node, ([], []))
     kept = kept_back(row, restores.unconfirmed(tx))
     return written(settings, kept, active, neighbours, floor=floor, now=now, granted=granted)
@@ -222,6 +224,14 @@ def _granted(tx: Transaction, names: Sequence[str], now: float) -> dict[str, Gra
         name: ([grants.travelling(row) for row in standing.get(name, [])], codes.get(name, []))
         for name in {*standing, *codes}
     }
+
+
+def _sparing(tx: Transaction, settings: FleetSettings, active: Sequence[HoldView]) -> FleetSettings:
+    """Protect the addresses of the other controllers as well, where anything is fenced."""
+    if not any(hold.node for hold in active):
+        return settings
+    spared = dict.fromkeys([*settings.protected_addresses, *replicas.addresses(tx)])
+    return msgspec.structs.replace(settings, protected_addresses=tuple(spared))
 
 
 def _isolation_of(tx: Transaction, site: str) -> tuple[list[HoldView], list[NodeRow]]:

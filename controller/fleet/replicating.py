@@ -22,7 +22,7 @@ class Replicating:
 
     async def start(self, *, name: str = "", now: float) -> None:
         """Call once before listening: enter the list of controllers, and say where a restore waits for a person."""
-        await self._store.run(lambda tx: _enter(tx, self._store.identity, name, now))
+        await self._store.run(lambda tx: _enter(tx, self._store.identity, self._settings, name, now))
 
     async def leave(self) -> None:
         """End every session and leave the list. Others need not wait for the lease to run out."""
@@ -33,7 +33,9 @@ class Replicating:
 
         `held`: epochs of the sessions that are open here, by node.
         """
-        return await self._store.run(lambda tx: _beat(tx, self._store.identity, held, name, now))
+        return await self._store.run(
+            lambda tx: _beat(tx, self._store.identity, self._settings, held, name=name, now=now)
+        )
 
     async def lost_sessions(self, held: Mapping[str, int]) -> list[str]:
         """Which of these sessions are another controller's by now."""
@@ -57,17 +59,19 @@ class Replicating:
         )
 
 
-def _enter(tx: Transaction, own: str, name: str, now: float) -> None:
-    replicas.enter(tx, own, name, replicas.clock(tx, now))
+def _enter(tx: Transaction, own: str, settings: FleetSettings, name: str, now: float) -> None:
+    replicas.enter(tx, own, name, replicas.clock(tx, now), settings.protected_addresses)
     restore = restores.unconfirmed(tx)
     if restore is not None:
         restoring.tell(tx, restore, now)
 
 
-def _beat(tx: Transaction, own: str, held: Mapping[str, int], name: str, now: float) -> list[str]:
+def _beat(
+    tx: Transaction, own: str, settings: FleetSettings, held: Mapping[str, int], *, name: str, now: float
+) -> list[str]:
     at = replicas.clock(tx, now)
     if not replicas.seen(tx, own, at):
-        replicas.enter(tx, own, name, at)
+        replicas.enter(tx, own, name, at, settings.protected_addresses)
         replicas.resume(tx, own, held)
     for dead in replicas.bury(tx, at):
         text = f"controller {dead or 'without a name'} was not seen for {replicas.LEASE_S:g} s: its nodes go to others"

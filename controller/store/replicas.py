@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
 from sqlalchemy import delete, func, insert, or_, select, text, update
 
 from controller.store import Transaction
@@ -34,12 +35,14 @@ def seen(tx: Transaction, own: str, at: float) -> bool:
     return kept.rowcount == 1
 
 
-def enter(tx: Transaction, own: str, name: str, at: float) -> None:
-    """Be there. On SQLite nobody else can be: whoever was is gone."""
+def enter(tx: Transaction, own: str, name: str, at: float, addresses: Sequence[str] = ()) -> None:
+    """Be there, under these addresses. On SQLite nobody else can be: whoever was is gone."""
     if tx.dialect.name != "postgresql":
         tx.execute(update(nodes).where(nodes.c.connected).values(connected=False))
         tx.execute(delete(controllers))
-    tx.execute(insert(controllers).values(id=own, name=name, started_at=at, seen_at=at))
+    text_ = msgspec.json.encode(addresses).decode()
+    tx.execute(insert(controllers).values(id=own, name=name, started_at=at, seen_at=at, addresses=text_))
+    _end_orphans(tx)
 
 
 def leave(tx: Transaction, own: str) -> None:
@@ -49,10 +52,16 @@ def leave(tx: Transaction, own: str) -> None:
 
 
 def bury(tx: Transaction, at: float) -> list[str]:
-    """End the sessions of controllers that are dead, and those of nobody; returns the names of the dead."""
+    """End the sessions of controllers that are dead; returns their names."""
     dead = tx.execute(
         delete(controllers).where(controllers.c.seen_at < at - LEASE_S).returning(controllers.c.name)
     ).all()
+    if dead:
+        _end_orphans(tx)
+    return [str(row.name) for row in dead]
+
+
+def _end_orphans(tx: Transaction) -> None:
     there = select(controllers.c.id)
     tx.execute(
         update(nodes)
@@ -64,7 +73,12 @@ def bury(tx: Transaction, at: float) -> list[str]:
         )
         .values(connected=False)
     )
-    return [str(row.name) for row in dead]
+
+
+def addresses(tx: Transaction) -> list[str]:
+    """Every address of every controller that is there."""
+    rows = tx.execute(select(controllers.c.addresses))
+    return sorted({each for row in rows for each in msgspec.json.decode(row.addresses, type=list[str])})
 
 
 def take(tx: Transaction, node: str, own: str, epoch: int) -> None:

@@ -21,6 +21,7 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("started_at", sa.Float(), nullable=False),
         sa.Column("seen_at", sa.Float(), nullable=False),
+        sa.Column("addresses", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_controllers")),
     )
     op.create_table(

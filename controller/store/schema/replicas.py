@@ -14,6 +14,8 @@ controllers = Table(
     Column("started_at", Float, nullable=False),
     # By the database's clock: controllers' own clocks may differ.
     Column("seen_at", Float, nullable=False),
+    # JSON list: no node may be told to fence one of them.
+    Column("addresses", Text, nullable=False),
 )
 
 controller_keys = Table(

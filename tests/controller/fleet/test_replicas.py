@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy
 
-from controller.policy import SitePolicy
+from controller.policy import FleetSettings, SitePolicy
 from controller.store import Store, Transaction, hearing, notices, replicas
 from controller.store.notices import Notice
 from tests.parts.fleets import ACTOR, T0, FleetLab
@@ -188,3 +188,17 @@ async def test_a_list_of_due_nodes_names_only_ones_own(open_store: OpenStore) ->
     await _open(two, "press-2")
     await one.fleet.isolate_site("factory", actor=ACTOR, reason="test", now=T0)
     assert await one.fleet.beat(held, now=time.time()) == ["press-1"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_a_suspect_that_claims_another_controllers_address_does_not_get_it_fenced(
+    open_store: OpenStore,
+) -> None:
+    one, _ = await _two(open_store)
+    two = FleetLab(open_store(), FleetSettings(protected_addresses=("10.0.0.9",)))
+    await one.fleet.start(now=time.time())
+    await two.fleet.start(now=time.time())
+    await one.report("press-1", addresses=["10.0.0.9", "10.0.0.5"])
+    await one.fleet.isolate_node("press-1", actor=ACTOR, reason="test", now=T0)
+    told = await one.fleet.directive_for("press-2", now=T0)
+    assert [response.addresses for response in told.responses] == [["10.0.0.5"]]
