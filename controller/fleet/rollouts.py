@@ -121,9 +121,7 @@ def abort(
 def advance(tx: Transaction, *, now: float) -> list[str]:
     """See Fleet.advance_rollouts."""
     affected: list[str] = []
-    if (
-        restores.unconfirmed(tx) is not None
-    ):  # nobody has looked yet at what a database of an earlier day would do
+    if restores.unconfirmed(tx) is not None:  # nobody has looked at what the older database would do
         return affected
     for rollout in rows.ids_in(tx, "running"):
         row = _known(tx, rollout, lock=True)
