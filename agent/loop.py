@@ -191,7 +191,7 @@ class Loop:
         if addresses and addresses != self.hold.state.controller_addresses:
             self.hold.change(controller_addresses=addresses)
             self.machine.surround(controller=self._endpoints())
-            self._look("firewall", silent=True)
+            self._look("firewall", "order")
 
     # ---- the thread
 
@@ -266,7 +266,7 @@ class Loop:
     def _hold_at_start(self) -> None:
         boot_id = self.host.boot_id()
         same_boot = boot_id == self.hold.state.boot_id and self.hold.state.pending is None
-        self._adopt(self.hold.held, silent=not same_boot)
+        self._adopt(self.hold.held, "routine" if same_boot else "boot")
         if self.hold.state.pending is not None:
             self.hold.pending_since = self._monotonic()
         if boot_id != self.hold.state.boot_id:
@@ -287,7 +287,7 @@ class Loop:
                 if held is None:
                     break
                 self.hold.pending_session = self._session
-                self._adopt(held, silent=True)
+                self._adopt(held, "adoption")
                 self.hold.pending_since = self._monotonic()
                 self.tell(
                     Told(
@@ -302,7 +302,7 @@ class Loop:
                 self.on_report()
             elif isinstance(step, plan.Revert):
                 held = self.hold.revert(step.code, step.reason, self._now())
-                self._adopt(held, silent=True, reverting=True)
+                self._adopt(held, "adoption", reverting=True)
                 self.on_redial()
             else:
                 if isinstance(step, plan.Fetch) and self._fetching != step.wanted.sha256:
@@ -311,23 +311,23 @@ class Loop:
                 break
         self._hold_stance(silent=True)
 
-    def _adopt(self, held: Held, *, silent: bool, reverting: bool = False) -> None:
+    def _adopt(self, held: Held, occasion: plan.Occasion, *, reverting: bool = False) -> None:
         """Make the machine look like `held`: firewall first, then undo what only the old one wanted, then the rest."""
         old = self.machine.replace_probes(held, reverting=reverting)
-        self._hold_stance(silent=silent)
-        self._look("firewall", silent=silent)
+        self._hold_stance(silent=occasion != "routine")
+        self._look("firewall", "routine" if occasion == "routine" else "order")
         for probe in old:
             probe.undo()
         for name in sorted(set(held.sections) - {"firewall"}):
-            self._look(name, silent=True)
+            self._look(name, occasion)
         self._next_full = self._monotonic() + self._config.interval_s
         give_back()
 
-    def _look(self, name: str, *, silent: bool = False) -> None:
+    def _look(self, name: str, occasion: plan.Occasion = "routine") -> None:
         before = self._in_firewall
         self._in_firewall = before or name == "firewall"
         try:
-            self._tell_all(self.machine.look(name, self.stance, self._now(), silent=silent))
+            self._tell_all(self.machine.look(name, self.stance, self._now(), occasion))
         finally:
             self._in_firewall = before
         if name == "firewall" and self.machine.healed_now and not self.hold.state.contested:
@@ -355,7 +355,7 @@ class Loop:
             self.machine.surround(posture=stance.posture, fenced=stance.fenced, grants=grants)
         self._carry_out(isolating=stance.posture == "isolated" and (fresh or before.posture != "isolated"))
         if changed:
-            self._look("firewall", silent=silent)
+            self._look("firewall", "order" if silent else "routine")
         if granted:
             self.wake()
         if stance.posture != before.posture and not fresh:

@@ -14,10 +14,15 @@ from typing import Literal, NamedTuple
 
 from agent.responses import Told, Wanted
 from contract.directive import Directive, WantedBaseline
-from contract.messages import BaselineRef, Drift, Mode, Posture
+from contract.messages import BaselineRef, Drift, Mode, Posture, never_more
 
+Occasion = Literal["routine", "boot", "adoption", "order"]
+"""Why it is looked at a section: as always, also when the agent starts again; for the first time in a boot; because
+another baseline was put in force; because an order changed what is wanted."""
 MAX_PENDING_STARTS = 3
 """An agent that came up so often under one unconfirmed baseline is being killed by it."""
+MAX_NAMED = 8
+"""Keys that the summary of one event names; its detail has more."""
 
 
 class Facts(NamedTuple):
@@ -195,6 +200,33 @@ def to_repair(section: str, mode: Mode, held: Stance, drifts: Sequence[Drift]) -
 def about(key: str, path: str) -> bool:
     """Tell whether a drift's key speaks of a file: "/etc/x", "/etc/x mode"."""
     return key == path or key.startswith(f"{path} ")
+
+
+def put_right(
+    section: str, occasion: Occasion, mended: Sequence[Drift], kept: Mapping[str, Mapping[str, str]]
+) -> list[Told]:
+    """Return one event, or none, for what was mended while a baseline was put in force, at boot or anew.
+
+    A warning where something that stood on disk was removed or overwritten: somebody put it there. `kept` is as for `tell`.
+    """
+    if not (mended or kept):
+        return []
+    keys = [each.key for each in mended if not any(about(each.key, path) for path in kept)]
+    records = [f"{path} ({detail.get('kept') or 'not kept'})" for path, detail in kept.items()]
+    when = "at the first look after a start" if occasion == "boot" else "when the baseline was put in force"
+    named = [*kept, *keys]
+    shown = ", ".join(named[:MAX_NAMED]) + (
+        f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else ""
+    )
+    detail = {"count": str(len(named)), "keys": ", ".join(keys), "kept": ", ".join(records)}
+    return [
+        Told(
+            kind=f"{section}.put-right",
+            severity="warning" if kept else "info",
+            summary=never_more(f"put right {when}: {shown}", 512),
+            detail={key: never_more(value, 2048) for key, value in detail.items() if value},
+        )
+    ]
 
 
 def tell(

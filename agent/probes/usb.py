@@ -135,7 +135,7 @@ class Probe(probes.Probe[Section]):
 
     def governs(self, key: str) -> bool:
         """True if the section shuts the kernel's defaults too."""
-        return self.section.default == "block"
+        return self.section.shuts()
 
     def notices(self, now: float) -> list[Notice]:
         """Return `usb.refused`, `usb.admitted` and `usb.removed`, once for each device, again after it was plugged in anew."""

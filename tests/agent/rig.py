@@ -85,6 +85,7 @@ class Rig:
         key: Ed25519PrivateKey | None = None,
         spool_max_bytes: int = 1024 * 1024,
         root: Path = Path("/"),
+        proc: Path = Path("/proc"),
         name: str = "factory",
     ) -> None:
         self.folder = folder
@@ -95,7 +96,7 @@ class Rig:
             controller=ControllerConfig(url=f"https://{CONTROLLER}:8440", ca="/nowhere"),
             state_dir=str(folder / "state"),
             tpm=TpmConfig(event_log=str(folder / "no-log")),
-            roots=RootsConfig(sysfs=str(folder / "sys"), root=str(root)),
+            roots=RootsConfig(sysfs=str(folder / "sys"), root=str(root), proc=str(proc)),
             interval_s=5.0,
             confirm_s=confirm_s,
             spool=SpoolConfig(max_bytes=spool_max_bytes),

@@ -61,6 +61,7 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
+        heirs=(TOML.replace('"vendor"', '"other", "vendor"'), TOML.replace("14400", "60")),
     )
 
 
