@@ -280,8 +280,14 @@ class Hold:
         reason = never_more(reason, 2048)
         if list(kept) != before:
             # On disk before the machine is touched: a crash in between forgets no isolation.
-            self.change(healings=[tuple(each) for each in kept], contested=reason)
+            under = self.state.directive_number if reason else self.state.self_isolated_under
+            healings = [tuple(each) for each in kept]
+            self.change(healings=healings, self_isolated=reason, self_isolated_under=under)
         return reason
+
+    def isolate_itself(self, reason: str) -> None:
+        """Write down that this node isolates itself, and why; before the machine is touched."""
+        self.change(self_isolated=reason, self_isolated_under=self.state.directive_number)
 
     # ---- directive
 
@@ -318,11 +324,18 @@ class Hold:
             directive=directive,
             directive_number=directive.number,
             damaged=False,
-            # Once the controller isolates by itself, the end of it is the controller's as well.
-            contested="" if directive.posture == "isolated" else self.state.contested,
+            self_isolated="" if self._takes_over(directive) else self.state.self_isolated,
             turned_down=turned_down,
         )
         return True
+
+    def _takes_over(self, directive: directives.Directive) -> bool:
+        """Tell whether it ends the node's own isolation: a person has released the node, or the controller isolates it now.
+
+        Once the controller isolates, the end of it is the controller's as well.
+        """
+        released = directive.release > self.state.self_isolated_under
+        return released or directive.posture == "isolated"
 
     def _resting(self, sha256: str, now: float) -> bool:
         """Tell whether this baseline was taken back so short a time ago that it is not to be tried again yet."""

@@ -29,6 +29,7 @@ from agent.machine import Machine
 from agent.netfilter import Netfilter
 from agent.probes import ControllerEndpoint, Surroundings
 from agent.responses import Told
+from agent.silence import Silence
 from agent.spool import Spool
 from agent.store import Store
 from agent.tpm import Tpm
@@ -44,8 +45,6 @@ T = TypeVar("T")
 TICK_S = 1.0
 RESTING_TICK_S = 5.0
 """While the controller answers and nothing is pending, nothing but passes and orders is waited for, and orders wake."""
-_OFFLINE_SAVED_S = 150.0
-"""More than two of the usual intervals: at rest nothing is written."""
 
 
 class Loop:
@@ -100,9 +99,7 @@ class Loop:
         parts = (store, spool), (host, netfilter)
         self.permits = permits.Permits(self.hold, *parts, self.tell, boottime_s=monotonic())
         self._requests: list[directives.Response] = []
-        self._offline_mark = monotonic()
-        self._offline_saved_s = self.hold.state.offline_s
-        self.offline_s = self.hold.state.offline_s
+        self._silence = Silence(self.hold, monotonic_s=monotonic(), interval_s=config.interval_s)
         self._in_contact = False
         self._fresh = True
         self._session = 0
@@ -149,6 +146,7 @@ class Loop:
     def take_directive(self, untrusted: bytes, key: bytes) -> None:
         """Verify, write down and carry out a directive. (worker)"""
         if self.hold.take_directive(untrusted, key, self._now()):
+            self._silence.broken(self._monotonic())
             self._reconcile_holdings()
             self.on_report()
 
@@ -176,11 +174,7 @@ class Loop:
         """The controller has answered a report that was sent in `session`. (worker)"""
         self.spool.ack(events_acked)
         del self.machine.healed[:healed]
-        self._offline_mark = self._monotonic()
-        self.offline_s = 0.0
-        if self._offline_saved_s:
-            self._offline_saved_s = 0.0
-            self.hold.change(offline_s=0.0)
+        self._silence.broken(self._monotonic())
         pending = self.hold.state.pending
         if pending and session > self.hold.pending_session and named_pending == pending.ref.sha256:
             self.hold.pending_answered = True
@@ -210,7 +204,7 @@ class Loop:
     def _turn(self) -> None:
         self.beat = self._monotonic()
         self._do_jobs()
-        self._count_offline()
+        self._silence.count(self._monotonic())
         self._reconcile_holdings()
         woken = self._wakes.take_all()
         full = woken is None or self.beat >= self._next_full
@@ -252,14 +246,6 @@ class Loop:
     def _firewall_if_due(self) -> None:
         if self._wakes.take("firewall"):
             self._look("firewall")
-
-    def _count_offline(self) -> None:
-        now = self._monotonic()
-        self.offline_s += max(0.0, now - self._offline_mark)
-        self._offline_mark = now
-        if self.offline_s - self._offline_saved_s >= max(_OFFLINE_SAVED_S, 2 * self._config.interval_s):
-            self._offline_saved_s = self.offline_s
-            self.hold.change(offline_s=self.offline_s)
 
     # ---- baseline, posture, responses
 
@@ -330,7 +316,7 @@ class Loop:
             self._tell_all(self.machine.look(name, self.stance, self._now(), occasion))
         finally:
             self._in_firewall = before
-        if name == "firewall" and self.machine.healed_now and not self.hold.state.contested:
+        if name == "firewall" and self.machine.healed_now and not self.hold.state.self_isolated:
             reason = self.hold.count_healings(self.machine.healed_now, self._now())
             if reason:
                 self.tell(Told(kind="firewall.contest", severity="critical", summary=reason))
@@ -341,11 +327,13 @@ class Loop:
         stance = plan.stance(
             self.hold.state.directive,
             [wanted for _, _, wanted in self.hold.requests],
-            offline_s=self.offline_s,
+            offline_s=self._silence.seconds,
             isolate_after_s=head.offline.isolate_after_s,
             damaged=self.hold.state.damaged,
-            contested=self.hold.state.contested,
+            self_isolated=self.hold.state.self_isolated,
         )
+        if stance.by_silence:
+            self.hold.isolate_itself(stance.reason)
         stance, grants = self.permits.over(stance, self._now(), self._monotonic())
         before, self.stance = self.stance, stance
         fresh, self._fresh = self._fresh, False

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import nftables
@@ -27,6 +27,7 @@ from agent.firewall.counts import Count, Tally, counts
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
 from agent.firewall.granted import seen_set
+from agent.firewall.kept import Kept
 from agent.firewall.library import NetfilterError, context, parsed, run, version
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
@@ -58,6 +59,8 @@ class Cut(NamedTuple):
 
     core: str
     """The cut table alone (`render_cut`): always loadable."""
+    kept: Kept
+    """Whose open flows are left alone."""
     links: str = ""
     """The cut of every interface (`agent.firewall.link`): refused where one of them has gone meanwhile."""
 
@@ -283,14 +286,13 @@ class Netfilter:
             self.load("".join(f"delete table {each.family} {each.name}\n" for each in own))
         return bool(own)
 
-    def cut_now(self, cut: Cut, keep: Iterable[flows.Peer]) -> tuple[int, int]:
-        """Isolate at once: commit the cut, then end open flows but those to `keep`.
+    def cut_now(self, cut: Cut) -> tuple[int, int]:
+        """Isolate at once: commit the cut, then end open flows but those that it keeps.
 
         Returns (connection tracking entries deleted, sockets destroyed). Raises NetfilterError, OSError; once the
         commit is done packets are dropped whatever fails after it. An interface that has gone since the cut was
         prepared does not hold it up: then the core stands at once, and the error comes last.
         """
-        kept = tuple(keep)
         refused: NetfilterError | None = None
         self.load(cut.core)
         try:
@@ -298,20 +300,20 @@ class Netfilter:
                 self.load(cut.links)
         except NetfilterError as error:
             refused = error
-        ended = self.flush_conntrack(kept), self.kill_sockets(kept)
+        ended = self.flush_conntrack(cut.kept), self.kill_sockets(cut.kept)
         if refused is not None:
             raise refused
         return ended
 
-    def flush_conntrack(self, keep: Iterable[flows.Peer]) -> int:
+    def flush_conntrack(self, kept: Kept) -> int:
         """Delete connection tracking entries; see `agent.firewall.flows`."""
         with self._lock:
-            return flows.flush_conntrack(self._talk, keep)
+            return flows.flush_conntrack(self._talk, flows.Here(self._routes), kept)
 
-    def kill_sockets(self, keep: Iterable[flows.Peer]) -> int:
+    def kill_sockets(self, kept: Kept) -> int:
         """Destroy connected sockets; see `agent.firewall.flows`."""
         with self._lock:
-            return flows.kill_sockets(self._sockets, keep)
+            return flows.kill_sockets(self._sockets, flows.Here(self._routes), kept)
 
     def close(self) -> None:
         """Give back the sockets. The rules stay: an agent that ends never opens the fence."""

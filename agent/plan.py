@@ -3,7 +3,7 @@
 `settle` decides about the baseline (fetch, apply, confirm, revert), `stance` about posture and fences, `contest`
 about a firewall that somebody fights over, `to_repair` about drifts, `tell` about events. The loop carries out what is returned and decides nothing itself.
 
-Refuses: to take back an isolation that was ordered; to read silence of a controller that was away before as
+Refuses: to take back an isolation, whoever brought it about; to read silence of a controller that was away before as
 the fault of a new baseline; to try again, under the same directive, a baseline that failed here.
 """
 
@@ -155,6 +155,8 @@ class Stance(NamedTuple):
     posture: Posture
     fenced: tuple[str, ...]
     reason: str
+    by_silence: bool = False
+    """Isolated because nobody answers: to be written down, so that no answer ends it."""
 
 
 def stance(
@@ -164,13 +166,13 @@ def stance(
     offline_s: float,
     isolate_after_s: float | None,
     damaged: bool,
-    contested: str = "",
+    self_isolated: str = "",
 ) -> Stance:
-    """Return posture and fences. Isolation by anyone wins; nothing here ends one that a directive ordered."""
+    """Return posture and fences. Isolation by anyone wins; nothing here ends one, ordered or the node's own."""
     wanted = list(wanted)
     fenced = tuple(sorted({address for each in wanted for address in each.fenced}))
-    if contested:
-        return Stance("isolated", fenced, contested)
+    if self_isolated:
+        return Stance("isolated", fenced, self_isolated)
     if directive is None:
         if damaged:
             return Stance("isolated", fenced, "the node's state was damaged")
@@ -183,7 +185,9 @@ def stance(
     if any(each.posture == "isolated" for each in wanted):
         return Stance("isolated", fenced, reason or "ordered by the controller")
     if isolate_after_s is not None and offline_s >= isolate_after_s:
-        return Stance("isolated", fenced, f"no answer of the controller for {offline_s:.0f} s")
+        return Stance(
+            "isolated", fenced, f"no answer of the controller for {offline_s:.0f} s", by_silence=True
+        )
     return Stance(posture, fenced, reason)
 
 

@@ -181,7 +181,10 @@ def appraise(
     suspicions: list[Suspicion] = []
     said = list(findings)
     if obeyed and posture != wanted_posture:
-        said.append(Finding(code="posture.differs", detail=f"wanted {wanted_posture}, found {posture}"))
+        detail = f"wanted {wanted_posture}, found {posture}"
+        if posture == "isolated":
+            detail += ": the node has isolated itself, its events say why; a person releases it"
+        said.append(Finding(code="posture.differs", detail=detail))
     for finding in said:
         allowed = weight(finding.code)
         kept.append(finding)

@@ -23,8 +23,9 @@ from agent.firewall import compare, link, local, managers, nft, tables
 from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
+from agent.firewall.kept import Kept
 from agent.firewall.match import GUARD_TABLE, is_ours
-from agent.firewall.model import Local
+from agent.firewall.model import Local, model
 from agent.firewall.names import Change, Names, Snapshot, terms_of
 from agent.firewall.outrun import Outrun
 from agent.firewall.section import Section
@@ -67,7 +68,7 @@ class Probe(probes.Probe[Section]):
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
-        self._rendered: tuple[object, nft.Rules, str] | None = None
+        self._rendered: tuple[object, nft.Rules, Cut] | None = None
         self._last: tuple[int, nft.Rules, list[Difference]] | None = None
         self._looked_at = 0.0
         self._look_took_s = 0.0
@@ -95,13 +96,14 @@ class Probe(probes.Probe[Section]):
         """Return our tables as they are wanted under the posture and fences of the moment, on this node."""
         return self._made()[0]
 
-    def _made(self) -> tuple[nft.Rules, str]:
-        """Return the rules and the batch of the cut table alone."""
+    def _made(self) -> tuple[nft.Rules, Cut]:
+        """Return the rules, and the cut without that of the interfaces."""
         around, here = self.around, self._here()
         key = (around.posture, around.controller, around.fenced, around.grants, here)
         if self._rendered is None or self._rendered[0] != key:
             made = nft.rules(self.section, around.posture, around, here)
-            self._rendered = (key, made, nft.render_cut(self.section, around))
+            kept = Kept(model(self.section, "isolated", around, here))
+            self._rendered = (key, made, Cut(nft.render_cut(self.section, around, here), kept))
         return self._rendered[1:]
 
     def _timed(self) -> nft.Rules:
@@ -183,18 +185,19 @@ class Probe(probes.Probe[Section]):
         self._watch(netfilter)
         if self._settled_at != now:
             self._named = self._gateways = None
-        core = self._made()[1]
-        netfilter.prepared_cut = Cut(core)
+        cut = self._made()[1]
+        netfilter.prepared_cut = cut
         if netfilter.outrunning.on and self._unseen_at == now:
             return self.drifts(self._foreign, now)  # who commits since then is seen by the next look
         culprits = netfilter.noted()
         try:
             here = self.rules().here
-            netfilter.prepared_cut = Cut(core, self._beneath.links(netfilter, self.around, here))
+            netfilter.prepared_cut = cut._replace(links=self._beneath.links(netfilter, self.around, here))
             differences = [*self._differences(netfilter, now), *self._unresolved(here)]
             beneath = self._beneath.differences(netfilter, self.around, here)
             differences += [Difference(*each) for each in beneath]
-            differences += self._bypass.differences(now, netfilter)
+            isolated = self.around.posture == "isolated"
+            differences += self._bypass.differences(now, netfilter, isolated=isolated)
         except Outrun as error:
             self._last = None
             differences = self._outrun(netfilter, culprits, str(error.strerror))
@@ -218,11 +221,11 @@ class Probe(probes.Probe[Section]):
         if any(map(_is_ours, keys)):
             self._load(netfilter, [key for key in keys if _is_ours(key)], now)
             if self.around.posture == "isolated" and any(_is_cut(key) for key in keys):
-                netfilter.flush_conntrack(self.around.controller)
-                netfilter.kill_sockets(self.around.controller)
+                netfilter.flush_conntrack(self._made()[1].kept)
+                netfilter.kill_sockets(self._made()[1].kept)
         isolated = self.around.posture == "isolated"
         if isolated:
-            self._bypass.repair(netfilter, keys)
+            self._bypass.repair(netfilter, keys, self.around.remembered)
         if self.section.foreign == "remove" or isolated:
             foreign = [drift for drift in drifts if drift.key.startswith(_FOREIGN)]
             if self.section.foreign != "remove":

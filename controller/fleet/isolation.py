@@ -12,11 +12,13 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+import msgspec
+
 from contract.directive import MAX_FENCED_ADDRESSES, Directive, Response
 from contract.errors import Rejected
 from contract.grant import CodeHash, Grant
 from contract.messages import Posture
-from controller.fleet import acts, grants, sites
+from controller.fleet import acts, grants, sessions, sites
 from controller.fleet.paging import cut, number
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
@@ -97,6 +99,8 @@ def release(
     why = acts.checked_reason(reason)
     of_site, target = _target(tx, node, site)
     hold = _hold_on(tx, of_site, node)
+    if hold is None and node is not None:
+        return _release_itself(tx, node, actor=actor, why=why, now=now)
     if hold is None:
         raise Rejected("hold.none", f"{target} has no isolation of its own")
     released = holds.release(tx, hold.id, actor=actor, reason=why, now=now)
@@ -125,6 +129,29 @@ def release(
     )
     audit.note(tx, actor=actor, act="released", target=target, reason=why, now=now)
     return Change(affected=[row.node for row in rows], holds=[released])
+
+
+def _release_itself(tx: Transaction, node: str, *, actor: str, why: str, now: float) -> Change:
+    """Release a node that has isolated itself: over its firewall, or because nobody answered."""
+    row = sessions.known(tx, node, lock=True)
+    held = posture_of(node, holds.active_of_site(tx, row.site)) == "isolated"
+    if held or row.state.posture != "isolated":
+        raise Rejected("hold.none", f"node {node} has no isolation of its own")
+    release = max(row.directive_number, row.state.directive_accepted) + 1
+    nodes.set_state(tx, node, msgspec.structs.replace(row.state, release=release))
+    nodes.set_due(tx, [node])
+    events.add(
+        tx,
+        "node.released",
+        "warning",
+        f"node {node}, which had isolated itself, released by {actor}: {why}",
+        now=now,
+        node=node,
+        site=row.site,
+        detail={"actor": actor, "reason": why},
+    )
+    audit.note(tx, actor=actor, act="released", target=f"node {node}", reason=why, now=now)
+    return Change(affected=[node], holds=[])
 
 
 def list_(
@@ -274,6 +301,8 @@ def written(
         issued=now,
         expires=now + settings.directive_lifetime_s,
         posture=posture,
+        # In an order to isolate it would mean nothing: that takes the node's own isolation over.
+        release=row.state.release if posture == "normal" else 0,
         reason=reason,
         baseline=row.baseline,
         responses=responses,

@@ -69,6 +69,7 @@ def take(
         baseline_since=row.state.baseline_since if body.baseline == row.state.baseline else now,
         pending=body.pending,
         directive_accepted=max(row.state.directive_accepted, body.directive_number),
+        release=row.state.release if body.posture == "isolated" else 0,
         fenced=body.fenced,
         # A suspect names no addresses: those that it had while it was trusted are the ones to fence.
         addresses=row.state.addresses

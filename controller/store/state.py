@@ -22,6 +22,8 @@ class NodeState(Struct, frozen=True, kw_only=True):
     baseline_since: float | None = None
     pending: BaselineRef | None = None
     directive_accepted: int = 0
+    release: int = 0
+    """A person has released the node from an isolation of its own, with the directive of this number; 0 once it has obeyed."""
     fenced: list[str] = []
     addresses: list[str] = []
     drifts: list[Drift] = []

@@ -153,6 +153,7 @@ class Rig:
         key: Ed25519PrivateKey | None = None,
         grants: list[Grant] | None = None,
         break_glass: list[CodeHash] | None = None,
+        release: int = 0,
     ) -> bytes:
         """A directive in its envelope."""
         issued = time.time() if issued is None else issued
@@ -166,6 +167,7 @@ class Rig:
             responses=responses or [],
             grants=grants or [],
             break_glass=break_glass or [],
+            release=release,
         )
         return sign_directive(directive, directive_signer(key or self.key))
 

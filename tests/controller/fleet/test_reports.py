@@ -305,6 +305,46 @@ async def test_a_node_that_says_it_obeyed_but_shows_another_posture_is_noticed(l
     assert [f.code for f in outcome.findings] == ["posture.differs"]
 
 
+async def test_a_node_that_isolated_itself_is_shown_and_a_person_releases_it(lab: FleetLab) -> None:
+    await _fleet(lab, 2)
+    with pytest.raises(Rejected, match=r"hold\.none"):
+        await lab.fleet.release_node("factory-1", actor="ann", reason="the uplink is back", now=T0)
+    outcome = await lab.report("factory-1", posture="isolated", directive_number=1, now=T0 + 120)
+    assert [f.code for f in outcome.findings] == ["posture.differs"]
+    assert "isolated itself" in outcome.findings[0].detail
+    shown = (await lab.fleet.node("factory-1")).summary
+    assert (shown.posture, shown.wanted_posture, shown.tier) == ("isolated", "normal", "warning")
+    before = await lab.fleet.directive_for("factory-1", now=T0 + 120)
+    assert (before.posture, before.release) == ("normal", 0), (
+        "what is said to whoever comes back releases nobody"
+    )
+    with pytest.raises(Rejected, match=r"hold\.none"):
+        await lab.fleet.release_site("factory", actor="ann", reason="the uplink is back", now=T0 + 120)
+    change = await lab.fleet.release_node("factory-1", actor="ann", reason="the uplink is back", now=T0 + 120)
+    assert change.affected == ["factory-1"]
+    told = await lab.fleet.directive_for("factory-1", now=T0 + 120)
+    assert (told.posture, told.release, told.number) == ("normal", before.number + 1, before.number + 1)
+    again = await lab.fleet.directive_for("factory-1", now=T0 + 121)
+    assert (again.number, again.release) == (told.number + 1, told.release), "the same release, said again"
+    assert (await lab.fleet.directive_for("factory-2", now=T0 + 121)).release == 0
+    await lab.report("factory-1", now=T0 + 130)
+    after = await lab.fleet.directive_for("factory-1", now=T0 + 200)
+    assert after.release == 0, "obeyed: over"
+    audit = await lab.fleet.list_audit(limit=500)
+    assert [(a.actor, a.reason) for a in audit if a.act == "released"] == [("ann", "the uplink is back")]
+    assert "node.released" in await _kinds(lab)
+
+
+async def test_a_release_of_a_node_from_itself_waits_for_the_isolation_of_its_site(lab: FleetLab) -> None:
+    await _fleet(lab, 1)
+    await lab.report("factory-1", posture="isolated")
+    await lab.fleet.release_node("factory-1", actor="ann", reason="looked at it", now=T0)
+    await lab.fleet.isolate_site("factory", actor="ann", reason="drill", now=T0)
+    assert (await lab.fleet.directive_for("factory-1", now=T0)).release == 0
+    with pytest.raises(Rejected, match=r"hold\.none"):
+        await lab.fleet.release_node("factory-1", actor="ann", reason="drill", now=T0)
+
+
 async def test_events_are_stored_once_in_order_and_a_lost_state_loses_none(lab: FleetLab) -> None:
     await _fleet(lab, 1)
     first = await lab.report("factory-1", events=[event(1), event(2)])
