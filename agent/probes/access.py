@@ -21,6 +21,7 @@ from agent import probes
 from agent.accountfiles import parse_expiry, parse_passwd, with_expiry
 from agent.firewall.section import PortRange, port_range
 from agent.grants import OpenGrant
+from agent.host import Watched
 from agent.loginsessions import FOLDER, sessions
 from agent.probes import Contradiction, Difference, Notice, could_not_look
 from agent.tree import file_of
@@ -159,7 +160,7 @@ class Probe(probes.Probe[Section]):
     def observe(self, now: float) -> list[Drift]:
         """Return one drift for each account that is not as the grants of the moment want it."""
         open_now = any(grant.accounts for grant in self.around.grants)
-        self.around.host.watch_files(self.name, frozenset(), frozenset([FOLDER] if open_now else []))
+        self.around.host.watch_files(self.name, Watched(folders=frozenset([FOLDER] if open_now else [])))
         return self.drifts(self._differences(), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-import msgspec
-
 from contract.directive import MAX_FENCED_ADDRESSES, Directive, Response
 from contract.errors import Rejected
 from contract.grant import CodeHash, Grant
