@@ -114,6 +114,8 @@ class SessionRecord(Record, frozen=True, kw_only=True):
     """Of the boot that `counters` speak of."""
     baseline: WantedBaseline | None
     """The assigned one: reports are judged by its sections (controller.policies)."""
+    epoch: int = 0
+    """Which of the node's sessions it is; a later one ends it."""
     announced: str = ""
     """Spans of what is announced for the site: reports are judged by that too."""
     directive_number: int

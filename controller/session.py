@@ -45,6 +45,7 @@ class Session:
         "appraiser",
         "asked",
         "closing",
+        "epoch",
         "greeted",
         "identity",
         "keys_wanted",
@@ -66,6 +67,8 @@ class Session:
         """`record` is what the store said when it let the session open."""
         self.socket = socket
         self.identity = identity
+        self.epoch = record.epoch
+        """Which of the node's sessions it is: a later one, here or at another controller, ends it."""
         self.appraiser = Appraiser(record, identity.fingerprint, policies)
         self.nonces = Nonces()
         self.closing: asyncio.Future[None] | None = None

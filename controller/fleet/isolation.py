@@ -8,7 +8,7 @@ anew, with a higher number, whenever anything in it changes.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -21,12 +21,15 @@ from controller.fleet.paging import cut, number
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
 from controller.standing import standing
-from controller.store import Transaction, audit, events, holds, nodes
+from controller.store import Transaction, audit, events, holds, nodes, replicas, restores
 from controller.store import grants as grant_rows
 from controller.store.nodes import NodeRow
+from controller.store.restores import Restore
 
 Granted = tuple[list[Grant], list[CodeHash]]
 """What a directive lets somebody do for a while."""
+Written = dict[str, Directive]
+"""Directives by node."""
 
 
 def place(
@@ -181,21 +184,38 @@ def posture_of(node: str, active: Sequence[HoldView]) -> Posture:
 
 
 def directives(
-    tx: Transaction, settings: FleetSettings, names: Sequence[str], *, now: float
-) -> dict[str, Directive]:
-    """See Fleet.directives_for."""
+    tx: Transaction,
+    settings: FleetSettings,
+    names: Sequence[str],
+    *,
+    now: float,
+    ours: tuple[str, Mapping[str, int]] | None = None,
+    only_due: bool = False,
+) -> Written:
+    """See Fleet.directives_for and Fleet.directives_to. `ours`: the controller, and the epochs of its sessions; a node whose
+    session is another's by now is left to that one, its directive still due."""
     made: dict[str, Directive] = {}
+    restored = restores.unconfirmed(tx)
     granted = _granted(tx, names, now)
     by_site: dict[str, tuple[list[HoldView], list[NodeRow]]] = {}
     for name in sorted(set(names)):
         row = nodes.load(tx, name, lock=True)
-        if row is None:
+        if row is None or (only_due and not row.directive_due):
+            continue
+        if ours is not None and (row.session_holder, row.session_epoch) != (ours[0], ours[1].get(name)):
             continue
         if row.site not in by_site:
             by_site[row.site] = _isolation_of(tx, row.site)
         active, neighbours = by_site[row.site]
+        sparing = _sparing(tx, settings, active)
         made[name] = written(
-            settings, row, active, neighbours, floor=0, now=now, granted=granted.get(name, ([], []))
+            sparing,
+            kept_back(row, restored),
+            active,
+            neighbours,
+            floor=0,
+            now=now,
+            granted=granted.get(name, ([], [])),
         )
         nodes.set_issued(tx, name, made[name].number, now)
     return made
@@ -205,8 +225,22 @@ def directive(tx: Transaction, settings: FleetSettings, row: NodeRow, *, floor: 
     """Return a new directive for one node, numbered above what was issued and above `floor`. The caller stores the
     number."""
     active, neighbours = _isolation_of(tx, row.site)
+    settings = _sparing(tx, settings, active)
     granted = _granted(tx, [row.node], now).get(row.node, ([], []))
-    return written(settings, row, active, neighbours, floor=floor, now=now, granted=granted)
+    kept = kept_back(row, restores.unconfirmed(tx))
+    return written(settings, kept, active, neighbours, floor=floor, now=now, granted=granted)
+
+
+def kept_back(row: NodeRow, restored: Restore | None) -> NodeRow:
+    """Return the node without the baseline that a restored database chooses for it, unless the node has said since that it
+    holds none that is newer, or another. Pure. No baseline in a directive leaves the node with the one that it has."""
+    wanted, held = row.baseline, row.state.baseline
+    if restored is None or wanted is None:
+        return row
+    heard = row.last_report_at is not None and row.last_report_at >= restored.at
+    if heard and (held is None or (held.name == wanted.name and held.version <= wanted.version)):
+        return row
+    return msgspec.structs.replace(row, baseline=None)
 
 
 def _granted(tx: Transaction, names: Sequence[str], now: float) -> dict[str, Granted]:
@@ -215,6 +249,14 @@ def _granted(tx: Transaction, names: Sequence[str], now: float) -> dict[str, Gra
         name: ([grants.travelling(row) for row in standing.get(name, [])], codes.get(name, []))
         for name in {*standing, *codes}
     }
+
+
+def _sparing(tx: Transaction, settings: FleetSettings, active: Sequence[HoldView]) -> FleetSettings:
+    """Protect the addresses of the other controllers as well, where anything is fenced."""
+    if not any(hold.node for hold in active):
+        return settings
+    spared = dict.fromkeys([*settings.protected_addresses, *replicas.addresses(tx)])
+    return msgspec.structs.replace(settings, protected_addresses=tuple(spared))
 
 
 def _isolation_of(tx: Transaction, site: str) -> tuple[list[HoldView], list[NodeRow]]:

@@ -11,15 +11,16 @@ from controller import judge
 from controller.breaker import window_start
 from controller.fleet import boots, grants, incidents, isolation, rollouts, sessions
 from controller.fleet import evidence as keeping
-from controller.policy import FleetSettings
+from controller.policy import BreakerLimits, FleetSettings
 from controller.presented import Presented
 from controller.records import Evidence, Outcome, Standing
 from controller.standing import standing
-from controller.store import Transaction, events, holds, nodes
+from controller.store import Transaction, events, holds, nodes, restores
 from controller.store.nodes import NodeRow
 from controller.store.state import NodeState
 
 MAX_SUSPICIONS = 1024
+NOTHING_BY_ITSELF = BreakerLimits(nodes=0, fleet_fraction=0, sites=0)
 
 
 # -- evidence --------------------------------------------------------------------------------------------
@@ -39,7 +40,7 @@ def take(
     row = sessions.known(tx, node, lock=True, over=over)
     body = evidence.body
     appraisal = judge.appraise(
-        [*evidence.findings, *_obedience(row, body, now)],
+        [*evidence.findings, *_obedience(tx, row, body, now)],
         body.drifts,
         posture=body.posture,
         wanted_posture=row.wanted_posture,
@@ -135,12 +136,14 @@ def _settled(row: NodeRow, body: ReportBody, now: float) -> bool:
     )
 
 
-def _obedience(row: NodeRow, body: ReportBody, now: float) -> list[Finding]:
+def _obedience(tx: Transaction, row: NodeRow, body: ReportBody, now: float) -> list[Finding]:
     wanted = row.baseline
     if wanted is None or body.pending is not None or not _settled(row, body, now):
         return []
     held = body.baseline
     if held is not None and held.sha256.hex() == wanted.sha256:
+        return []
+    if restores.unconfirmed(tx) is not None:  # what is chosen may be older than what the node was told before
         return []
     found = "none" if held is None else f"{held.name} {held.version}"
     return [Finding(code="baseline.differs", detail=f"wanted {wanted.name} {wanted.version}, found {found}")]
@@ -156,7 +159,9 @@ def _follow(
     if not fresh:
         return [], False
     facts = _facts(tx, settings, row, fresh, now)
-    decision = judge.decide(appraisal, known, row.policy, settings.breaker, facts)
+    # References of an earlier day mistake every update since for a change: a person decides until one has looked.
+    limits = NOTHING_BY_ITSELF if restores.unconfirmed(tx) is not None else settings.breaker
+    decision = judge.decide(appraisal, known, row.policy, limits, facts)
     made = incidents.record(
         tx,
         decision.fresh,
@@ -236,7 +241,7 @@ def _settle(
     )
     if stands not in {row.standing, "isolated"}:  # an isolation has told of itself
         _tell_standing(tx, row, stands, now)
-    state_row = msgspec.structs.replace(fresh_row, state=state)
+    state_row = msgspec.structs.replace(fresh_row, state=state, last_report_at=last_report_at)
     floor = reported.directive_number if reported is not None else 0
     directive = _directive(tx, settings, state_row, reported, floor=floor, now=now)
     number, issued = (

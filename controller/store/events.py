@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from contract.messages import Event, Severity
 from controller.records import EventView
-from controller.store import Transaction
+from controller.store import Transaction, notices
 from controller.store.schema import events
 
 _CURSOR_LOCK = 0x52464556
@@ -27,6 +27,7 @@ def _lock_cursor(tx: Transaction) -> None:
     # PostgreSQL gives ids before it commits: without this a reader could pass a lower id that appears later.
     if tx.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CURSOR_LOCK})
+        notices.rang(tx)
 
 
 def add_agents(tx: Transaction, node: str, site: str, said: Sequence[Event], now: float) -> None:

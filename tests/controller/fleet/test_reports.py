@@ -368,7 +368,7 @@ async def test_events_are_stored_once_in_order_and_a_lost_state_loses_none(lab: 
 
 async def test_a05_an_agent_that_was_stopped_is_named_within_two_intervals(lab: FleetLab) -> None:
     await _fleet(lab, 2, policy=SitePolicy(interval_s=60))
-    await lab.fleet.close_session("factory-1", now=T0)
+    await lab.fleet.end_session("factory-1", epoch=1)
 
     async def standing() -> str:
         return (await lab.fleet.node("factory-1")).summary.standing
