@@ -10,21 +10,20 @@ throw-away namespace; libnftables.so.1; the network namespace of the thread that
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from agent.firewall import compare, flows, link, netlink, pins, routes, xtables
+from agent.firewall import compare, flows, link, netlink, pins, routes
 from agent.firewall.apart import Apart
 from agent.firewall.compare import Canonical
 from agent.firewall.counts import Count, Tally, counts
 from agent.firewall.events import Culprit, Events
-from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
+from agent.firewall.foreign import ForeignChain
 from agent.firewall.granted import seen_set
 from agent.firewall.library import NetfilterError, context, parsed, run, version
-from agent.firewall.listing import in_own_namespace, loaded, own
+from agent.firewall.listing import foreign, in_own_namespace, loaded, own
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
 from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
@@ -40,9 +39,6 @@ __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render
 _REMEMBERED_TEXTS = 16
 _MAX_NOTED = 64
 _ANEW = tuple(f"delete table {family} {TABLE}\n" for family in ("inet", "arp"))
-_TRIES = 8
-"""A manager of containers commits every few milliseconds while it sets up a network."""
-_DORMANT = 1
 _FLAGS_SAFE_SINCE = (1, 0, 8)
 """Before it, libnftables' JSON reads freed memory where a table has flags."""
 
@@ -263,35 +259,8 @@ class Netfilter:
 
         A dormant table sees no packet and is passed over. One that cannot be listed safely counts as rewriting.
         """
-        objects: list[compare.Object] = []
-        unread: list[ForeignChain] = []
-        leads: dict[tuple[str, str, int], str] = {}
         with self._lock, self._steady("foreign"):
-            for table in netlink.tables(self._talk):
-                if is_ours(table.name) or table.flags & _DORMANT:
-                    continue
-                if _is_plain(table.name) and (not table.flags or self._lists_flags):
-                    try:
-                        listed, found = self._read(table.family, table.name)
-                    except NetfilterError:
-                        if table in netlink.tables(self._talk):
-                            raise
-                        continue  # it went while it was read: firewalld has one for a moment at each reload
-                    objects += parsed(listed)
-                    leads |= {(table.family, table.name, handle): to for handle, to in found.items()}
-                else:
-                    unread.append(unreadable(table.family, table.name))
-        return foreign_chains(objects, (), leads) + unread
-
-    def _read(self, family: str, table: str) -> tuple[str, dict[int, str]]:
-        """Return a table's listing and where its xtables DNAT leads, both of one moment."""
-        for _ in range(_TRIES):
-            before = netlink.generation(self._talk)
-            listed = run(self._context, f"list table {family} {table}")
-            found = xtables.destinations(self._talk, family, table) if '"DNAT"' in listed else {}
-            if netlink.generation(self._talk) == before:
-                break
-        return listed, found
+            return foreign(self._context, self._talk, lists_flags=self._lists_flags)
 
     def remove_tables(self, listed: Sequence[netlink.Table]) -> None:
         """Delete tables, as the kernel has listed them, in one commit. Raises OSError: EPERM for one that is owned."""
@@ -358,8 +327,3 @@ class Netfilter:
         self._talk.close()
         self._sockets.close()
         self._routes.close()
-
-
-def _is_plain(name: str) -> bool:
-    """Tell whether a name that others chose can be written into a command as it stands."""
-    return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name) is not None

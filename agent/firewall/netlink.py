@@ -252,6 +252,34 @@ def _head(family: str) -> bytes:
     return struct.pack("!BBH", _NUMBERS[family] if family in _NUMBERS else int(family), 0, 0)
 
 
+_SPELT = {4: (3, 12), 7: (2, 7), 10: (2, 0), 19: (2, 0), 23: (2, 0)}
+"""By question (chains, rules, sets, objects, flowtables): the attribute that names one, and that of its user data."""
+
+
+def spelt(talk: Talk, place: tuple[str, str]) -> Iterator[bytes]:
+    """Yield how what stands in a table, (family, name), is called, and the comments of its chains and rules."""
+    question = _head(place[0]) + attribute(1, place[1].encode() + b"\0")
+    for kind, (name, user_data) in _SPELT.items():
+        # To its end, whoever stops listening: a dump that is left open refuses the next.
+        for message in list(talk.dump(SUBSYSTEM_NFTABLES << 8 | kind, question)):
+            found = attributes(message.payload[NFGENMSG_BYTES:])
+            if found.get(1, b"").rstrip(b"\0") == place[1].encode():
+                yield found.get(name, b"")
+                said = found.get(user_data, b"")
+                if said[:1] == b"\0":  # NFTNL_UDATA_RULE_COMMENT: type, length, text
+                    yield said[2 : 2 + said[1]]
+
+
+def chains(talk: Talk, table: Table) -> list[str]:
+    """Return the names of a table's chains."""
+    out = []
+    for message in talk.dump(SUBSYSTEM_NFTABLES << 8 | _GETCHAIN, _head(table.family)):
+        found = attributes(message.payload[NFGENMSG_BYTES:])
+        if found.get(1, b"").rstrip(b"\0") == table.name.encode():
+            out.append(found.get(3, b"").rstrip(b"\0").decode("utf-8", "replace"))
+    return out
+
+
 def chain_devices(talk: Talk, table: str) -> list[set[str]]:
     """Return the interfaces that the base chains of a netdev table hold, one set for each hook (ingress, egress)."""
     out: dict[int, set[str]] = {}
