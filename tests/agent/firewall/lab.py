@@ -110,7 +110,8 @@ class FencedNode:
             fenced=fenced,
         )
         self.repair(self.observe())
-        assert self.ours() == []
+        left = [(d.key, d.found) for d in self.ours()]
+        assert left == [], left
         self.notices()
 
     def settle_text(self, text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.parts.inference import infer
 from tests.parts.namespace import Namespace
 from tests.parts.topology import Topology
 
+TREE = Path(__file__).resolve().parents[3]
 DENIED, ALLOWED = 7000, 5353
 SNEAK = f"""
 table inet sneak {{
@@ -176,8 +178,9 @@ def test_f11_what_a_manager_writes_is_left_also_where_the_baseline_names_no_mana
         healing = Healing(node)
         node.repair(node.observe())
         node.namespace.run("iptables", "-t", "mangle", "-A", "FORWARD", "-p", "tcp", "--tcp-flags", "SYN,RST", "SYN", "-j", "TCPMSS", "--clamp-mss-to-pmtu")  # fmt: skip
-        node.namespace.run("iptables", "-t", "mangle", "-A", "OUTPUT", "-j", "CONNMARK", "--set-mark", "1")
-        until(lambda: "CONNMARK" not in node.namespace.run("iptables-save", "-t", "mangle").stdout, 10)
+        for target in ("CONNMARK", "MARK"):  # in a chain of type `route`
+            node.namespace.run("iptables", "-t", "mangle", "-A", "OUTPUT", "-j", target, "--set-mark", "1")
+        until(lambda: "MARK" not in node.namespace.run("iptables-save", "-t", "mangle").stdout, 10)
         healing.close()
         assert "TCPMSS" in node.namespace.run("iptables-save", "-t", "mangle").stdout
         node.namespace.run("nft", "delete", "table", "ip", "mangle")
@@ -237,25 +240,28 @@ def bad_chain(table: str) -> None:
     talk.close()
 
 
+LOOKS = """
+from agent.netfilter import Netfilter
+netfilter = Netfilter()
+netfilter.own(), netfilter.foreign()
+"""
+
+
 @pytest.mark.parametrize("table", ["other", "ringfence"])
 def test_f10_a_name_that_is_no_text_does_not_end_the_agent(node: FencedNode, table: str) -> None:
     """libnftables ends the process where it is to print such a name as JSON."""
+    enter = ["nsenter", f"--net=/run/netns/{node.namespace.name}"]
     node.namespace.run("nft", "add", "table", "inet", table)
     node.do(lambda: bad_chain(table))
-    shown = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{node.namespace.name}", "nft", "-j", "list", "ruleset"],
-        capture_output=True,
-    )
-    assert shown.returncode, "this is what it is for"
+    assert subprocess.run([*enter, "nft", "-j", "list", "ruleset"], capture_output=True).returncode < 0
+    looked = subprocess.run([*enter, sys.executable, "-c", LOOKS], capture_output=True, cwd=TREE)
+    assert looked.returncode == 0, looked.stderr
     drifts = node.observe()
     key = "inet ringfence table ringfence" if table == "ringfence" else "foreign:inet other *"
     assert [drift.key for drift in drifts] == [key]
     node.repair(drifts)
     assert node.observe() == []
-    listed = subprocess.run(
-        ["nsenter", f"--net=/run/netns/{node.namespace.name}", "nft", "list", "ruleset"], capture_output=True
-    )
-    assert BAD not in listed.stdout
+    assert BAD not in subprocess.run([*enter, "nft", "list", "ruleset"], capture_output=True).stdout
 
 
 def test_rules_are_deleted_only_where_nobody_has_committed_since(node: FencedNode) -> None:
