@@ -190,6 +190,62 @@ def test_f11_what_a_manager_writes_is_left_also_where_the_baseline_names_no_mana
         made.close()
 
 
+FIREWALLD = """
+table inet firewalld {
+    ct helper helper-tftp-udp {
+        type "tftp" protocol udp
+        l3proto inet
+    }
+    chain mangle_PREROUTING {
+        type filter hook prerouting priority mangle + 10; policy accept;
+        jump mangle_PRE_public
+    }
+    chain mangle_PRE_public {
+        tcp dport 2222 meta mark set 0x64
+    }
+    chain nat_PREROUTING {
+        type nat hook prerouting priority dstnat + 10; policy accept;
+        jump nat_PRE_public
+    }
+    chain nat_PRE_public {
+        meta nfproto ipv4 tcp dport 2222 redirect to :22
+        meta nfproto ipv4 tcp dport 8443 dnat ip to 10.10.1.100:443
+    }
+    chain nat_POSTROUTING {
+        type nat hook postrouting priority srcnat + 10; policy accept;
+        meta nfproto ipv4 oifname != "lo" masquerade
+    }
+    chain filter_INPUT {
+        type filter hook input priority filter + 10; policy accept;
+        ct state { established, related } accept
+        ct status dnat accept
+        iifname "lo" accept
+        ct state invalid drop
+        udp dport 69 ct helper set "helper-tftp-udp"
+        reject with icmpx admin-prohibited
+    }
+}
+"""
+"""What firewalld 1.3 writes for a zone with a port forward, a mark, masquerading and the tftp service."""
+
+
+def test_f11_reloads_of_firewalld_leave_its_table_whole_and_are_no_fight(node: FencedNode) -> None:
+    node.namespace.nft(FIREWALLD)
+    before = foreign_tables(node)
+    healing = Healing(node)
+    for _ in range(3):
+        node.namespace.nft("delete table inet firewalld\n" + FIREWALLD)
+    until(lambda: healing.passes >= 1 and healing._wakes.empty())
+    told = {drift.key for drift in node.observe()}
+    healing.close()
+    assert foreign_tables(node) == before
+    assert told == {
+        f"foreign:inet firewalld {name}"
+        for name in ("filter_INPUT", "mangle_PRE_public", "nat_PRE_public", "nat_POSTROUTING")
+    }
+    assert not [drift for drift in healing.drifts if drift.wanted == LEADS_PAST]
+
+
 def foreign_tables(node: FencedNode) -> str:
     """Return what stands in the tables of others."""
     parts = f"\n{node.namespace.ruleset()}".split("\ntable ")
