@@ -10,6 +10,7 @@ throw-away namespace; libnftables.so.1; the network namespace of the thread that
 from __future__ import annotations
 
 import contextlib
+import errno
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -22,8 +23,8 @@ from agent.firewall.counts import Count, Tally, counts
 from agent.firewall.events import Culprit, Events
 from agent.firewall.foreign import ForeignChain
 from agent.firewall.granted import seen_set
-from agent.firewall.library import NetfilterError, context, parsed, run, version
-from agent.firewall.listing import foreign, in_own_namespace, loaded, own
+from agent.firewall.library import NetfilterError, context, parsed, run
+from agent.firewall.listing import foreign, in_own_namespace, is_named_in_text, loaded, own
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
 from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
@@ -39,8 +40,6 @@ __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render
 _REMEMBERED_TEXTS = 16
 _MAX_NOTED = 64
 _ANEW = tuple(f"delete table {family} {TABLE}\n" for family in ("inet", "arp"))
-_FLAGS_SAFE_SINCE = (1, 0, 8)
-"""Before it, libnftables' JSON reads freed memory where a table has flags."""
 
 
 class Cut(NamedTuple):
@@ -75,7 +74,6 @@ class Netfilter:
         self._routes = netlink.Talk(routes.NETLINK_ROUTE)
         self._names = Names()
         self._families: dict[str, bool] = {}
-        self._lists_flags = version(self._context) >= _FLAGS_SAFE_SINCE
         self._tally = Tally()
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
@@ -140,9 +138,14 @@ class Netfilter:
         found: list[Count] = []
         for family in ("inet", "arp"):
             with contextlib.suppress(NetfilterError), self._steady("counters"):
-                listed = self._names.text(f"list counters table {family} {TABLE}")
-                found += counts(parsed(run(self._context, listed)))
+                found += self._counters(family)
         self._tally.add(found)
+
+    def _counters(self, family: str) -> list[Count]:
+        place = self._names.real((family, TABLE))
+        if not is_named_in_text(self._talk, place):
+            raise NetfilterError(errno.EILSEQ, f"names in table {' '.join(place)} are no text")
+        return counts(parsed(run(self._context, f"list counters table {' '.join(place)}")))
 
     def _steady(self, what: str) -> contextlib.AbstractContextManager[None]:
         """List within: an end to it where commits come faster than libnftables reads. Raises Outrun."""
@@ -233,8 +236,7 @@ class Netfilter:
     def counts(self) -> list[Count]:
         """Return what our rules have counted. Raises NetfilterError, also where no rules are loaded; Outrun."""
         with self._lock, self._steady("counters"):
-            listed = self._names.text(f"list counters table inet {TABLE}")
-            return counts(parsed(run(self._context, listed)))
+            return self._counters("inet")
 
     def own(self) -> Canonical:
         """Return the canonical form of our tables as they stand. Raises NetfilterError, Outrun."""
@@ -260,7 +262,7 @@ class Netfilter:
         A dormant table sees no packet and is passed over. One that cannot be listed safely counts as rewriting.
         """
         with self._lock, self._steady("foreign"):
-            return foreign(self._context, self._talk, lists_flags=self._lists_flags)
+            return foreign(self._context, self._talk)
 
     def remove_tables(self, listed: Sequence[netlink.Table]) -> None:
         """Delete tables, as the kernel has listed them, in one commit. Raises OSError: EPERM for one that is owned."""

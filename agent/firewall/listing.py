@@ -14,6 +14,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import TypeVar
 
 import nftables
@@ -21,7 +22,7 @@ import nftables
 from agent.firewall import compare, link, netlink, xtables
 from agent.firewall.compare import Canonical, Object
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
-from agent.firewall.library import NetfilterError, context, parsed, run
+from agent.firewall.library import NetfilterError, context, parsed, run, version
 from agent.firewall.match import is_ours
 from agent.firewall.netlink import Talk
 from agent.firewall.spare import Names
@@ -33,6 +34,8 @@ _TRIES = 8
 """A manager of containers commits every few milliseconds while it sets up a network."""
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*").fullmatch
 """A name that others chose and that can be written into a command as it stands."""
+_FLAGS_SAFE_SINCE = (1, 0, 8)
+"""Before it, libnftables' JSON reads freed memory where a table has flags."""
 _DORMANT = 1
 _FLAG_NAMES = {_DORMANT: "dormant", 2: "owner", 4: "persist"}
 
@@ -49,7 +52,7 @@ def own(within: nftables.Nftables, talk: Talk, wanted: Iterable[tuple[str, str]]
             # Never listed: ours has no flags, and older libraries read freed memory when they print them.
             said = [name for bit, name in _FLAG_NAMES.items() if flags[real] & bit]
             out[f"{family} {table} table {table}"] = (f"flags {' '.join(said) or flags[real]}",)
-        elif real in flags and not _is_named_in_text(talk, real):
+        elif real in flags and not is_named_in_text(talk, real):
             out[f"{family} {table} table {table}"] = ("names that are no text",)
         elif real in flags:
             listed = parsed(run(within, f"list table {' '.join(real)}"))
@@ -57,18 +60,26 @@ def own(within: nftables.Nftables, talk: Talk, wanted: Iterable[tuple[str, str]]
     return out
 
 
-def _is_named_in_text(talk: Talk, place: tuple[str, str]) -> bool:
+def is_named_in_text(talk: Talk, place: tuple[str, str]) -> bool:
     """Tell whether names and comments in a table of ours are UTF-8: to print it whole twice would cost too much."""
     try:
         for spelt in netlink.spelt(talk, place):
             spelt.decode()
     except UnicodeDecodeError:
         return False
+    except FileNotFoundError:  # no such table: whoever lists it is told so
+        return True
     return True
 
 
-def foreign(within: nftables.Nftables, talk: Talk, *, lists_flags: bool) -> list[ForeignChain]:
-    """Return the chains of other programs that accept, drop or rewrite. `lists_flags`: the library can print those of a table."""
+@cache
+def _lists_flags() -> bool:
+    """Tell whether the library can print the flags of a table. It says its version only with a listing: of an empty namespace."""
+    return in_own_namespace(lambda: version(context()) >= _FLAGS_SAFE_SINCE)
+
+
+def foreign(within: nftables.Nftables, talk: Talk) -> list[ForeignChain]:
+    """Return the chains of other programs that accept, drop or rewrite. Raises NetfilterError."""
     objects: list[Object] = []
     unread: list[ForeignChain] = []
     leads: dict[tuple[str, str, int], str] = {}
@@ -76,7 +87,9 @@ def foreign(within: nftables.Nftables, talk: Talk, *, lists_flags: bool) -> list
         if is_ours(table.name) or table.flags & _DORMANT:
             continue
         read = (
-            _read(within, talk, table, whole=lists_flags or not table.flags) if _PLAIN(table.name) else None
+            _read(within, talk, table, whole=not table.flags or _lists_flags())
+            if _PLAIN(table.name)
+            else None
         )
         if read is None:
             unread.append(unreadable(table.family, table.name))

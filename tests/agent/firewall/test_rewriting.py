@@ -4,6 +4,7 @@ through is only told, and what managers write stays."""
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -180,7 +181,7 @@ def test_f11_what_a_manager_writes_is_left_also_where_the_baseline_names_no_mana
         node.namespace.run("iptables", "-t", "mangle", "-A", "FORWARD", "-p", "tcp", "--tcp-flags", "SYN,RST", "SYN", "-j", "TCPMSS", "--clamp-mss-to-pmtu")  # fmt: skip
         for target in ("CONNMARK", "MARK"):  # in a chain of type `route`
             node.namespace.run("iptables", "-t", "mangle", "-A", "OUTPUT", "-j", target, "--set-mark", "1")
-        until(lambda: "MARK" not in node.namespace.run("iptables-save", "-t", "mangle").stdout, 10)
+            until(lambda: "MARK" not in node.namespace.run("iptables-save", "-t", "mangle").stdout, 10)
         healing.close()
         assert "TCPMSS" in node.namespace.run("iptables-save", "-t", "mangle").stdout
         node.namespace.run("nft", "delete", "table", "ip", "mangle")
@@ -288,27 +289,35 @@ def test_f03_rewriting_in_a_table_that_another_owns_is_read_told_and_a_contest(t
 BAD = b"b\xff\xfe"
 
 
-def bad_chain(table: str) -> None:
-    """Make a chain whose name is no text, as only netlink can."""
+def badly_named(table: str, kind: str) -> None:
+    """Make a chain or a counter whose name is no text, as only netlink can."""
     talk = netlink.Talk()
-    body = attribute(1, table.encode() + b"\0") + attribute(3, BAD + b"\0")
-    talk.commit([(3, b"\1\0\0\0" + body)])
+    body = b"\1\0\0\0" + attribute(1, table.encode() + b"\0")
+    if kind == "chain":
+        talk.commit([(3, body + attribute(3, BAD + b"\0"))])
+    else:
+        counted = attribute(1, bytes(8)) + attribute(2, bytes(8))
+        body += (
+            attribute(2, BAD + b"\0") + attribute(3, struct.pack("!I", 1)) + attribute(4 | 0x8000, counted)
+        )
+        talk.commit([(18, body)])
     talk.close()
 
 
 LOOKS = """
 from agent.netfilter import Netfilter
 netfilter = Netfilter()
-netfilter.own(), netfilter.foreign()
+netfilter.own(), netfilter.foreign(), netfilter.dropped(1)
 """
 
 
+@pytest.mark.parametrize("kind", ["chain", "counter"])
 @pytest.mark.parametrize("table", ["other", "ringfence"])
-def test_f10_a_name_that_is_no_text_does_not_end_the_agent(node: FencedNode, table: str) -> None:
+def test_f10_a_name_that_is_no_text_does_not_end_the_agent(node: FencedNode, table: str, kind: str) -> None:
     """libnftables ends the process where it is to print such a name as JSON."""
     enter = ["nsenter", f"--net=/run/netns/{node.namespace.name}"]
     node.namespace.run("nft", "add", "table", "inet", table)
-    node.do(lambda: bad_chain(table))
+    node.do(lambda: badly_named(table, kind))
     assert subprocess.run([*enter, "nft", "-j", "list", "ruleset"], capture_output=True).returncode < 0
     looked = subprocess.run([*enter, sys.executable, "-c", LOOKS], capture_output=True, cwd=TREE)
     assert looked.returncode == 0, looked.stderr
