@@ -84,6 +84,11 @@ class Netfilter:
         self.prepared_cut: Cut | None = None
         """The cut of the baseline in force, ready to be loaded; the firewall probe keeps it."""
 
+    def find(self) -> Netfilter:
+        """Look at our tables under the names that the agent has in force, in another process than the agent's. Raises OSError."""
+        self._names.find(netlink.tables(self._talk))
+        return self
+
     def wake(self) -> None:
         """Ask for another look at the firewall. For any thread."""
         self.on_wake()

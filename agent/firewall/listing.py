@@ -86,11 +86,12 @@ def foreign(within: nftables.Nftables, talk: Talk) -> list[ForeignChain]:
     for table in netlink.tables(talk):
         if is_ours(table.name) or table.flags & _DORMANT:
             continue
-        read = (
-            _read(within, talk, table, whole=not table.flags or _lists_flags())
-            if _PLAIN(table.name)
-            else None
-        )
+        try:
+            read = _read(within, talk, table) if _PLAIN(table.name) else None
+        except NetfilterError:
+            if table in netlink.tables(talk):
+                raise
+            continue  # gone since they were listed
         if read is None:
             unread.append(unreadable(table.family, table.name))
             continue
@@ -100,7 +101,7 @@ def foreign(within: nftables.Nftables, talk: Talk) -> list[ForeignChain]:
 
 
 def _read(
-    within: nftables.Nftables, talk: Talk, table: netlink.Table, *, whole: bool
+    within: nftables.Nftables, talk: Talk, table: netlink.Table
 ) -> tuple[list[Object], dict[int, str]] | None:
     """Return a table's objects and where its xtables DNAT leads, both of one moment; None where that cannot be listed."""
     commands = [f"list table {table.family} {table.name}"]
@@ -108,7 +109,7 @@ def _read(
         return None
     for _ in range(_TRIES):
         before = netlink.generation(talk)
-        if not whole:
+        if table.flags and not _lists_flags():
             chains = netlink.chains(talk, table)
             if not all(map(_PLAIN, chains)):
                 return None

@@ -25,6 +25,7 @@ Place = tuple[str, str]
 _OWN_NAMES = frozenset({TABLE, CUT_TABLE, GUARD_TABLE})
 _COMMAND = re.compile(rf"(?m)^((?:[a-z]+ )*)({'|'.join(FAMILIES.values())}) ({TABLE}[A-Za-z0-9_.-]*)")
 _SUFFIX_BYTES = 8
+_DRAWN = re.compile(rf"[0-9a-f]{{{2 * _SUFFIX_BYTES}}}")
 
 
 class Names:
@@ -40,6 +41,13 @@ class Names:
         for family, name in given_up:
             self._spare[family, name] = f"{name}_{self._draw()}"
         return bool(given_up)
+
+    def find(self, standing: Iterable[Table]) -> None:
+        """Take the spare names under which an agent has put our tables, where they stand: for who only looks."""
+        for each in standing:
+            name, _, drawn = each.name.rpartition("_")
+            if name in _OWN_NAMES and _DRAWN.fullmatch(drawn) and not each.flags & OWNED:
+                self._spare[each.family, name] = each.name
 
     def real(self, place: Place) -> Place:
         """Return what the kernel calls one of our tables."""

@@ -166,6 +166,9 @@ def test_fences_counters_and_small_changes_reach_the_rules_under_their_spare_nam
     assert not opens(client.namespace, node.host.enclave[0], 9090)
     assert "drop_input" in {each.name for each in node.do(lambda: node.netfilter.dropped(9))}
     assert any(each.name == "in_enclave_tcp" for each in node.do(node.netfilter.counts))
+    beside = node.do(Netfilter)  # another process: `ringfence-agent counters`, `ringfence-agent diff`
+    assert any(each.name == "in_enclave_tcp" for each in node.do(lambda: beside.find().counts()))
+    node.do(beside.close)
     request = Response(name="fence", addresses=[*neighbour.enclave])
     wanted = fence.Response().wanted(request)
     stream = Stream(neighbour.namespace, node.host.enclave[0])
