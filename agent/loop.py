@@ -208,7 +208,7 @@ class Loop:
         self._reconcile_holdings()
         woken = self._wakes.take_all()
         full = woken is None or self.beat >= self._next_full
-        due = set(self.machine.probes) if full else (woken or set()) & set(self.machine.probes)
+        due = set(self.machine.probes) if full else self.machine.due(woken or set())
         if full:
             self._next_full = self.beat + self._config.interval_s
         for name in sorted(due, key=lambda each: (each != "firewall", each)):
@@ -267,7 +267,7 @@ class Loop:
     def _reconcile_holdings(self) -> None:
         """Directive, baseline, posture: until the plan has nothing more to say."""
         while True:
-            step = self.hold.step(self._monotonic())
+            step = self.hold.step(self._monotonic(), self.machine.not_in_force())
             if isinstance(step, plan.Apply):
                 held = self.hold.begin(step, self.machine.dry_run, in_contact=self._in_contact)
                 if held is None:
@@ -316,8 +316,8 @@ class Loop:
             self._tell_all(self.machine.look(name, self.stance, self._now(), occasion))
         finally:
             self._in_firewall = before
-        if name == "firewall" and self.machine.healed_now and not self.hold.state.self_isolated:
-            reason = self.hold.count_healings(self.machine.healed_now, self._now())
+        if name == "firewall" and self.machine.fought_now and not self.hold.state.self_isolated:
+            reason = self.hold.count_healings(self.machine.fought_now, self._now())
             if reason:
                 self.tell(Told(kind="firewall.contest", severity="critical", summary=reason))
                 self._hold_stance(silent=True)

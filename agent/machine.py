@@ -18,6 +18,7 @@ import msgspec
 
 from agent import budget, plan
 from agent.exhibits import Exhibit, Exhibits
+from agent.firewall.contested import is_held, says_not_in_force
 from agent.firewall.local import resolved
 from agent.firewall.nft import rules
 from agent.firewall.section import Section as FirewallSection
@@ -54,8 +55,8 @@ class Machine:
         """Left after the last look, by section."""
         self.healed: list[Drift] = []
         """Repaired and not reported yet, oldest first."""
-        self.healed_now: list[Drift] = []
-        """Of the firewall, repaired in its last look, unless that was silent."""
+        self.fought_now: list[Drift] = []
+        """Of the firewall, repaired in its last look or held against repair by somebody else, unless that was silent."""
         self.observing = False
         """A probe is looking and changes nothing: an order may be carried out in between."""
         self._netfilter = netfilter
@@ -112,7 +113,7 @@ class Machine:
         """Observe, repair, observe again, tell: all of it in routine, in one event what a baseline of ours has changed."""
         probe = self.probes[name]
         if name == "firewall":
-            self.healed_now = []
+            self.fought_now = []
             self._pace()
         before = self.drifts.get(name, [])
         mode = mode_of(probe.section, self._head)
@@ -136,6 +137,8 @@ class Machine:
         remaining = {drift.key for drift in left}
         mended = [drift for drift in found if drift.key not in remaining]
         told += self._told_of(name, occasion, before, mended=mended, left=left, kept=kept)
+        if name == "firewall" and occasion == "routine":
+            self.fought_now = [*mended, *(each for each in left if enforced and is_held(each))]
         noticed = probe.notices(now)
         told += [Told(kind=n.kind, severity=n.severity, summary=n.summary, detail=n.detail) for n in noticed]
         return told
@@ -159,11 +162,26 @@ class Machine:
             told += plan.put_right(name, occasion, mended, named)
         else:
             told += _not_named(name, kept, {each.key for each in foreign})
-        if name == "firewall" and occasion == "routine":
-            self.healed_now = list(mended)
         healed = [msgspec.structs.replace(each, repaired=True) for each in foreign]
         self.healed = (self.healed + healed)[-_HEALED_KEPT:]
         return told
+
+    def due(self, woken: set[str]) -> set[str]:
+        """Return the sections that are to be looked at: of those that were woken, and the firewall where somebody holds it
+        against us and a burst is over, since no event tells of that.
+        """
+        last_s = self._firewall_times[-1] if self._firewall_times else 0.0
+        again = time.monotonic() - last_s > plan.BURST_S and any(
+            map(is_held, self.drifts.get("firewall", []))
+        )
+        return (woken | ({"firewall"} if again else set())) & self.probes.keys()
+
+    def not_in_force(self) -> str:
+        """Return what of the firewall's rules is not in force as wanted, for people; empty where all is, or none is to be."""
+        if not self._fenced_in:
+            return ""
+        left = [each for each in self.drifts.get("firewall", []) if says_not_in_force(each.key)]
+        return "; ".join(f"{each.key}: found {each.found}" for each in left[:4])
 
     def _observe(self, probe: Probe[SectionBase], now: float) -> list[Drift]:
         before, self.observing = self.observing, True

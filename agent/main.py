@@ -245,7 +245,7 @@ def _drifts(parsed: Mapping[str, object], config: AgentConfig | None) -> list[Dr
     tpm = None if config is None else _tpm(config)
     around = Surroundings(
         host=_host(config),
-        netfilter=Netfilter() if os.geteuid() == 0 else None,
+        netfilter=Netfilter().find() if os.geteuid() == 0 else None,
         tpm=tpm,
         controller=_endpoints(config),
         event_log=config.tpm.event_log if config else TpmConfig().event_log,

@@ -37,6 +37,8 @@ class Facts(NamedTuple):
     pending_had_contact: bool
     pending_answered: bool
     """A report that named it as pending was answered, in a session dialled after it was put in force."""
+    not_in_force: str
+    """What of its firewall rules the kernel does not hold as wanted; empty where it holds all."""
     turned_down: Mapping[str, int]
     ready: WantedBaseline | None
     """Fetched and verified, waiting to be put in force."""
@@ -66,7 +68,9 @@ class Confirm(NamedTuple):
 class Revert(NamedTuple):
     """Put last-good (or lock-down) back in force."""
 
-    code: Literal["baseline.no-confirmation", "baseline.crashes", "baseline.withdrawn"]
+    code: Literal[
+        "baseline.no-confirmation", "baseline.not-in-force", "baseline.crashes", "baseline.withdrawn"
+    ]
     reason: str
 
 
@@ -79,13 +83,18 @@ def same(ref: BaselineRef | None, wanted: WantedBaseline) -> bool:
 
 
 def settle(facts: Facts) -> Step:
-    """Return the next step of the baseline: verify -> pending -> apply -> confirm, or back to last-good."""
+    """Return the next step of the baseline: verify -> pending -> apply -> confirm, or back to last-good.
+
+    An answer alone confirms nothing: it may have come through the rules before, where the new ones were not taken.
+    """
     wanted = facts.directive.baseline if facts.directive is not None else None
     if facts.pending is not None:
-        if facts.pending_answered:
+        if facts.pending_answered and not facts.not_in_force:
             return Confirm()
         if facts.pending_starts > MAX_PENDING_STARTS:
             return Revert("baseline.crashes", f"{facts.pending_starts} starts without a confirmation")
+        if facts.not_in_force and facts.pending_for_s >= facts.confirm_s:
+            return Revert("baseline.not-in-force", f"{facts.confirm_s:g} s on: {facts.not_in_force}")
         if facts.pending_had_contact and facts.pending_for_s >= facts.confirm_s:
             return Revert("baseline.no-confirmation", f"no report went through within {facts.confirm_s:g} s")
         if wanted is not None and not same(facts.pending, wanted):
@@ -111,37 +120,52 @@ MANAGERS = frozenset(
 
 
 class Healing(NamedTuple):
-    """One burst of changes to one of our tables that was undone."""
+    """One burst of changes that was undone, or could not be because somebody holds it."""
 
     at: float
     """Wall clock."""
-    table: str
+    what: str
+    """Which of our tables, whose hold on one, or foreign rewriting."""
     by: str
     """As the culprit is described; empty where nobody knows."""
 
 
 def contest(
-    before: Sequence[Healing], healed: Iterable[Drift], now: float, *, times: int, within_s: float
+    before: Sequence[Healing], fought: Iterable[Drift], now: float, *, times: int, within_s: float
 ) -> tuple[tuple[Healing, ...], str]:
     """Return what is to be remembered, and why the node must isolate itself: empty as long as it need not.
 
     The same table, healed in `times` bursts within `within_s`, is fought over: whoever does it wants these rules gone
-    and will be faster one day. Several commits in a moment are one burst; a clock that jumps forgets.
+    and will be faster one day. So is a table that another process holds, and rewriting past our rules that comes back or cannot be
+    taken out, seen as often. Several commits in a moment are one burst; a clock that jumps forgets.
     """
     kept = [each for each in before if 0 <= now - each.at < within_s]
-    for drift in healed:
-        family, _, rest = drift.key.partition(" ")
-        table = f"{family} {rest.partition(' ')[0]}"
+    for drift in fought:
+        what = _fought_over(drift.key)
         burst_s = MANAGER_BURST_S if _is_manager(drift.culprit) else BURST_S
-        if not any(each.table == table and now - each.at < burst_s for each in kept):
-            kept.append(Healing(now, table, drift.culprit))
-    for table in sorted({each.table for each in kept}):
-        found = [each for each in kept if each.table == table]
+        if not any(each.what == what and now - each.at < burst_s for each in kept):
+            kept.append(Healing(now, what, drift.culprit))
+    for what in sorted({each.what for each in kept}):
+        found = [each for each in kept if each.what == what]
         if len(found) >= times:
             by = found[-1].by or "an unknown process"
             took_s = now - found[0].at
-            return (), f"table {table} was healed {len(found)} times within {took_s:.0f} s, last after {by}"
+            said = f"{what} was found" if what.startswith((_HOLD, _REWRITING)) else f"table {what} was healed"
+            return (), f"{said} {len(found)} times within {took_s:.0f} s, last after {by}"
     return tuple(kept), ""
+
+
+_HOLD = "another process's hold on "
+_REWRITING = "rewriting past our rules"
+
+
+def _fought_over(key: str) -> str:
+    """Return what a drift's key is about; a foreign table is given another name too easily to count by it."""
+    if key.startswith("foreign:"):
+        return _REWRITING
+    family, _, rest = key.partition(" ")
+    name, _, what = rest.partition(" ")
+    return f"{_HOLD if what == 'owner' else ''}{family} {name}"
 
 
 def _is_manager(culprit: str) -> bool:

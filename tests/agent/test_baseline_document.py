@@ -20,10 +20,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs/baseline.md").read_text()
 SHIPPED = sorted((ROOT / "baselines").glob("*.toml"))
 WITHOUT = {
-    "factory": {"chassis", "ima"},
-    "retail": {"chassis", "ima"},
-    "strict": {"chassis"},
-    "legacy": {"access", "accelerators", "boot", "chassis", "ima", "netdevs", "pci", "thunderbolt"},
+    "factory": {"ima"},
+    "retail": {"ima"},
+    "legacy": {"access", "accelerators", "boot", "ima", "netdevs", "pci", "thunderbolt"},
 }
 """A list of files comes from the very machine; nothing proves the boot of a machine without a TPM; access by grants, and limits of
 buses and interfaces that nobody has listed for an old machine, come with another profile."""
