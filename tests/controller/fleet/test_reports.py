@@ -392,7 +392,7 @@ async def test_a05_silence_while_the_controller_was_down_is_not_the_nodes(
 ) -> None:
     await _fleet(FleetLab(open_store()), 1)
     later = FleetLab(open_store(), FleetSettings(started=T0 + 3600))
-    await later.fleet.start()
+    await later.fleet.start(now=T0 + 3600)
     assert await later.fleet.sweep(now=T0 + 3601) == []
     [change] = await later.fleet.sweep(now=T0 + 3600 + 120)
     assert change.after == "unreachable"
