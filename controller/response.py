@@ -249,6 +249,8 @@ def _speak(heard: Heard, scales: _Scales, recommend: list[str], said: list[str])
         return
     events = tuple(event.id for event in heard.events)
     for act in rule.then:
+        if act == "alert" and judge.shared(heard.suspicions, scales.limits, scales.facts):
+            continue  # told already, with the nodes before: five hundred nodes are no five hundred alerts
         if act == "alert":
             scales.orders.append(Order(act="alert", by=by, why=why, events=events))
         elif act == "recommend" or rule.stage == "recommend":
