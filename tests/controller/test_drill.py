@@ -7,11 +7,8 @@ import json
 import time
 from pathlib import Path
 
-import pytest
-
-from contract.messages import Answer, Challenge, Hello, Message, Order
+from contract.messages import Answer, Challenge, Message
 from controller import cli as admin
-from controller.sessions import Sessions
 from tests.controller.live import answer_to, next_message, running
 from tests.controller.test_commands import Running
 from tests.parts.simulator import Node
@@ -34,8 +31,7 @@ async def _answer_challenge(node: Node) -> list[Message]:
     return got
 
 
-async def test_a_drill_says_all_and_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[object] = []
+async def test_a_drill_says_all_and_changes_nothing(tmp_path: Path) -> None:
     async with running(tmp_path) as live:
         here, silent = await live.node("press-1"), await live.node("press-2")
         await live.node("press-3", connect=False)
@@ -43,13 +39,6 @@ async def test_a_drill_says_all_and_changes_nothing(tmp_path: Path, monkeypatch:
             await answer_to(node, node.report())
         before = await live.fleet.list_nodes()
         numbers = [(await live.fleet.node(n.node)).directive_number for n in before.items]
-        tell = Sessions.tell
-
-        async def recorded(self: Sessions, nodes: list[str], now: float) -> None:
-            told.append(nodes)
-            await tell(self, nodes, now)
-
-        monkeypatch.setattr(Sessions, "tell", recorded)
         answering = asyncio.create_task(_answer_challenge(here))
         status, found = await live.call(
             "POST", "/api/v1/sites/factory/drill", {"reason": "monthly", "wait_s": 3.0}
@@ -60,9 +49,7 @@ async def test_a_drill_says_all_and_changes_nothing(tmp_path: Path, monkeypatch:
         assert isinstance(plan, dict)
         assert (plan["would_isolate"], plan["isolated_already"]) == (["press-1", "press-2", "press-3"], [])
         assert (plan["orders"], plan["breaker"]) == (3, "")
-        assert [b["name"] for b in plan["baselines"]] == [
-            b.name for b in (await live.fleet.list_baselines()).items
-        ] or (plan["without_baseline"] == ["press-1", "press-2", "press-3"])
+        assert (plan["baselines"], len(plan["without_baseline"])) == ([], 3)
         assert (found["connected"], found["silent"], found["away"]) == (
             ["press-1", "press-2"],
             ["press-2"],
@@ -70,9 +57,9 @@ async def test_a_drill_says_all_and_changes_nothing(tmp_path: Path, monkeypatch:
         )
         assert len(found["answered_ms"]) == 1  # type: ignore[arg-type]
         # Nothing was told but the challenge, and nothing is held.
-        assert told == []
+        got += [await next_message(silent), await answer_to(silent, silent.report())]
+        assert [type(message) for message in got] == [Challenge, Answer] * 2
         for message in got:
-            assert not isinstance(message, Order | Hello)
             if isinstance(message, Answer):
                 assert message.directive is None
         assert (await live.fleet.list_holds(active=False)).items == []
