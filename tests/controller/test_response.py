@@ -244,6 +244,7 @@ class Model:
 
 @given(steps=STEPS, limits=LIMITS, rules=RULES)
 @example(steps=STORM, limits=TIGHT, rules=FENCE_ALL)
+@example(steps=STORM, limits=msgspec.structs.replace(TIGHT, nodes=1), rules=FENCE_ALL)
 @settings(max_examples=200, deadline=None)
 def test_c17_whatever_the_rules_nothing_is_isolated_past_the_breaker(
     steps: list[Step], limits: BreakerLimits, rules: list[Rule]
