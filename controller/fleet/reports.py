@@ -46,11 +46,7 @@ def take(
         wanted_posture=row.wanted_posture,
         obeyed=_settled(row, body, now),
     )
-    seen: list[Seen] = []
-    if body.events:
-        seen = _new_events(tx, row, body, now)
-        grants.note(tx, row, body.events, now)
-        rollouts.note(tx, row, body.events, now)
+    seen = _take_events(tx, row, body, now) if body.events else []
     boots.remember(tx, row, evidence, appraisal.tier, now)
     lasting = [s.key for s in appraisal.suspicions if s.lasting][:MAX_SUSPICIONS]
     stored = None
@@ -92,11 +88,13 @@ def take(
     return _settle(tx, settings, row, state, appraisal, now=now, reported=body, followed=followed)
 
 
-def _new_events(tx: Transaction, row: NodeRow, body: ReportBody, now: float) -> list[Seen]:
+def _take_events(tx: Transaction, row: NodeRow, body: ReportBody, now: float) -> list[Seen]:
     """Store the events; return those that are new here where any rule is about events at all."""
     wanted = any(rule.when.event for rule, _ in compiled(rules.document(tx)))
     mark = events.last_id(tx) if wanted else 0
     events.add_agents(tx, row.node, row.site, body.events, now)
+    grants.note(tx, row, body.events, now)
+    rollouts.note(tx, row, body.events, now)
     if not wanted:
         return []
     return [
