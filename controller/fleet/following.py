@@ -70,7 +70,9 @@ def follow(
     heard = response.hear(response.compiled(rows.document(tx)), subject_of(row), judged, heeded)
     spoken = [quiet.hushed(each) for each in heard if _reached(tx, each, row, now)]
     of_judged = msgspec.structs.replace(appraisal, suspicions=judged)
-    verdict = response.respond(of_judged, known, row.policy, settings.breaker, facts, spoken=spoken)
+    # References of an earlier day mistake every update since for a change: a person decides until one has looked.
+    limits = NOTHING_BY_ITSELF if restores.unconfirmed(tx) is not None else settings.breaker
+    verdict = response.respond(of_judged, known, row.policy, limits, facts, spoken=spoken)
     acted = any(order.act in _PLACING for order in verdict.orders)
     told = [s for s in judged if acted or s.key not in muted]
     loud = [each for each in spoken if acted or each.rule.then]
