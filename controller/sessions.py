@@ -122,6 +122,14 @@ class Sessions:
         sessions = [session for session in sessions if session.greeted]
         await asyncio.gather(*(session.send(Challenge(nonce=session.nonce())) for session in sessions))
 
+    async def rehearse(self, nodes: Sequence[str], *, wait_s: float) -> dict[str, float | None]:
+        """Challenge those of `nodes` that are connected, and time each until its report was judged, in seconds; None where
+        none was within `wait_s`. Sends no order."""
+        sessions = [self._open[node] for node in dict.fromkeys(nodes) if node in self._open]
+        sessions = [session for session in sessions if session.greeted]
+        took = await asyncio.gather(*(session.challenged(wait_s) for session in sessions))
+        return {session.node: each for session, each in zip(sessions, took, strict=True)}
+
     async def drop(self, node: str) -> None:
         """Close the session of a node that has enrolled anew: its certificate is no longer bound."""
         session = self._open.get(node)
@@ -271,6 +279,7 @@ class Sessions:
             directive=None if outcome.directive is None else sign_directive(outcome.directive, self._signer),
         )
         await session.send(answer)
+        session.reported.set()
         if session.keys_wanted is not None:
             await self._release_keys(session, *session.keys_wanted)
         self._metrics.reports.labels(outcome.tier).inc()

@@ -28,6 +28,7 @@ from controller.fleet.granting import Granting
 from controller.fleet.outlets import Outlets
 from controller.fleet.referencing import Referencing
 from controller.fleet.replicating import Replicating
+from controller.fleet.responding import Responding
 from controller.fleet.restoring import Restoring
 from controller.fleet.rolling import Rolling
 from controller.policy import SitePolicy
@@ -61,7 +62,7 @@ from controller.store import audit
 from controller.store.selecting import SortKey
 
 
-class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Restoring):
+class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Restoring, Responding):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
 
     # -- sites ---------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 A node is held by a hold of its own or of its site. While a node has a hold of its own, every other node of the
 site fences its addresses: a suspect need not obey. A directive says the whole of what is wanted and is written
-anew, with a higher number, whenever anything in it changes.
+anew, with a higher number, whenever anything in it changes. A hold may also only fence: the node keeps its posture.
 """
 
 from __future__ import annotations
@@ -42,11 +42,16 @@ def place(
     automatic: bool,
     incident: int | None,
     now: float,
+    fence_only: bool = False,
 ) -> tuple[HoldView, list[str]]:
     """Isolate a node, or the whole site when `node` is None; return the hold and the nodes whose directive is due.
 
-    The caller has made sure that the target is not held, and holds the breaker's lock when nobody asked for it.
+    The caller has made sure that the target is not isolated, and holds the breaker's lock when nobody asked for it. A node
+    that was only fenced is isolated in place of that. `fence_only`: the others of the site drop the node's addresses.
     """
+    before = None if node is None else _hold_on(tx, site, node)
+    if before is not None:
+        holds.release(tx, before.id, actor=actor, reason="isolated in place of the fence", now=now)
     hold = holds.place(
         tx,
         node=node,
@@ -56,23 +61,26 @@ def place(
         automatic=automatic,
         incident=incident,
         now=now,
+        fence_only=fence_only,
     )
     names = [row.node for row in nodes.of_site(tx, site)]
     held = names if node is None else [node]
     nodes.set_due(tx, names)
-    nodes.set_posture(tx, held, "isolated", "isolated", now)
-    kind, target = ("site.isolated", f"site {site}") if node is None else ("node.isolated", f"node {node}")
+    if not fence_only:
+        nodes.set_posture(tx, held, "isolated", "isolated", now)
+    target = f"site {site}" if node is None else f"node {node}"
+    act = "fenced" if fence_only else "isolated"
     events.add(
         tx,
-        kind,
+        f"{target.partition(' ')[0]}.{act}",
         "critical",
-        f"{target} isolated by {actor}: {reason}",
+        f"{target} {act} by {actor}: {reason}"[:2048],
         now=now,
         node=node,
         site=site,
         detail={"actor": actor, "reason": reason, "hold": str(hold.id)},
     )
-    audit.note(tx, actor=actor, act="isolated", target=target, reason=reason, now=now)
+    audit.note(tx, actor=actor, act=act, target=target, reason=reason, now=now)
     return hold, names
 
 
@@ -82,7 +90,8 @@ def isolate(
     """See Fleet.isolate_node and Fleet.isolate_site. Exactly one of node and site is given: none is never all."""
     why = acts.checked_reason(reason)
     of_site, target = _target(tx, node, site)
-    if _hold_on(tx, of_site, node) is not None:
+    there = _hold_on(tx, of_site, node)
+    if there is not None and not there.fence_only:
         raise Rejected("hold.exists", f"{target} is isolated already")
     hold, affected = place(
         tx, node=node, site=of_site, reason=why, actor=actor, automatic=False, incident=None, now=now
@@ -180,7 +189,11 @@ def _hold_on(tx: Transaction, site: str, node: str | None) -> HoldView | None:
 
 def posture_of(node: str, active: Sequence[HoldView]) -> Posture:
     """Return the posture that the holds of its site leave a node."""
-    return "isolated" if any(hold.node is None or hold.node == node for hold in active) else "normal"
+    return "isolated" if any(_isolates(hold, node) for hold in active) else "normal"
+
+
+def _isolates(hold: HoldView, node: str) -> bool:
+    return hold.node is None or (hold.node == node and not hold.fence_only)
 
 
 def directives(
@@ -280,7 +293,7 @@ def written(
     is older than the node remembers (ATTACKS c02).
     """
     posture = posture_of(row.node, active)
-    own = [hold for hold in active if hold.node is None or hold.node == row.node]
+    own = [hold for hold in active if _isolates(hold, row.node)]
     reason = "; ".join(hold.reason for hold in own)[:2048]
     responses: list[Response] = []
     if posture == "isolated":
@@ -290,7 +303,7 @@ def written(
     if addresses:
         responses.append(
             Response(
-                name="fence", addresses=addresses, reason=f"isolated: {', '.join(sorted(suspects))}"[:2048]
+                name="fence", addresses=addresses, reason=f"suspect: {', '.join(sorted(suspects))}"[:2048]
             )
         )
     return Directive(

@@ -153,6 +153,7 @@ def _claims(tx: Transaction, node: str) -> BootClaims | None:
 
 def sweep(tx: Transaction, settings: FleetSettings, *, now: float) -> list[StandingChange]:
     """See Fleet.sweep."""
+    incidents.settle_calm(tx, now)
     changes: list[StandingChange] = []
     if not replicas.leads(tx):
         return changes

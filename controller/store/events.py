@@ -61,11 +61,11 @@ def add(
     node: str | None = None,
     site: str | None = None,
     detail: dict[str, str] | None = None,
-) -> None:
-    """Store something that the controller saw or did."""
+) -> int:
+    """Store something that the controller saw or did; return its id."""
     _lock_cursor(tx)
-    tx.execute(
-        _ADD,
+    made = tx.execute(
+        _ADD.returning(events.c.id),
         {
             "at": now,
             "stored_at": now,
@@ -79,6 +79,7 @@ def add(
             "detail": _encode(detail or {}).decode(),
         },
     )
+    return int(made.scalar_one())
 
 
 def said_since(tx: Transaction, kind: str, node: str | None, since: float) -> bool:

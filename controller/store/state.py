@@ -35,3 +35,5 @@ class NodeState(Struct, frozen=True, kw_only=True):
     dropped: list[Dropped] = []
     suspicions: list[str] = []
     """Keys of what is suspected now: only what is not here yet is fresh (controller.judge)."""
+    muted: list[str] = []
+    """Those that a suppression keeps quiet: fresh again once it has ended."""

@@ -35,7 +35,9 @@ def path_of(route: AnyRoute) -> str:
     """A path of this route with harmless parameters."""
     return "/api/v1" + re.sub(
         r"\{(\w+)\}",
-        lambda m: "1" if m[1] in {"incident", "grant", "plan", "rollout", "act"} else "nothing",
+        lambda m: (
+            "1" if m[1] in {"incident", "grant", "plan", "rollout", "act", "suppression"} else "nothing"
+        ),
         route.path,
     )
 
