@@ -20,7 +20,7 @@ from typing import NoReturn
 
 import click
 
-from agent import VERSION, early
+from agent import VERSION, early, grantends
 from agent.checking import check
 from agent.clock import boottime
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
@@ -164,9 +164,19 @@ def render_command(file: Path, posture: Posture, config_path: Path) -> None:
 
 @cli.command("early")
 @_config_option
-def early_command(config_path: Path) -> None:
+@click.option(
+    "--follow", is_flag=True, help="An isolated node stays, and cuts interfaces until the agent is up."
+)
+def early_command(config_path: Path, follow: bool) -> None:
     """Load the rules of the last confirmed baseline, for a unit before the network; lock-down where there are none."""
-    early.main(["--config", str(config_path)])
+    early.main(["--config", str(config_path), *(["--follow"] if follow else [])])
+
+
+@cli.command("end-grants")
+@_config_option
+def end_grants_command(config_path: Path) -> None:
+    """Beside the agent: end USB devices and accounts of grants on time, also when the agent is dead."""
+    grantends.run(load_config(config_path), lambda said: click.echo(said, err=True))
 
 
 cli.add_command(check)
@@ -235,7 +245,7 @@ def _drifts(parsed: Mapping[str, object], config: AgentConfig | None) -> list[Dr
     tpm = None if config is None else _tpm(config)
     around = Surroundings(
         host=_host(config),
-        netfilter=Netfilter() if os.geteuid() == 0 else None,
+        netfilter=Netfilter().find() if os.geteuid() == 0 else None,
         tpm=tpm,
         controller=_endpoints(config),
         event_log=config.tpm.event_log if config else TpmConfig().event_log,

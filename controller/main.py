@@ -32,6 +32,7 @@ from controller.keys import CA_COPY_NAME, create, load
 from controller.permissions import ON_THE_MACHINE, ROLES, Right, Role
 from controller.rootscheck import ek_roots
 from controller.store import Store, StoreUnavailable, migrate
+from controller.upkeep import backup, confirm_restore, migrate_to, restore
 
 DEFAULT_DIRECTORY = "/var/lib/ringfence-controller"
 
@@ -177,7 +178,8 @@ def token(directory: Path, name: str, role: Role, days: float, token_file: Path 
     _show_token(made, token_file)
 
 
-cli.add_command(ek_roots)
+for command in (ek_roots, backup, restore, confirm_restore, migrate_to):
+    cli.add_command(command)
 
 
 def main() -> NoReturn:

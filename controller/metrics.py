@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from controller.outlet_records import OutletView
 from controller.records import FleetCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -33,9 +36,33 @@ class Metrics:
         self.faults = Counter("ringfence_faults", "Faults of the controller itself", registry=self.registry)
         self.sessions = Gauge("ringfence_sessions", "Open sessions of this process", registry=self.registry)
 
-    def text(self, counts: FleetCounts, *, whole: bool) -> bytes:
-        """Return the exposition: the fleet's counts of this moment, and with `whole` the figures of this process."""
-        return _of_fleet(counts) + (generate_latest(self.registry) if whole else b"")
+    def text(self, counts: FleetCounts, outlets: Sequence[OutletView] | None) -> bytes:
+        """Return the exposition: the fleet's counts of this moment and, with `outlets`, what is nobody's site: they and the
+        figures of this process."""
+        shown = _of_fleet(counts)
+        return shown if outlets is None else shown + _of_outlets(outlets) + generate_latest(self.registry)
+
+
+def _of_outlets(outlets: Sequence[OutletView]) -> bytes:
+    """Outlets are named by the owner."""
+    registry = CollectorRegistry()
+    for name, what, value in (
+        ("ringfence_outlet_behind", "Events that an outlet has not passed yet", lambda o: o.behind),
+        (
+            "ringfence_outlet_failing",
+            "1 while an outlet takes nothing",
+            lambda o: o.failing_since is not None,
+        ),
+        (
+            "ringfence_outlet_dead_letters",
+            "Events that an outlet refused for good",
+            lambda o: o.dead_letters,
+        ),
+    ):
+        gauge = Gauge(name, what, ["outlet"], registry=registry)
+        for outlet in outlets:
+            gauge.labels(outlet.name).set(value(outlet))
+    return generate_latest(registry)
 
 
 def _of_fleet(counts: FleetCounts) -> bytes:

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct
 
 from contract.errors import Rejected
 from contract.messages import Name
-from controller.selector import FIELDS, MAX_CHARS, Selector, matches, parse_selector
+from controller.selector import FIELDS, MAX_CHARS, Selector, Term, matches, parse_selector
 
 Permission = Literal[
     "fleet.read",
@@ -27,6 +27,7 @@ Permission = Literal[
     "people.read",
     "isolation.act",
     "incident.close",
+    "incident.suppress",
     "boot.accept",
     "baseline.assign",
     "baseline.push",
@@ -45,6 +46,8 @@ Permission = Literal[
     "node.label",
     "site.make",
     "site.policy",
+    "response.set",
+    "outlet.retry",
     "people.manage",
 ]
 Role = Literal["viewer", "auditor", "operator", "approver", "installer", "admin"]
@@ -56,6 +59,7 @@ MEANING: Final[Mapping[Permission, str]] = {
     "people.read": "list people and tokens",
     "isolation.act": "isolate and release nodes and sites",
     "incident.close": "close incidents",
+    "incident.suppress": "keep something quiet for a while",
     "boot.accept": "accept changed boots, announce and withdraw reference values",
     "baseline.assign": "choose a signed baseline for a site",
     "baseline.push": "push what was signed offline",
@@ -74,6 +78,8 @@ MEANING: Final[Mapping[Permission, str]] = {
     "node.label": "label nodes, and so move them between scopes that labels make",
     "site.make": "make sites",
     "site.policy": "replace a site's policy",
+    "response.set": "replace the rules of what is done by itself",
+    "outlet.retry": "try a failing receiver of events at once",
     "people.manage": "make, change and end people and tokens",
 }
 
@@ -87,6 +93,8 @@ ROLES: Final[Mapping[Role, frozenset[Permission]]] = {
             "evidence.read",
             "isolation.act",
             "incident.close",
+            "incident.suppress",
+            "outlet.retry",
             "boot.accept",
             "baseline.assign",
             "rollout.request",
@@ -175,6 +183,29 @@ class Scope(Struct, frozen=True):
     def covers(self, other: Scope) -> bool:
         """Whether all of `other` lies within: site by site where it names them."""
         return all(any(own.holds(one) for own in self.parts) for part in other.parts for one in _single(part))
+
+    def holds_all(self, selector: Selector) -> bool:
+        """Whether a selector can mean nothing outside, as far as its own words say."""
+        named = [term.values for term in selector.terms if term.key == "site" and term.operator == "in"]
+        return any(
+            (part.sites is None or any(part.sites.issuperset(values) for values in named))
+            and (part.labels is None or set(label_selector(part.labels).terms) <= set(selector.terms))
+            for part in self.parts
+        )
+
+    def limited(self, selector: Selector) -> Selector:
+        """Return a selector that means what this one does within the scope. Raises Rejected `scope.several`: several parts make
+        no one selector."""
+        if self.everywhere or self.holds_all(selector):
+            return selector
+        if len(self.parts) != 1:
+            raise Rejected("scope.several", f"name one of your sites in the selector: {self}")
+        part, terms = self.parts[0], selector.terms
+        if part.sites is not None:
+            terms += (Term(key="site", operator="in", values=tuple(sorted(part.sites))),)
+        if part.labels is not None:
+            terms += label_selector(part.labels).terms
+        return parse_selector(str(Selector(terms=terms)))  # what is stored must be read again
 
     def narrowed(self, site: str | None) -> Scope:
         """Return what of it is at `site` (None: all of it). Outside the scope that is nowhere."""

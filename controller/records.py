@@ -22,7 +22,7 @@ from controller.tpmrecord import TpmRecord
 Standing = Literal["healthy", "overdue", "unreachable", "untrusted", "isolated"]
 EkTrust = Literal["certificate", "allow-list", "unverified"]
 IncidentState = Literal["open", "needs-person", "resolved", "closed"]
-IncidentKind = Literal["untrusted", "update", "drift", "identity", "drifting-site"]
+IncidentKind = Literal["untrusted", "update", "drift", "identity", "drifting-site", "event"]
 
 T = TypeVar("T")
 MAX_REFERENCE_BYTES = 2 * 1024 * 1024
@@ -113,6 +113,8 @@ class SessionRecord(Record, frozen=True, kw_only=True):
     """Of the boot that `counters` speak of."""
     baseline: WantedBaseline | None
     """The assigned one: reports are judged by its sections (controller.policies)."""
+    epoch: int = 0
+    """Which of the node's sessions it is; a later one ends it."""
     announced: str = ""
     """Spans of what is announced for the site: reports are judged by that too."""
     directive_number: int
@@ -145,6 +147,8 @@ class HoldView(Record, frozen=True, kw_only=True):
     reason: str
     actor: str
     automatic: bool
+    fence_only: bool = False
+    """The node keeps its posture; the others of its site drop its addresses."""
     incident: int | None
     placed_at: float
     released_at: float | None
@@ -207,10 +211,14 @@ class NodeDetail(Record, frozen=True, kw_only=True):
     certificate_sha256: str
     certificate_not_after: float
     boot_id: str
+    os_release: str
+    """By the node's own word; empty where it does not say."""
     uptime_s: float
     addresses: list[str]
     fenced: list[str]
     findings: list[Finding]
+    findings_elsewhere: list[int]
+    """How many other nodes show the same now, for each of `findings`."""
     drifts: list[Drift]
     pending: BaselineRef | None
     directive_number: int
@@ -254,12 +262,18 @@ class IncidentView(Record, frozen=True, kw_only=True):
     nodes: list[str]
     nodes_total: int
     findings: list[Finding]
+    findings_nodes: list[int | None] = []
+    """How many nodes have shown each of `findings`, where one incident is looked at; null where that is not counted (drifts)."""
     done: list[str]
     """What was done or recommended, oldest first."""
     opened_at: float
     updated_at: float
     closed_at: float | None
     closed_by: str | None
+    reopened: int = 0
+    """How often it came again within ten minutes of its end."""
+    quiet: bool = False
+    """It comes and goes: that was told once, and the next word is when it has stayed away."""
 
 
 class EventView(Record, frozen=True, kw_only=True):

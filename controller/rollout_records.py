@@ -53,7 +53,7 @@ class Terms(Strict, frozen=True, kw_only=True):
     """After the last of them come all that are left."""
     soak_s: Annotated[float, Meta(ge=0, le=30 * 86400)] = 600.0
     """How long every node of a wave must hold it without drift before the next wave begins."""
-    deadline_s: Annotated[float, Meta(ge=10, le=86400)] = 1800.0
+    deadline_s: Annotated[float, Meta(ge=1, le=86400)] = 1800.0
     """How long a node that reports may take to prove it."""
     max_failures: Annotated[int, Meta(ge=0, le=MAX_PLANNED)] = 0
     """One more than that halts the rollout."""

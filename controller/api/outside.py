@@ -30,8 +30,9 @@ async def describe(call: Call[Nothing, Nothing]) -> Text:
 
 async def metrics(call: Call[Nothing, Nothing]) -> Text:
     """Figures of the sites in scope; those of the process only for whom the whole fleet is in scope."""
-    counts = await call.services.fleet.counts(scope=call.scope)
-    return Text(call.services.metrics.text(counts, whole=call.scope.everywhere), CONTENT_TYPE)
+    fleet = call.services.fleet
+    outlets = await fleet.list_outlets() if call.scope.everywhere else None
+    return Text(call.services.metrics.text(await fleet.counts(scope=call.scope), outlets), CONTENT_TYPE)
 
 
 async def health(call: Call[Nothing, Nothing]) -> Text:

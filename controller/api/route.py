@@ -27,7 +27,17 @@ MAX_ID = 2**53
 Needs = Permission | Literal["public", "token"]
 """Who may use a route: `public` needs no token, `token` any valid one, else a right with this permission."""
 InPath = Literal[
-    "site", "node", "enrolment", "incident", "grant", "reference", "plan", "rollout", "token", "user"
+    "site",
+    "node",
+    "enrolment",
+    "incident",
+    "grant",
+    "reference",
+    "plan",
+    "rollout",
+    "suppression",
+    "token",
+    "user",
 ]
 About = InPath | Literal["nothing", "fleet", "listed", "named", "given"]
 """What a route reads or changes. One thing that its path names; `named`: what its body names (`names`); `listed`: what there is
@@ -43,7 +53,9 @@ B = TypeVar("B")
 
 PARAMETER: Final = re.compile(r"\{([a-z_]+)\}")
 _ENROLMENT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_NUMBERED: Final[frozenset[str]] = frozenset({"incident", "grant", "reference", "plan", "rollout"})
+_NUMBERED: Final[frozenset[str]] = frozenset(
+    {"incident", "grant", "reference", "plan", "rollout", "suppression"}
+)
 
 
 class Nothing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -15,6 +15,7 @@ import click
 
 from contract.errors import Rejected
 from controller.cli.access import completion, events, whoami
+from controller.cli.apply import apply
 from controller.cli.attest import attest
 from controller.cli.audit import audit
 from controller.cli.baseline import baseline
@@ -27,7 +28,9 @@ from controller.cli.grants import breakglass, grant
 from controller.cli.keys import keys
 from controller.cli.login import login, logout, password
 from controller.cli.nodes import label, nodes
+from controller.cli.outlets import outlets
 from controller.cli.references import reference
+from controller.cli.responses import drill, response, suppress, suppressions
 from controller.cli.rollouts import plan, rollout
 from controller.cli.show import harmless
 from controller.cli.tokens import tokens
@@ -64,15 +67,21 @@ for command in (
         incidents,
         isolate,
         release,
+        response,
+        suppress,
+        suppressions,
+        drill,
         accept_boot,
         plan,
         rollout,
+        apply,
         reference,
         evidence,
         key,
         grant,
         breakglass,
         events,
+        outlets,
         audit,
         users,
         tokens,

@@ -105,6 +105,7 @@ def node(name: str, as_json: bool) -> None:
             "since": when(at(found, "summary", "standing_since")),
             "tier": at(found, "summary", "tier"),
             "last report": ago(at(found, "summary", "last_report_at"), now),
+            "operating system": found["os_release"] or "not said",
             "posture": f"{at(found, 'summary', 'posture')} (wanted {at(found, 'summary', 'wanted_posture')})",
             "baseline": _baseline(found),
             "labels": labels_of(at(found, "summary", "labels")),
@@ -124,8 +125,13 @@ def node(name: str, as_json: bool) -> None:
         }
     )
     if items(found["findings"]):
+        elsewhere = items(found["findings_elsewhere"])
         show_table(
-            ("FINDING", "DETAIL"), [(at(f, "code"), at(f, "detail")) for f in items(found["findings"])]
+            ("FINDING", "OTHERS", "DETAIL"),
+            [
+                (at(f, "code"), _others(others), at(f, "detail"))
+                for f, others in zip(items(found["findings"]), elsewhere, strict=True)
+            ],
         )
     if items(found["drifts"]):
         rows = [
@@ -247,8 +253,20 @@ def incidents(
         return
     keys = ("id", "title", "severity", "state", "kind", "site", "nodes_total", "nodes")
     show_facts({**{key: found[key] for key in keys}, "opened": when(found["opened_at"])})
-    show_table(("FINDING", "DETAIL"), [(at(f, "code"), at(f, "detail")) for f in items(found["findings"])])
+    counts = [count or "-" for count in items(found["findings_nodes"])]
+    rows = [
+        (at(f, "code"), count, at(f, "detail"))
+        for f, count in zip(items(found["findings"]), counts, strict=True)
+    ]
+    show_table(("FINDING", "NODES", "DETAIL"), rows)
     show_table(("DONE",), [(done,) for done in items(found["done"])])
+
+
+def _others(count: object) -> str:
+    """Say how many other nodes show the same, which most likely tells an update from an attack."""
+    if not isinstance(count, int) or count < 1:
+        return "none"
+    return f"{count} other node{'s report' if count > 1 else ' reports'} the same"
 
 
 def _list_incidents(state: str | None, site: str | None, as_json: bool) -> None:
@@ -291,9 +309,15 @@ def _act(act: str, node_: str | None, site_: str | None, reason: str, as_json: b
 def _show_holds(holds: list[object]) -> None:
     if holds:
         show_table(
-            ("ISOLATED SINCE", "BY", "REASON", "RELEASED"),
+            ("SINCE", "WHAT", "BY", "REASON", "RELEASED"),
             [
-                (when(at(h, "placed_at")), at(h, "actor"), at(h, "reason"), when(at(h, "released_at")))
+                (
+                    when(at(h, "placed_at")),
+                    "fenced" if at(h, "fence_only") else "isolated",
+                    at(h, "actor"),
+                    at(h, "reason"),
+                    when(at(h, "released_at")),
+                )
                 for h in holds
             ],
         )

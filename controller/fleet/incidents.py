@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from contract.errors import Rejected
-from contract.messages import Finding, Severity
+from contract.messages import Drift, Finding, Severity
+from controller import judge
 from controller.fleet import acts
+from controller.fleet.incidentshare import share
 from controller.fleet.paging import cut, number
-from controller.judge import Suspicion, key_of
-from controller.permissions import EVERYWHERE, Reach, Scope
+from controller.judge import Suspicion
+from controller.permissions import EVERYWHERE, Scope
 from controller.records import EventView, IncidentKind, IncidentState, IncidentView, Page
 from controller.store import Transaction  # fmt: skip
 from controller.store import events as event_rows
@@ -29,6 +31,22 @@ _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 def others_with(tx: Transaction, keys: Sequence[str], *, node: str, now: float) -> Mapping[str, int]:
     """Count, by suspicion key, the other nodes that have had it within a day."""
     return rows.others(tx, keys, without=node, since=now - SAME_VALUE_WINDOW_S)
+
+
+def shown_by(
+    tx: Transaction,
+    findings: Sequence[Finding],
+    drifts: Sequence[Drift] = (),
+    *,
+    without: str = "",
+    incident: int | None = None,
+) -> list[int]:
+    """Count for each finding the nodes that show the same now, or have shown it in one incident; see `rows.showing`."""
+    if not findings:
+        return []
+    keys = judge.keys_of(findings, drifts)
+    found = rows.showing(tx, {key for each in keys for key in each}, without=without, incident=incident)
+    return [max(found.get(key, 0) for key in each) for each in keys]
 
 
 def record(
@@ -55,6 +73,8 @@ def record(
         severity = _worst([s.severity for s in of_kind])
         if there:
             incident = min(there.values())
+            new = not set(keys).issubset(there)
+            _again(tx, incident, node, site, new=new, severity=severity, now=now)
         else:
             incident = rows.open_(
                 tx, kind=kind, severity=severity, site=site, title=of_kind[0].title, now=now
@@ -73,7 +93,12 @@ def record(
         note(
             tx,
             incident,
-            findings=[s.finding for s in of_kind],
+            # The same new value in a boot is said once, in whatever words another node's report puts it.
+            findings=[
+                s.finding
+                for s in of_kind
+                if not (s.finding.code.startswith("boot.") and there.get(s.key) == incident)
+            ],
             severity=severity,
             recommend=[f"{node}: {text}" for text in recommend] if kind == gravest else [],
             questions=questions if kind == "update" else None,
@@ -82,6 +107,52 @@ def record(
         )
         made[kind] = incident
     return made
+
+
+def _again(
+    tx: Transaction, incident: int, node: str, site: str, *, new: bool, severity: Severity, now: float
+) -> None:
+    """An incident grows, or comes again: that is told once, and then it is quiet until it has stayed away. Whatever is new in
+    it, or graver, ends the quiet: nothing hides behind something that flaps."""
+    view = get(tx, incident)
+    if view.quiet and (new or severity != view.severity):
+        rows.flap(tx, incident, reopened=view.reopened, quiet=False)
+    if view.state != "resolved":
+        return
+    rows.flap(tx, incident, reopened=view.reopened + 1, quiet=not new)
+    if view.quiet and not new:
+        return
+    event_rows.add(
+        tx,
+        "incident.reopened",
+        severity,
+        f"incident {incident} came again: {node}: {view.title if view.site == site else view.kind}"[:2048],
+        now=now,
+        node=node,
+        site=site,
+        detail={"incident": str(incident), "reopened": str(view.reopened + 1)},
+    )
+
+
+def settle_calm(tx: Transaction, now: float) -> None:
+    """Tell of incidents that came and went, and have stayed away for long enough."""
+    for incident, site, title in rows.calm(tx, before=now - REOPEN_WINDOW_S):
+        _tell_resolved(tx, incident, title, site=site, node=None, now=now)
+
+
+def _tell_resolved(
+    tx: Transaction, incident: int, title: str, *, site: str, node: str | None, now: float
+) -> None:
+    event_rows.add(
+        tx,
+        "incident.resolved",
+        "info",
+        f"incident {incident} resolved: {title}"[:2048],
+        now=now,
+        node=node,
+        site=site,
+        detail={"incident": str(incident)},
+    )
 
 
 def note(
@@ -93,39 +164,29 @@ def note(
     done: Sequence[str] = (),
     recommend: Sequence[str] = (),
     questions: Mapping[str, int] | None = None,
+    gone: bool = False,
     site: str | None = None,
     now: float,
 ) -> None:
-    """Add to an incident and settle its state (`site`: of the node that this is about): it needs a person once something was recommended, it is resolved
-    when no node shows any of its suspicions any more."""
+    """Add to an incident and settle its state: it needs a person once something was recommended, it is resolved
+    when no node shows any of its suspicions any more; where a person was asked, not before something is `gone`. `site`: of the
+    node that this is about, where it is one."""
     view = rows.load(tx, incident)
     if view is None or view.state == "closed":
         return
     state: IncidentState = "open"
-    if not rows.still_active(tx, incident):
+    settled = not recommend and (gone or view.state != "needs-person")
+    if settled and not rows.still_active(tx, incident):
         state = "resolved"
     elif recommend or questions or view.state == "needs-person":
         state = "needs-person"
-    if recommend and view.state != "needs-person":
-        event_rows.add(
-            tx,
-            "isolation.recommended",
-            "critical",
-            f"incident {incident} needs a person: {recommend[0]}"[:2048],
-            now=now,
-            site=site or view.site,
-            detail={"incident": str(incident)},
-        )
-    if questions and view.state != "needs-person":
-        event_rows.add(
-            tx,
-            "update.unannounced",
-            "warning",
-            f"incident {incident} asks a person: {next(iter(questions))}"[:2048],
-            now=now,
-            site=site or view.site,
-            detail={"incident": str(incident)},
-        )
+    where = site or view.site
+    if recommend and view.state != "needs-person" and not view.quiet:
+        text = f"incident {incident} needs a person: {recommend[0]}"
+        _tell(tx, incident, "isolation.recommended", "critical", text, site=where, now=now)
+    if questions and view.state != "needs-person" and not view.quiet:
+        text = f"incident {incident} asks a person: {next(iter(questions))}"
+        _tell(tx, incident, "update.unannounced", "warning", text, site=where, now=now)
     asked = questions or {}
     # A question stands once, with the newest count: five hundred nodes are one line.
     before = [line for line in view.done if not line.startswith(tuple(asked))] if asked else view.done
@@ -147,26 +208,25 @@ def note(
     )
 
 
+def _tell(
+    tx: Transaction, incident: int, kind: str, severity: Severity, text: str, *, site: str, now: float
+) -> None:
+    detail = {"incident": str(incident)}
+    event_rows.add(tx, kind, severity, text[:2048], now=now, site=site, detail=detail)
+
+
 def withdraw(tx: Transaction, node: str, site: str, keys: Sequence[str], now: float) -> None:
     """A node no longer shows these suspicions: incidents that nobody shows any more resolve themselves."""
     for incident in rows.withdraw(tx, node, keys):
         before = rows.load(tx, incident)
         if before is None or before.state == "closed" or rows.still_active(tx, incident):
             continue
-        note(tx, incident, done=[f"{node}: no longer found"], now=now)
-        title = (
-            f": {before.title}" if before.site == site else ""
-        )  # one that began elsewhere tells of elsewhere
-        event_rows.add(
-            tx,
-            "incident.resolved",
-            "info",
-            f"incident {incident} resolved{title}"[:2048],
-            now=now,
-            node=node,
-            site=site,
-            detail={"incident": str(incident)},
-        )
+        note(tx, incident, done=[f"{node}: no longer found"], gone=True, now=now)
+        if not before.quiet:
+            title = (
+                before.title if before.site == site else before.kind
+            )  # what began elsewhere tells of elsewhere
+            _tell_resolved(tx, incident, title, site=site, node=node, now=now)
 
 
 def _worst(severities: Sequence[Severity]) -> Severity:
@@ -178,7 +238,7 @@ def list_(
 ) -> Page[IncidentView]:
     """See Fleet.list_incidents."""
     page = rows.page(tx, state=state, scope=scope.narrowed(site), before=number(after), limit=limit + 1)
-    return cut([_within(tx, view, scope) for view in page], limit, lambda view: str(view.id))
+    return cut([share(tx, view, scope) for view in page], limit, lambda view: str(view.id))
 
 
 def get(tx: Transaction, incident: int, scope: Scope = EVERYWHERE) -> IncidentView:
@@ -186,35 +246,9 @@ def get(tx: Transaction, incident: int, scope: Scope = EVERYWHERE) -> IncidentVi
     view = rows.load(tx, incident)
     if view is None:
         raise Rejected("incident.unknown", str(incident))
-    return _within(tx, view, scope)
-
-
-def _within(tx: Transaction, view: IncidentView, scope: Scope) -> IncidentView:
-    """Return what of an incident is about the sites of a scope, and nothing of what it is about elsewhere.
-
-    A finding is kept where a node of these sites shows the very same; a line of what was done, where it is about such a node or
-    site; how many others there are is not told.
-    """
-    if scope.everywhere or scope.holds(rows.reach(tx, view.id) or Reach()):
-        return view
-    members = rows.members(tx, view.id, scope)
-    names = list(dict.fromkeys(node for node, _, _ in members))
-    keys = {key for _, _, key in members}
-    own = {site for _, site, _ in members} or {view.site}
-    findings = [finding for finding in view.findings if key_of(finding) in keys]
-    about = (*(f"{name}: " for name in names), *(f"node {name} " for name in names))
-    whole = [f"site {site} " for site in own if scope.holds(Reach(frozenset({site})))]
-    done = [line for line in view.done if line.startswith((*about, *whole))]
-    title = f"{findings[0].code}: {findings[0].detail}"[:200] if findings else view.kind
-    return msgspec.structs.replace(
-        view,
-        site=view.site if view.site in own else min(own),
-        title=title,
-        nodes=names[: rows.SHOWN_NODES],
-        nodes_total=len(names),
-        findings=findings,
-        done=done,
-    )
+    counts = shown_by(tx, view.findings, incident=incident)
+    view = msgspec.structs.replace(view, findings_nodes=[count or None for count in counts])
+    return share(tx, view, scope)
 
 
 def close(tx: Transaction, incident: int, *, actor: str, reason: str, now: float) -> IncidentView:

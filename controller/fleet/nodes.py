@@ -12,7 +12,7 @@ from contract.messages import Severity
 from contract.wire import decode
 from controller import tpmrecord
 from controller.claimsview import BootClaims, shown
-from controller.fleet import acts
+from controller.fleet import acts, incidents
 from controller.fleet.paging import cut
 from controller.permissions import Scope
 from controller.policy import FleetSettings
@@ -27,7 +27,8 @@ from controller.records import (
 )
 from controller.selector import Selector, checked_labels
 from controller.standing import OVERDUE_INTERVALS, standing
-from controller.store import Transaction, boots, enrolments, events, holds, incidents, selecting, sites
+from controller.store import Transaction, boots, enrolments, events, holds, replicas, selecting, sites
+from controller.store import incidents as incident_rows
 from controller.store import nodes as rows
 from controller.store.nodes import NodeRow
 
@@ -123,10 +124,12 @@ def detail(tx: Transaction, node: str) -> NodeDetail:
         certificate_sha256=(row.certificate_sha256 or b"").hex(),
         certificate_not_after=row.certificate_not_after,
         boot_id=row.state.boot_id,
+        os_release=row.state.os_release,
         uptime_s=row.state.uptime_s,
         addresses=row.state.addresses,
         fenced=row.state.fenced,
         findings=row.state.findings,
+        findings_elsewhere=incidents.shown_by(tx, row.state.findings, row.state.drifts, without=node),
         drifts=row.state.drifts,
         pending=row.state.pending,
         directive_number=row.directive_number,
@@ -150,15 +153,16 @@ def _claims(tx: Transaction, node: str) -> BootClaims | None:
     return shown(decode(said.claims, Claims, max_bytes=MAX_REFERENCE_BYTES), said.recorded_at)
 
 
-def disconnect_all(tx: Transaction) -> None:
-    """See Fleet.start."""
-    rows.disconnect_all(tx)
-
-
 def sweep(tx: Transaction, settings: FleetSettings, *, now: float) -> list[StandingChange]:
     """See Fleet.sweep."""
+    incidents.settle_calm(tx, now)
     changes: list[StandingChange] = []
-    for row in rows.silent(tx, now=now, started=settings.started, intervals=OVERDUE_INTERVALS):
+    if not replicas.leads(tx):
+        return changes
+    for seen in rows.silent(tx, now=now, started=settings.started, intervals=OVERDUE_INTERVALS):
+        row = rows.load(tx, seen.node, lock=True)  # another controller may just have taken its report
+        if row is None:
+            continue
         stands = standing(
             tier=row.tier,
             held=row.wanted_posture == "isolated",
@@ -194,7 +198,7 @@ def counts(tx: Transaction, scope: Scope) -> FleetCounts:
     }
     for (_, stands), count in rows.count_by_standing(tx, scope).items():
         by_standing[stands] += count
-    by_state = incidents.count_by_state(tx, scope)
+    by_state = incident_rows.count_by_state(tx, scope)
     return FleetCounts(
         nodes=by_standing,
         connected=rows.count_connected(tx, scope),

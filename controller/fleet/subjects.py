@@ -11,6 +11,7 @@ from typing import Literal
 
 from contract.errors import Rejected
 from controller.permissions import Placed, Reach, Scope, scope_of_all
+from controller.selector import parse_selector
 from controller.store import (
     Transaction,
     enrolments,
@@ -18,6 +19,7 @@ from controller.store import (
     incidents,
     places,
     references,
+    responding,
     rollouts,
     sites,
     tokens,
@@ -33,6 +35,7 @@ Kind = Literal[
     "reference",
     "plan",
     "rollout",
+    "suppression",
     "token",
     "user",
     "claimed-node",
@@ -60,6 +63,11 @@ def check(tx: Transaction, subject: Subject, scope: Scope, *, act: bool) -> None
         of = tokens.by_name if subject.kind == "token" else users.load
         found = of(tx, subject.key)
         if found is None or not scope.covers(scope_of_all(found.rights)):
+            raise _unknown(subject)
+        return
+    if subject.kind == "suppression":
+        quiet = responding.suppression(tx, int(subject.key))
+        if quiet is None or not scope.holds_all(parse_selector(quiet.selector)):
             raise _unknown(subject)
         return
     reach = _reach(tx, subject)
@@ -107,7 +115,7 @@ def _reach(tx: Transaction, subject: Subject) -> Reach | None:
         case "rollout":
             names = rollouts.names_of(tx, int(key))
             return Reach(nodes=places.places_of(tx, names)) if names else None
-        case "token" | "user":
+        case "token" | "user" | "suppression":
             return None  # their rights are a scope, not a reach: see `check`
 
 

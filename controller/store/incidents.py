@@ -33,6 +33,22 @@ def others(tx: Transaction, keys: Collection[str], *, without: str, since: float
     return {row[0]: row[1] for row in rows}
 
 
+def showing(
+    tx: Transaction, keys: Collection[str], *, without: str = "", incident: int | None = None
+) -> dict[str, int]:
+    """Count, by key, the nodes that show it now, or that have shown it in one incident; `without` is left out."""
+    where = [incident_nodes.c.key.in_(keys), incident_nodes.c.node != without]
+    where.append(
+        incident_nodes.c.active.is_(True) if incident is None else incident_nodes.c.incident == incident
+    )
+    rows = tx.execute(
+        select(incident_nodes.c.key, func.count(incident_nodes.c.node.distinct()))
+        .where(*where)
+        .group_by(incident_nodes.c.key)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
 def standing_for(tx: Transaction, keys: Collection[str], *, reopened_since: float) -> dict[str, int]:
     """Return, by key, the newest incident that is open for it, or that was resolved after `reopened_since`."""
     rows = tx.execute(
@@ -170,6 +186,24 @@ def change(
     if severity is not None:
         values["severity"] = severity
     tx.execute(update(incidents).where(incidents.c.id == incident).values(values))
+
+
+def flap(tx: Transaction, incident: int, *, reopened: int, quiet: bool) -> None:
+    """Write how often an incident came again, and whether that is told."""
+    tx.execute(update(incidents).where(incidents.c.id == incident).values(reopened=reopened, quiet=quiet))
+
+
+def calm(tx: Transaction, *, before: float) -> list[tuple[int, str, str]]:
+    """End the quiet of incidents that were resolved before then; return each with its site and title."""
+    where = (
+        incidents.c.state == "resolved",
+        incidents.c.quiet.is_(True),
+        incidents.c.updated_at <= before,
+    )
+    found = tx.execute(select(incidents.c.id, incidents.c.site, incidents.c.title).where(*where)).all()
+    if found:
+        tx.execute(update(incidents).where(incidents.c.id.in_([row.id for row in found])).values(quiet=False))
+    return [(row.id, row.site, row.title) for row in found]
 
 
 def _view(row: Row[tuple[object, ...]], names: list[str], total: int) -> IncidentView:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -16,8 +17,16 @@ from contract.messages import MAX_FRAME_BYTES, FromController, Message, Order
 from contract.wire import decode, encode
 from controller.api.entry import token_digest
 from controller.app import Controller, server_names, store_url
-from controller.config import CertificateConfig, Config, EnrolmentConfig, Limits, Listen, PeopleConfig
-from controller.keys import create
+from controller.config import (
+    CertificateConfig,
+    Config,
+    EnrolmentConfig,
+    Limits,
+    Listen,
+    PeopleConfig,
+    StoreConfig,
+)
+from controller.keys import create, load
 from controller.permissions import EVERYWHERE, ON_THE_MACHINE, ROLES, Right, Role
 from controller.policy import SitePolicy
 from controller.records import EventView
@@ -163,8 +172,13 @@ async def running(
     push: bool = True,
     certificate_s: float = 72 * 3600.0,
     people: PeopleConfig | None = None,
+    database: str = "",
+    beside: Live | None = None,
 ) -> AsyncIterator[Live]:
-    """A controller on free ports of loopback: one site, a token of each role, a first baseline."""
+    """A controller on free ports of loopback: one site, a token of each role, a first baseline.
+
+    `database` empty: SQLite. `beside`: one more over the same database, with the same keys.
+    """
     config = Config(
         node_url="https://localhost:1",
         admin_url="https://localhost:2",
@@ -174,8 +188,13 @@ async def running(
         certificates=CertificateConfig(node_hours=certificate_s / 3600),
         limits=limits or Limits(),
         people=people or PeopleConfig(),
+        store=StoreConfig(url=database),
     )
-    keys = create(folder / "keys", config.name, time.time())
+    if beside is not None:
+        shutil.copytree(beside.services.keys.directory, folder / "keys")
+        keys = load(folder / "keys", time.time())
+    else:
+        keys = create(folder / "keys", config.name, time.time())
     keys.renew(server_names(config), time.time())
     (folder / "ek-roots").mkdir()
     migrate(store_url(config, folder))
@@ -183,6 +202,12 @@ async def running(
     await controller.start()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         live = Live(controller, http)
+        if beside is not None:
+            try:
+                yield live
+            finally:
+                await controller.stop()
+            return
         for role, token in TOKENS.items():
             await live.token(role, token, Right(role=role, sites="all"))
         policy = SitePolicy(interval_s=interval_s)

@@ -192,7 +192,7 @@ async def test_c14_a_fault_and_its_log_show_no_values(live: Live, caplog: pytest
     async def broken(*args: object, **named: object) -> object:
         raise ValueError(f"{secret} {TOKENS['admin']}")
 
-    live.services.fleet = type("Broken", (), {"counts": broken})()  # type: ignore[assignment]
+    live.services.fleet = type("Broken", (), {"counts": broken, "leave": live.fleet.leave})()  # type: ignore[assignment]
     caplog.set_level(logging.DEBUG)
     status, problem = await live.call("GET", "/api/v1/status")
     assert (status == 500 and problem["code"] == "internal" and "detail" not in problem) or problem[
@@ -222,7 +222,7 @@ async def test_c03_without_a_database_nothing_is_answered(live: Live) -> None:
     async def away(*args: object, **named: object) -> object:
         raise StoreUnavailable("disk I/O error at /var/lib/secret-place")
 
-    live.services.fleet = type("Away", (), {"counts": away})()  # type: ignore[assignment]
+    live.services.fleet = type("Away", (), {"counts": away, "leave": away})()  # type: ignore[assignment]
     for path in ("/api/v1/status", "/healthz"):
         status, problem = await live.call("GET", path)
         assert (status, problem["code"]) == (503, "store.unavailable") and "secret-place" not in str(problem)
@@ -268,6 +268,7 @@ async def test_answers_are_what_the_document_says(live: Live) -> None:
             or "{grant}" in route.path
             or "{rollout}" in route.path
             or "{plan}" in route.path
+            or "{outlet}" in route.path
         ):
             continue
         path = "/api/v1" + route.path.replace("{node}", "press-1").replace("{site}", "factory")

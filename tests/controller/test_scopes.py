@@ -29,6 +29,7 @@ from controller.permissions import (
     is_admin,
     scope_of,
 )
+from controller.selector import parse_selector
 from tests.controller.live import TOKENS, Live, answer_to, running
 from tests.controller.twosites import OTHER, OWN, place, token_of, waiting
 
@@ -305,6 +306,47 @@ async def test_c09_a_plan_means_nodes_in_scope_whoever_carries_it_out(live: Live
     assert status == 201, made
     _, nodes = await live.call("GET", f"/api/v1/rollouts/{made['id']}/nodes")
     assert [each["site"] for each in nodes["items"]] == [OWN]  # type: ignore[attr-defined]
+
+
+def test_c09_a_selector_within_a_scope_says_so_itself() -> None:
+    lyon = scope_of([right("operator", "lyon")], "incident.suppress")
+    assert lyon is not None
+    for text, inside in (
+        ("site=lyon", True),
+        ("site in (lyon),line=3", True),
+        ("site in (lyon,paris)", False),
+        ("site!=paris", False),
+        ("line=3", False),
+        ("all", False),
+    ):
+        assert lyon.holds_all(parse_selector(text)) is inside, text
+        assert EVERYWHERE.holds_all(parse_selector(text)) and not NOWHERE.holds_all(parse_selector(text))
+    assert str(lyon.limited(parse_selector("line=3"))) == "line=3,site=lyon"
+    assert str(lyon.limited(parse_selector("site in (lyon,paris)"))) == "site in (lyon,paris),site=lyon"
+    line = scope_of([right("operator", "lyon", labels="line=3")], "incident.suppress")
+    assert line is not None and not line.holds_all(parse_selector("site=lyon"))
+    assert line.holds_all(line.limited(parse_selector("all")))
+    both = scope_of(
+        [right("operator", "lyon", labels="line=3"), right("operator", "paris")], "incident.suppress"
+    )
+    assert both is not None and str(both.limited(parse_selector("site=paris"))) == "site=paris"
+    with pytest.raises(Rejected, match=r"scope\.several"):
+        both.limited(parse_selector("all"))
+
+
+async def test_c09_what_is_kept_quiet_is_kept_quiet_in_scope_alone(live: Live) -> None:
+    await place(live, OTHER)
+    here = await token_of(live, "operator", OWN)
+    body = {"selector": "all", "kind": "drift", "until": time.time() + 600, "reason": "known"}
+    _, made = await live.call("POST", "/api/v1/suppressions", body, role=None, headers=here)
+    assert made["selector"] == f"site={OWN}"
+    _, whole = await live.call("POST", "/api/v1/suppressions", body)
+    assert whole["selector"] == "all"
+    _, listed = await live.call("GET", "/api/v1/suppressions", role=None, headers=here)
+    assert [each["id"] for each in listed["items"]] == [made["id"]]  # type: ignore[attr-defined]
+    end = {"reason": "over"}
+    assert await code(live, "POST", f"/suppressions/{whole['id']}/end", end, here) == "suppression.unknown"
+    assert await code(live, "POST", f"/suppressions/{made['id']}/end", end, here) == "200"
 
 
 async def test_c09_no_role_raises_itself_or_another(live: Live) -> None:

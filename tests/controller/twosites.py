@@ -14,6 +14,7 @@ from contract.references import ReferenceSet
 from controller.grant_records import GrantRequest
 from controller.permissions import EVERYWHERE, ON_THE_MACHINE, Right, Role
 from controller.policy import SitePolicy
+from controller.response_records import NewSuppression
 from controller.rollout_records import NewPlan, NewRollout
 from controller.store import Transaction
 from controller.store.schema import metadata
@@ -74,6 +75,12 @@ async def place(live: Live, site: str) -> Place:
     rollout = await live.fleet.request_rollout(
         NewRollout(plan=plan.id, reason=f"for {site}"), actor=f"asker-{site}", now=now
     )
+    quiet = await live.fleet.suppress(
+        NewSuppression(selector=f"site={site}", kind="update", until=now + 600, reason="known"),
+        scope=EVERYWHERE,
+        actor="tester",
+        now=now,
+    )
     page = await live.fleet.list_incidents(scope=EVERYWHERE, site=site)
     return Place(
         site=site,
@@ -88,6 +95,8 @@ async def place(live: Live, site: str) -> Place:
             "reference": str(reference.id),
             "plan": str(plan.id),
             "rollout": str(rollout.id),
+            "suppression": str(quiet.id),
+            "outlet": "none",
             "act": "1",
             "token": f"bot-{site}",
             "user": f"user-of-{site}",

@@ -20,6 +20,7 @@ from controller.store.schema.base import RowId, metadata
 from controller.store.schema.enrolment import enrol_tokens, enrolments, preregistrations, revoked_keys
 from controller.store.schema.fleet import node_labels, nodes, sites
 from controller.store.schema.grants import break_glass_codes, grants
+from controller.store.schema.outlets import dead_letters, outlets
 from controller.store.schema.people import (
     api_sessions,
     api_tokens,
@@ -31,7 +32,16 @@ from controller.store.schema.people import (
     recovery_codes,
     users,
 )
-from controller.store.schema.response import events, holds, incident_nodes, incidents
+from controller.store.schema.replicas import controller_keys, controllers, restores
+from controller.store.schema.response import (
+    events,
+    holds,
+    incident_nodes,
+    incidents,
+    response_hits,
+    response_policies,
+    suppressions,
+)
 from controller.store.schema.rollouts import plans, rollout_nodes, rollouts
 from controller.store.schema.signed import baselines, trust_files
 
@@ -46,6 +56,9 @@ __all__ = [
     "boot_claims",
     "boot_references",
     "break_glass_codes",
+    "controller_keys",
+    "controllers",
+    "dead_letters",
     "enrol_tokens",
     "enrolments",
     "escrow_keys",
@@ -61,14 +74,19 @@ __all__ = [
     "metadata",
     "node_labels",
     "nodes",
+    "outlets",
     "plans",
     "preregistrations",
     "recovery_codes",
     "reference_values",
+    "response_hits",
+    "response_policies",
+    "restores",
     "revoked_keys",
     "rollout_nodes",
     "rollouts",
     "sites",
+    "suppressions",
     "trust_files",
     "users",
 ]

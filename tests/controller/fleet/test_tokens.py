@@ -88,7 +88,7 @@ async def test_tokens_from_before_keep_their_role_for_the_whole_fleet(
     url = f"sqlite:///{tmp_path / 'old.db'}"
     if kind == "postgresql":
         url = request.getfixturevalue("postgres_server").create("before_roles")
-    _migrate_to(url, "0007")
+    _migrate_to(url, "0011")
     engine = sqlalchemy.create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     with engine.begin() as connection:
         for name, role in (("root", "admin"), ("eye", "viewer")):
@@ -109,7 +109,7 @@ async def test_tokens_from_before_keep_their_role_for_the_whole_fleet(
         assert row is not None and (row.counts_as, row.created_by) == ("root", None)
     finally:
         store.close()
-    _migrate_to(url, "0007", down=True)
+    _migrate_to(url, "0011", down=True)
     _migrate_to(url, "head")
 
 

@@ -268,3 +268,15 @@ async def test_sqlite_commits_reach_the_disk(tmp_path: Path) -> None:
 def test_other_databases_are_refused() -> None:
     with pytest.raises(Rejected, match=r"store\.url"):
         Store("mysql://localhost/x")
+
+
+async def test_b11_text_with_nul_is_stored_and_read_on_either_database(open_store: OpenStore) -> None:
+    store = open_store()
+
+    def job(tx: Transaction) -> str:
+        events.add(tx, "k\0ind", "info", "a\0b", now=T0, node="n\0", detail={"k\0": "v\0"})
+        [found] = events.read(tx, after=0, limit=10, node="n\0", scope=EVERYWHERE, order="up")
+        assert found.detail == {"k\0": "v\0"}
+        return found.summary
+
+    assert await store.run(job) in ("a\0b", "a\ufffdb")
