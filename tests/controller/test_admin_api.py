@@ -256,7 +256,7 @@ async def test_c03_without_a_database_nothing_is_answered(live: Live) -> None:
     async def away(*args: object, **named: object) -> object:
         raise StoreUnavailable("disk I/O error at /var/lib/secret-place")
 
-    live.services.fleet = type("Away", (), {"counts": away, "api_token": away})()  # type: ignore[assignment]
+    live.services.fleet = type("Away", (), {"counts": away, "api_token": away, "leave": away})()  # type: ignore[assignment]
     for path in ("/api/v1/status", "/healthz"):
         status, problem = await live.call("GET", path)
         assert (status, problem["code"]) == (503, "store.unavailable") and "secret-place" not in str(problem)
