@@ -14,12 +14,13 @@ from pathlib import Path
 
 import click
 
+from agent.firewall.batches import batches
+from agent.firewall.link import Ways
 from agent.firewall.local import resolved
-from agent.firewall.neighbours import render_arp
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
 from agent.machine import POSTURES
-from agent.netfilter import Netfilter, render
+from agent.netfilter import Netfilter
 from agent.probes import ControllerEndpoint, Surroundings, Warned, parse_sections, warnings
 from contract.baseline import parse_baseline
 from contract.errors import Rejected
@@ -27,6 +28,10 @@ from contract.errors import Rejected
 _REFUSED = 2
 _ENDPOINT = ControllerEndpoint("192.0.2.1", 8440)
 """Stands for the controller in the dry run (RFC 5737: documentation)."""
+_WAYS = Ways(
+    devices=("eth0",), toward=("eth0",), hops=((4, ("192.0.2.1",)), (6, ("2001:db8::1",))), carriers={}
+)
+"""Stands for the interfaces of a node, and for a next hop on the way to its controller."""
 
 
 @click.command()
@@ -73,13 +78,15 @@ def _checked(file: Path, *, here: bool) -> tuple[dict[str, object], list[Warned]
 
 
 def _try(firewall: FirewallSection) -> None:
+    """Load every batch of every posture where it harms nobody. Raises Rejected `firewall.refused`."""
     netfilter, host = Netfilter(), Host()
     try:
         for posture in POSTURES:
             around = Surroundings(host=host, controller=(_ENDPOINT,), posture=posture)
             here = resolved(firewall, host)
-            netfilter.check(render(firewall, posture, around, here))
-            if arp := render_arp(firewall, around, here):
-                netfilter.check(arp)
+            # The cut of interfaces names those of the node: here the loopback stands for one (`link.on_loopback`).
+            bridge = netfilter.knows("bridge")
+            for each in batches(firewall, posture, around, here, _WAYS, bridge=bridge):
+                netfilter.check(each.text)
     finally:
         netfilter.close()

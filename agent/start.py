@@ -1,5 +1,6 @@
-"""Where `ringfence-agent` begins: `early` is told apart before anything else is imported.
+"""Where `ringfence-agent` begins: what boots and what stays is told apart before anything else is imported.
 
+`early` must be quick, `run` small: neither loads the command line's library or another command's parts.
 Relies on: nothing; every other command is `agent.main`'s.
 """
 
@@ -15,6 +16,10 @@ def main() -> NoReturn:
         from agent.early import main as early
 
         early(sys.argv[2:])
+    if sys.argv[1:2] == ["run"]:
+        from agent.running import main as run
+
+        run(sys.argv[2:])
     from agent.main import main as rest
 
     rest()
