@@ -20,10 +20,10 @@ import click
 from agent import VERSION, early, running
 from agent.checking import check
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
-from agent.console import break_glass
 from agent.counting import counters
 from agent.dial import Dialler
 from agent.exits import EXIT_FAULT, EXIT_NO, EXIT_REFUSED, fail, outermost
+from agent.glass_command import break_glass
 from agent.learn_command import learn
 from agent.learn_devices import devices
 from agent.netfilter import Netfilter

@@ -19,7 +19,6 @@ from collections.abc import Coroutine, Sequence
 from aiohttp import WSMsgType, web
 
 from contract.directive import Directive
-from contract.envelope import directive_signer, sign_directive
 from contract.errors import Rejected
 from contract.messages import (
     MAX_FRAME_BYTES,
@@ -37,6 +36,7 @@ from contract.messages import (
     never_more,
 )
 from contract.quote import Counters
+from contract.sealing import directive_signer, sign_directive
 from contract.wire import decode
 from controller.appraisal import LogWanted
 from controller.authority import CertifiedNode
