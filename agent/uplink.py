@@ -188,6 +188,10 @@ class Uplink:
             heartbeat=HEARTBEAT_S,
             timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
         ) as socket_:
+            if socket_.protocol != PROTOCOL:
+                raise SessionEnded(
+                    f"the controller speaks {socket_.protocol or 'no protocol'}, not {PROTOCOL}"
+                )
             hello = await asyncio.wait_for(receive(socket_), ANSWER_S)
             if not isinstance(hello, Hello):
                 raise SessionEnded(refusal(hello, "hello"))

@@ -13,14 +13,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.host import Host
+from agent.learn_devices import section_draft
 from agent.learning import learners
 from agent.probes import Surroundings
+from agent.probes import sections as known_sections
 from bench.figures import Figure, figure
+from contract.baseline import parse_baseline
+from tests.flow import baselines
 from tests.flow.lab import Lab, Node
 from tests.parts import cleanroot
 
 FILES, MODEL_FILES = 4000, 1000
 LEARNED = ("accounts", "packages", "services", "time")
+DEVICES = ("accelerators", "blocks", "cameras", "netdevs", "pci", "serials", "thunderbolt")
+"""Learned too: what this machine has plugged in, and the interfaces of the node's own namespace."""
 REPORT_S, PASS_S = 60.0, 30.0
 """The defaults of a site's policy and of agent.toml."""
 _SETTLE_S = 75.0
@@ -40,6 +46,18 @@ unknown = "ignore"
 [[mounts.forbid]]
 types = ["nfs"]
 reason = "no network file system"
+
+[access]
+[[access.network]]
+name = "vendor"
+direction = "in"
+zone = "enclave"
+protocol = "tcp"
+ports = [22]
+max_s = 3600
+reason = "the maker of the press"
+
+[containers]
 
 [models]
 [[models.model]]
@@ -82,7 +100,9 @@ def run(*, quick: bool) -> list[Figure]:
     with Resting({"bench": 1}, interval_s=REPORT_S, pass_s=PASS_S) as lab:
         node = lab.nodes[0]
         prepare(node)
-        lab.bring_up(within_s=120, extra=sections(node), usb=_USB)
+        extra = sections(node)
+        check_whole(extra)
+        lab.bring_up(within_s=120, extra=extra, usb=_USB)
         print(f"  the agent is up; at rest for {seconds:g} s", flush=True)
         time.sleep(_SETTLE_S)
         before = reading(node)
@@ -138,7 +158,16 @@ def sections(node: Node) -> str:
         f'sha256 = "{hashlib.sha256(content(number)).hexdigest()}"\n'
         for number in range(MODEL_FILES)
     ]
+    watched = Host(root=node.folder / "root")
+    learned += node.host.namespace.inside(lambda: [section_draft(watched, name) for name in DEVICES])
     return "\n".join(["", *files, *learned, _OTHERS, *parts])
+
+
+def check_whole(extra: str) -> None:
+    """Refuse to measure less than every section that there is."""
+    baseline = parse_baseline(baselines.text("bench", 1, 1, extra=extra, usb=_USB).encode())
+    missing = known_sections().keys() - baseline.sections.keys()
+    assert not missing, f"the resting agent has no section {', '.join(sorted(missing))}"
 
 
 def pid_of(node: Node) -> int:

@@ -48,7 +48,14 @@ from controller.issuing import Issuing
 from controller.metrics import Metrics
 from controller.policybook import PolicyBook
 from controller.records import Outcome
-from controller.session import CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_SILENT, NONCE_INTERVALS, Session
+from controller.session import (
+    CLOSE_PROTOCOL,
+    CLOSE_REFUSED,
+    CLOSE_REPLACED,
+    CLOSE_SILENT,
+    NONCE_INTERVALS,
+    Session,
+)
 from controller.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -97,7 +104,10 @@ class Sessions:
         try:
             await socket.prepare(request)
             request[SOCKET] = socket
-            await self._converse(session)
+            if socket.ws_protocol == PROTOCOL:
+                await self._converse(session)
+            else:
+                await session.close(CLOSE_PROTOCOL)
             if session.closing is not None:  # returning now would cut the close frame off
                 await session.closing
         finally:
@@ -236,6 +246,7 @@ class Sessions:
         policies = await self._policies.of(outcome.session, now=time.time())
         session.appraiser = session.appraiser.renewed(outcome.session, policies)
         wanted = session.appraiser.asking()
+        session.answered()
         if outcome.affected:
             self._spawn(self._tell_others(outcome.affected))
         answer = Answer(
