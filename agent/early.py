@@ -2,7 +2,7 @@
 
 A oneshot before network-pre.target (ATTACKS f12). It reads the state folder and nothing else, decides as the agent
 would (`agent.plan.stance`), and loads: the guard first (tiny), then the rules, and the cut where isolation was
-in force. What to trust is told by the state's own checksum and by the SHA-256 under which the baseline
+in force; then USB (`agent.earlyusb`). What to trust is told by the state's own checksum and by the SHA-256 under which the baseline
 was confirmed; signatures were checked before it got there.
 
 Refuses to open anything: no state, a damaged one, one of another node, or rules that the kernel will not take all
@@ -16,11 +16,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-from agent import plan
+from agent import earlyusb, plan
 from agent.config import DEFAULT_PATH, AgentConfig, load_config
 from agent.firewall.guard import render_guard
 from agent.firewall.link import render_links
@@ -28,8 +29,10 @@ from agent.firewall.model import NOWHERE, model
 from agent.firewall.neighbours import render_arp
 from agent.firewall.nft import render, render_lockdown
 from agent.firewall.section import Section
+from agent.host import Host
 from agent.netfilter import Netfilter
 from agent.probes import ControllerEndpoint
+from agent.probes.usb import Section as UsbSection
 from agent.responses import Wanted, checked
 from agent.store import Damaged, State, Store
 from contract import baseline as baselines
@@ -62,6 +65,8 @@ class Rules(NamedTuple):
     around: Around = Around(())
     arp: str = ""
     """By interface alone: no route is known yet."""
+    usb: UsbSection | None = None
+    """Where the baseline in force enforces it."""
 
 
 def rules(config: AgentConfig | None) -> Rules:
@@ -108,7 +113,8 @@ def _of_state(state: State, around: Around) -> Rules:
     said = f"{ref.name}/{ref.version} in posture {stance.posture}{why}"
     links = section if stance.posture == "isolated" else None
     arp = render_arp(section, around, NOWHERE)
-    return Rules(text, _lockdown(around, stance.posture), said, links, around, arp)
+    usb = earlyusb.enforced(held)
+    return Rules(text, _lockdown(around, stance.posture), said, links, around, arp, usb)
 
 
 def _confirmed(state: State) -> Baseline:
@@ -172,15 +178,23 @@ def main(
         config = load_config(path)
     except Rejected as error:
         say(f"ringfence-agent early: {error.detail or error.code}")
+    made, code = rules(config), 0
     try:
         netfilter = Netfilter()
-        said = load(rules(config), netfilter)
+        said = load(made, netfilter)
+        netfilter.close()
     except OSError as error:
-        say(f"ringfence-agent early: no rules could be loaded: {error}")
-        sys.exit(EXIT_FAULT)
+        said, code = f"no rules could be loaded: {error}", EXIT_FAULT
     say(f"ringfence-agent early: {said}")
-    netfilter.close()
-    sys.exit(0)
+    if made.usb is not None and config is not None:
+        for line in earlyusb.decide(made.usb, _host(config), time.time()):
+            say(f"ringfence-agent early: {line}")
+    sys.exit(code)
+
+
+def _host(config: AgentConfig) -> Host:
+    roots = config.roots
+    return Host(root=Path(roots.root), sysfs_root=Path(roots.sysfs), proc_root=Path(roots.proc))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from agent.glance import Glance
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.netlinks import Links
+from agent.osrelease import os_release
 from agent.packages import PackageDatabase
 from agent.plainfile import Wanted, opened, set_access
 from agent.proc import Flow, Listener, ProcTree, printable
@@ -125,6 +126,10 @@ class Host(KernelSettings):
     def uptime_s(self) -> float:
         """Return seconds since boot, time in suspend included."""
         return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def os_release(self) -> str:
+        """Return which operating system the machine says that it runs, such as `debian 12`; empty where it does not say."""
+        return os_release(self._root)
 
     def addresses(self) -> list[str]:
         """Return the node's own addresses, sorted, without loopback and link-local ones."""

@@ -207,6 +207,8 @@ class Machine:
         now = time.monotonic()
         if self._netfilter.outrunning.on:
             time.sleep(_OUTRUN_PAUSE_S)
+            if self.around.host.wake is not None:
+                self.around.host.wake("firewall")  # loaded unseen: looked at again until it can be seen
         elif len(self._firewall_times) == _STORM and now - self._firewall_times[0] < 1.0:
             time.sleep(_STORM_PAUSE_S)
         self._firewall_times.append(now)

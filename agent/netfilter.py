@@ -247,7 +247,12 @@ class Netfilter:
                 if is_ours(table.name) or table.flags & _DORMANT:
                     continue
                 if _is_plain(table.name) and (not table.flags or self._lists_flags):
-                    listed, found = self._read(table.family, table.name)
+                    try:
+                        listed, found = self._read(table.family, table.name)
+                    except NetfilterError:
+                        if table in netlink.tables(self._talk):
+                            raise
+                        continue  # it went while it was read: firewalld has one for a moment at each reload
                     objects += parsed(listed)
                     leads |= {(table.family, table.name, handle): to for handle, to in found.items()}
                 else:

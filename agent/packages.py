@@ -26,6 +26,7 @@ _HASH_BYTES: Final = 1024 * 1024
 _RPM_FOLDERS: Final = ("usr/lib/sysimage/rpm", "var/lib/rpm")
 _RPM_NAMES: Final = ("rpmdb.sqlite", "Packages", "Packages.db")
 _RPM_VERSIONS: Final = r"%{=NAME}\t%{=EVR}\n"
+_RPM_DATES: Final = r"%{=NAME}\t%{=EVR}\t%{=INSTALLTIME}\n"
 _RPM_FORMAT: Final = (
     r"[%{=NAME}\t%{=EVR}\t%{=INSTALLTIME}\t%{=FILEDIGESTALGO}\t%{FILEMODES}\t%{FILEDIGESTS}\t%{FILENAMES}\n]"
 )
@@ -89,6 +90,23 @@ class PackageDatabase:
         yield from self._dpkg()
         yield from self._rpm()
 
+    def without_files(self, wanted: Callable[[str], bool]) -> Iterator[InstalledPackage]:
+        """Yield the packages whose name is wanted, with version and date alone. Raises OSError if `rpm` itself fails."""
+        base = self._root / "var/lib/dpkg/info"
+        for fields in self._dpkg_paragraphs():
+            if wanted(fields["Package"]):
+                try:
+                    changed_at = (base / f"{_stem(fields)}.list").stat().st_mtime
+                except OSError:
+                    continue
+                yield InstalledPackage(fields["Package"], fields.get("Version", ""), changed_at, ())
+        if (folder := self._rpm_folder()) is not None:
+            for line in self._ask_rpm(folder, _RPM_DATES):
+                name, _, rest = line.partition("\t")
+                version, _, at = rest.partition("\t")
+                if at.isdigit() and wanted(name):
+                    yield InstalledPackage(name, version, float(at), ())
+
     def versions(self) -> list[PackageVersion]:
         """Return every package with its version. Raises OSError: no database at all, or `rpm` fails."""
         found, databases = [], 0
@@ -110,12 +128,15 @@ class PackageDatabase:
         return found
 
     def dpkg_sums(self, folders: Sequence[str]) -> dict[str, str]:
-        """Return path to MD5 of what dpkg's packages have below some folders (real paths, with `/` at the end).
+        """Return path to MD5 of what dpkg's packages have below some folders (real paths, with `/` at the end), or at a path.
 
         A link, which has no content, is there with an empty digest. Raises OSError if there is no dpkg.
         """
         # The last two parts are what a path has left where `/lib` is a link to `/usr/lib`.
-        needles = [("/".join(folder.strip("/").split("/")[-2:]) + "/").encode() for folder in folders]
+        needles = [
+            ("/".join(folder.strip("/").split("/")[-2:]) + "/" * folder.endswith("/")).encode()
+            for folder in folders
+        ]
         base = self._root / "var/lib/dpkg"
         status = (base / "status").read_text("utf-8", "surrogateescape")
         tails = tuple(needle.decode() for needle in needles)
@@ -190,21 +211,21 @@ class PackageDatabase:
 
     def _dpkg(self) -> Iterator[InstalledPackage]:
         base = self._root / "var/lib/dpkg"
-        try:
-            paragraphs = list(self._paragraphs())
-        except OSError:
-            return
-        for fields in paragraphs:
-            name = fields["Package"]
-            stem = name
-            if fields.get("Multi-Arch") == "same":
-                stem = f"{name}:{fields.get('Architecture', '')}"
+        for fields in self._dpkg_paragraphs():
+            name, stem = fields["Package"], _stem(fields)
             try:
                 changed_at = (base / f"info/{stem}.list").stat().st_mtime
             except OSError:
                 continue
             files = tuple(self._dpkg_files(base, stem, fields["Text"]))
             yield InstalledPackage(name, fields.get("Version", ""), changed_at, files)
+
+    def _dpkg_paragraphs(self) -> list[dict[str, str]]:
+        """Return what `_paragraphs` yields; nothing where there is no dpkg."""
+        try:
+            return list(self._paragraphs())
+        except OSError:
+            return []
 
     def _paragraphs(self) -> Iterator[dict[str, str]]:
         """Yield the fields of each package that is there in any part. `State` is dpkg's word, `Text` the whole. Raises OSError."""
@@ -276,6 +297,12 @@ class PackageDatabase:
             finally:
                 rpm.kill()
         return b"".join(parts).decode("utf-8", "surrogateescape").splitlines()
+
+
+def _stem(fields: dict[str, str]) -> str:
+    """Return how dpkg names a package's files in `info`."""
+    name = fields["Package"]
+    return f"{name}:{fields.get('Architecture', '')}" if fields.get("Multi-Arch") == "same" else name
 
 
 _FIELD = re.compile(r"^(Package|Status|Version|Architecture|Multi-Arch): (.*)$", re.MULTILINE)

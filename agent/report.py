@@ -18,9 +18,11 @@ from contract.messages import (
     MAX_DROPPED_PER_REPORT,
     MAX_EVENT_LOG_BYTES,
     MAX_EVENTS_PER_REPORT,
+    MAX_PACKAGES_PER_REPORT,
     Drift,
     Dropped,
     KeyWanted,
+    PackageChange,
     ReportBody,
 )
 from contract.wire import encode
@@ -66,7 +68,11 @@ class Reporter:
         return self._event_log
 
     def prepare(
-        self, now: float, measured: Measured = UNMEASURED, keys_wanted: Sequence[KeyWanted] = ()
+        self,
+        now: float,
+        measured: Measured = UNMEASURED,
+        keys_wanted: Sequence[KeyWanted] = (),
+        boot_packages: Sequence[PackageChange] = (),
     ) -> Prepared:
         """Write the next report. (worker)"""
         loop = self._loop
@@ -106,7 +112,8 @@ class Reporter:
             event_log_sha256=log_sha256,
             ima_offset=measured.offset,
             ima_bytes=measured.available_bytes,
-            packages=list(measured.packages),
+            packages=_packages(measured.packages, boot_packages),
+            os_release=loop.host.os_release(),
             keys_wanted=list(keys_wanted),
             dropped=[Dropped(counter=each.name, packets=each.packets, bytes=each.bytes) for each in dropped],
         )
@@ -125,3 +132,10 @@ class Reporter:
     def _dropped(self) -> list[Count]:
         netfilter = self._loop.machine.around.netfilter
         return [] if netfilter is None else netfilter.dropped(MAX_DROPPED_PER_REPORT)
+
+
+def _packages(measured: Sequence[PackageChange], of_boot: Sequence[PackageChange]) -> list[PackageChange]:
+    """Return those that account for measured files, then those of the boot that are not among them."""
+    named = {(change.name, change.after) for change in measured}
+    others = [change for change in of_boot if (change.name, change.after) not in named]
+    return [*measured, *others][:MAX_PACKAGES_PER_REPORT]

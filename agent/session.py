@@ -7,7 +7,6 @@ Relies on: agent.uplink for the socket, the worker and the TPM.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -20,7 +19,6 @@ from agent.enrol import Identity, identity_of, signing_request
 from agent.report import Prepared
 from agent.store import Enrolled, Keys
 from contract import wire
-from contract.errors import Rejected
 from contract.messages import (
     MAX_FRAME_BYTES,
     Answer,
@@ -106,10 +104,10 @@ class Session:
                     await self._take(message)
         finally:
             reader.cancel()
-            with contextlib.suppress(
-                asyncio.CancelledError, OSError, aiohttp.ClientError, SessionEnded, Rejected
-            ):
-                await reader
+            # Not awaited itself: who stops the agent in this moment must not be taken for the reader's own end.
+            await asyncio.wait({reader})
+            if not reader.cancelled():
+                reader.exception()
 
     def _due_at(self) -> float:
         return min(self._next, self._sent_at + MIN_GAP_S) if self._up.due.is_set() else self._next
@@ -138,7 +136,7 @@ class Session:
         assert nonce is not None  # noqa: S101  (checked by the caller)
         self._up.due.clear()
         for _ in range(MAX_QUOTES):
-            prepared = await self._up.prepare(self._ima_offset)
+            prepared = await self._up.prepare(self._ima_offset, self._log_wanted)
             report = await self._up.quoted(prepared, nonce, self._identity, self._log_wanted)
             if report is None or not await self._up.says_too_little(prepared, report):
                 break

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 import aiohttp
 
+from agent.boot_packages import boot_packages
 from agent.config import AgentConfig
 from agent.dial import Dialler, read_capped
 from agent.enrol import Identity, blobs_of, identity_of
@@ -59,6 +60,7 @@ HEARTBEAT_S = 75.0
 """Above the usual interval: a report and its answer prove the way as well, and a ping every 15 s was 1.6 MB a day."""
 BACKOFF_S = (0.25, 30.0)
 """First and longest wait between dials; doubled each time, with jitter."""
+BOOT_PACKAGES_S = 5.0
 _CONTENT_TYPE = "application/msgpack"
 _PASSING = (OSError, TimeoutError, asyncio.TimeoutError, aiohttp.ClientError)
 
@@ -78,9 +80,9 @@ class Uplink:
         self._ima = ImaLog(loop.host, config.tpm.ima_log)
         # A reader of its own: it goes on elsewhere than the controller does, and the kernel reads up to there anew.
         behind = ImaLog(loop.host, config.tpm.ima_log)
+        self._database = PackageDatabase(Path(config.roots.root))
         self.packages = PackageWatch(
-            lambda offset: behind.read(offset, max_bytes=MAX_IMA_CHUNK_BYTES),
-            PackageDatabase(Path(config.roots.root)),
+            lambda offset: behind.read(offset, max_bytes=MAX_IMA_CHUNK_BYTES), self._database
         )
         self.due = asyncio.Event()
         self.redial = asyncio.Event()
@@ -267,13 +269,22 @@ class Uplink:
 
     # ---- reports
 
-    async def prepare(self, ima_offset: int | None) -> Prepared:
-        """Look at what the IMA log has from there on, then have the worker write the next report."""
+    async def prepare(self, ima_offset: int | None, with_log: bool) -> Prepared:
+        """Look at what the IMA log has from there on, then have the worker write the next report; one that the firmware log
+        goes with says also from which packages the boot is."""
         measured = UNMEASURED if ima_offset is None else await asyncio.to_thread(self._ima.look, ima_offset)
         if measured.available_bytes is not None:
             measured = measured._replace(packages=await self._upgrades())
         keys_wanted = self.unlocks.wanted()
-        return await self.ask(lambda: self.reporter.prepare(time.time(), measured, keys_wanted))
+        of_boot = await self._boot_packages() if with_log else []
+        return await self.ask(lambda: self.reporter.prepare(time.time(), measured, keys_wanted, of_boot))
+
+    async def _boot_packages(self) -> list[PackageChange]:
+        """Ask the package databases, which never holds up evidence for long: it is only words."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(BOOT_PACKAGES_S):
+                return await asyncio.to_thread(boot_packages, self._database)
+        return []
 
     async def _upgrades(self) -> tuple[PackageChange, ...]:
         section = await self.ask(lambda: self.loop.hold.held.sections.get("ima"))

@@ -1,7 +1,10 @@
-"""Writes docs/baselines/NAME.md from baselines/NAME.toml: every rule with its reason and reference. `python -m baselines.document`
+"""Writes docs/baselines/NAME.md from baselines/NAME.toml: every rule and every setting with reason and reference.
+
+`python -m baselines.document`. A setting's reason is the comment behind it or in lines above it, or the one of its table's name; it ends
+with the reference in brackets, or with `(no reference applies)`. Refuses a rule or a setting that has neither.
 
 What a clean Debian does under a baseline stands in docs/baselines/clean-debian.toml; a test applies the baseline to one and
-holds the list to it, and another holds the documents to what this program writes. Refuses a rule without a reason.
+holds the list to it, and another holds the documents to what this program writes.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from typing import NamedTuple
 HERE = Path(__file__).parent
 DOCUMENTS = HERE.parent / "docs/baselines"
 CLEAN = DOCUMENTS / "clean-debian.toml"
+NONE = "no reference applies"
 _TABLE = re.compile(r"^(\[+)([A-Za-z0-9_.-]+)\]+\s*(?:#\s*(.*))?$")
 _BANNER = re.compile(r"^# -{10,}.*")
 _SETTING = re.compile(r"^([a-z_0-9]+) = (.*?)(?:\s{2,}#\s*(.*))?$")
-_REFERENCE = re.compile(r"^(.*) \(((?:CIS|NIST|IEC) .*)\)$", re.DOTALL)
+_REFERENCE = re.compile(rf"^(.*) \(((?:CIS|NIST|IEC) .*|{NONE})\)$", re.DOTALL)
 REFERENCES = """\
-References: **CIS** is the CIS Debian Linux 12 Benchmark, v1.1.0; **NIST SP 800-53** is revision 5; **IEC 62443** is part 3-3 (system
-requirements) or 4-2 (components, EDR). A dash: no requirement of theirs asks for it, the reason stands by itself.
+References: **CIS** is the CIS Debian Linux 12 Benchmark, v1.1.0, and **CIS Controls** are those of version 8; **NIST SP 800-53** is
+revision 5; **IEC 62443** is part 3-3 (system requirements) or 4-2 (components, EDR). Where none of them asks for something, that is
+said, and the reason stands by itself.
 """
 
 
@@ -32,31 +37,49 @@ class Table(NamedTuple):
     name: str
     listed: bool
     """`[[...]]`: a rule."""
+    above: str
+    """What stands in lines of its own before it, for people."""
     remark: str
-    """What stands behind the name, or in lines of its own above it."""
+    """The reason for all its settings: what stands behind the name, or before it with a reference at its end."""
     body: str
+    """Settings, with the comments in lines above each."""
 
 
 def tables(text: str) -> Iterator[Table]:
     """Yield the tables of a shipped baseline, in order; what stands before the first is not among them."""
-    name, listed, remark, body, above = "", False, "", [""], [""]
+    made = Table("", False, "", "", "")
+    comments: list[str] = []
     for line in ("\n[" + text.partition("\n[")[2]).splitlines():
         if found := _TABLE.match(line):
-            if name:
-                yield Table(name, listed, remark, "\n".join(body))
-            name, listed = found[2], found[1] == "[["
-            remark, body, above = " ".join([*filter(None, above), found[3] or ""]).strip(), [], []
+            if made.name:
+                yield made
+            above, remark = " ".join(each.removeprefix("# ") for each in comments), found[3] or ""
+            if not remark and _REFERENCE.match(above):
+                above, remark = "", above
+            made, comments = Table(found[2], found[1] == "[[", above, remark, ""), []
         elif _BANNER.match(line):
-            above = []
+            comments = []
         elif line.startswith("# "):
-            above.append(line.removeprefix("# "))
+            comments.append(line)
         elif line:
-            body.append(line)
-    yield Table(name, listed, remark, "\n".join(body))
+            made = made._replace(body="\n".join([*filter(None, [made.body]), *comments, line]))
+            comments = []
+    yield made
+
+
+def settings(table: Table) -> Iterator[tuple[str, str]]:
+    """Yield each `key = value` of a table, with the comments above and behind it; empty where it has none."""
+    comments: list[str] = []
+    for line in table.body.splitlines():
+        if line.startswith("# "):
+            comments.append(line.removeprefix("# "))
+        elif found := _SETTING.match(line):
+            yield f"{found[1]} = {found[2]}", " ".join([*comments, *filter(None, [found[3]])])
+            comments = []
 
 
 def document(name: str) -> str:
-    """Return the document of one baseline. Raises ValueError for a rule without a reason."""
+    """Return the document of one baseline. Raises ValueError for a rule or a setting without a reason, or a reference."""
     text = (HERE / f"{name}.toml").read_text()
     head = tomllib.loads(text)["baseline"]
     above = [line.removeprefix("#") for line in text.partition("\n[")[0].splitlines()]
@@ -73,7 +96,8 @@ def document(name: str) -> str:
         if top != section:
             parts.append(f"\n## `[{top}]`\n")
             section = top
-        parts.append(_shown(table))
+        parts += [f"\n{table.above}\n"] if table.above else []
+        parts.append(_rule(table) if table.listed else _settings(table))
     return _joined(parts) + _clean(name)
 
 
@@ -81,7 +105,7 @@ def _joined(parts: list[str]) -> str:
     """Join; a rule of the same table as the one before continues its rows."""
     out: list[str] = []
     header = ""
-    for part in parts:
+    for part in filter(None, parts):
         if part.startswith("|"):
             rows = part.splitlines(keepends=True)
             out += rows[2:] if header == rows[0] else ["\n", *rows]
@@ -92,31 +116,45 @@ def _joined(parts: list[str]) -> str:
     return "".join(out)
 
 
-def _shown(table: Table) -> str:
-    if not table.listed:
-        return _settings(table)
+def _rule(table: Table) -> str:
     keys = tomllib.loads(table.body)
-    found = _REFERENCE.match(keys.pop("reason", ""))
-    whole = tomllib.loads(table.body).get("reason", "")
+    where = f"[[{table.name}]]"
+    whole = keys.pop("reason", "")
     if not whole:
-        raise ValueError(f"[[{table.name}]]: a rule without a reason: {table.body!r}")
-    reason, reference = (found[1], found[2]) if found else (whole, "-")
+        raise ValueError(f"{where}: a rule without a reason: {table.body!r}")
+    reason, reference = _parted(whole, where)
     what = "; ".join(f"{key} {_value(value)}" for key, value in keys.items())
-    remarks = [m[3] for line in table.body.splitlines() if (m := _SETTING.match(line)) and m[3]]
-    reason = "; ".join([reason, *remarks])
-    title = f"| rule of `[[{table.name}]]` | reason | reference |\n"
-    return f"{title}|---|---|---|\n| {_cell(what)} | {_cell(reason)} | {_cell(reference)} |\n"
+    reason = "; ".join([reason, *(remark for _, remark in settings(table) if remark)])
+    return _row(f"rule of `{where}`", what, reason, reference)
 
 
 def _settings(table: Table) -> str:
-    lines = []
-    for line in table.body.splitlines():
-        if found := _SETTING.match(line):
-            why = f": {found[3]}" if found[3] else ""
-            lines.append(f"- `{found[1]} = {found[2]}`{why}\n")
-    named = "" if table.name.count(".") == 0 else f"`[{table.name}]`"
-    remark = f"{named}{': ' if named and table.remark else ''}{table.remark}"
-    return (f"\n{remark}\n" if remark else "") + ("\n" + "".join(lines) if lines else "")
+    inner = f"`[{table.name}]` " if "." in table.name else ""
+    found = [([setting], remark) for setting, remark in settings(table)]
+    if found and not any(remark for _, remark in found):
+        # One reason for all, behind the name of the table: a zone.
+        found = [([setting for together, _ in found for setting in together], "")]
+    rows = []
+    for together, remark in found:
+        reason, reference = _parted(remark or table.remark, f"[{table.name}] {together[0]}")
+        what = inner + "; ".join(f"`{each}`" for each in together)
+        rows.append(_row("setting", what, reason, reference))
+    return "".join([*rows[:1], *(row.splitlines(keepends=True)[2] for row in rows[1:])])
+
+
+def _parted(remark: str, where: str) -> tuple[str, str]:
+    """Return reason and reference."""
+    if not remark:
+        raise ValueError(f"{where}: a setting without a reason")
+    found = _REFERENCE.match(remark)
+    if found is None:
+        raise ValueError(f"{where}: expected a reference at the end of the reason, or `({NONE})`")
+    return found[1], found[2]
+
+
+def _row(what: str, first: str, reason: str, reference: str) -> str:
+    title = f"| {what} | reason | reference |\n|---|---|---|\n"
+    return f"{title}| {_cell(first)} | {_cell(reason)} | {_cell(reference)} |\n"
 
 
 def _value(value: object) -> str:

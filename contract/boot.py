@@ -7,31 +7,34 @@ reference. Each finding names PCR, event, stage, wanted and found, and what most
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import msgspec
 from msgspec import field
 
-from contract.bootpolicy import QUESTION_PCRS, BootPolicy
+from contract.binding import BOOT_PCRS
+from contract.bootcause import likely_cause
+from contract.bootpolicy import COMMAND_PCR, KEYS_PCR, BootPolicy
 from contract.bootreference import (
     Change,
     Reference,
     ReferenceEvent,
     differences,
     label,
-    likely_cause,
     reference_from,
     release_of,
     renamed_only,
 )
 from contract.bootrules import break_rules
-from contract.claims import Claims, claims_of
+from contract.claims import Claims, claims_under
 from contract.eventdata import oddities
 from contract.eventlog import EventLog, explain
 from contract.messages import Finding, Message, never_more
+from contract.nodeword import NOTHING_SAID, NodeWord
 from contract.quote import VerifiedQuote
 from contract.references import NOTHING_EXPECTED, Expected
+from contract.revocations import REVOCATION, held_against
 
 __all__ = [
     "ADVISORY_CODES",
@@ -47,7 +50,7 @@ __all__ = [
 ADVISORY_CODES: Final = frozenset({"quote.firmware-version", "quote.clock-unsafe", "boot.unannounced"})
 """Findings worth a warning. Every other code of this package means that the evidence is not what it must be."""
 QUESTION_STAGES: Final = frozenset({"boot-loader", "kernel", "initrd"})
-"""What an update may change, so that a person is asked instead of a node cut off."""
+"""What an update may change, so that a person is asked instead of a node cut off; and lists that revoke more."""
 
 
 class BootJudgement(Message, frozen=True, kw_only=True):
@@ -80,16 +83,20 @@ def weigh_boot(
     *,
     claims: Claims | None = None,
     expected: Expected = NOTHING_EXPECTED,
+    word: NodeWord = NOTHING_SAID,
 ) -> BootJudgement:
-    """Judge one boot. `claims` are those of the log, read anew where they are not given.
+    """Judge one boot. `claims` are those of `claims_under`, made anew where they are not given; `word` is what the node
+    says of itself, which narrows what is announced and says what most likely happened.
 
     1. the policy names PCRs, and the quote covers them all (`boot.policy-empty`, `boot.pcr-not-quoted`)
     2. where a log is required there is one (`boot.event-log-missing`; l13). A caller that has judged this boot before, by
        reset counter, PCR values and `policy_fingerprint`, need not ask again; after a reset it must (q17)
-    3. the log leads to the quoted PCRs (`eventlog.replay`; l01, l02) and is what firmware writes (`eventlog.*`)
+    3. the log leads to every quoted boot PCR, compared or not, but for those that the policy calls run-time ones
+       (`eventlog.replay`; l01, l02), and is what firmware writes (`eventlog.*`)
     4. the section's rules hold (`boot.secure-boot`, `boot.dbx`, `boot.sbat`, `boot.signer`, `boot.stage`,
        `boot.cmdline`, `boot.firmware`), by claims that a digest covers
-    5. nothing that was superseded is back (`boot.rolled-back`; l14, l15), announced or not
+    5. nothing that was superseded is back (`boot.rolled-back`; l14, l15), announced or not; and no list revokes less than
+       that of the accepted boot, unless this very list was announced
     6. every PCR of the policy is as in the reference, or has a pinned value (`boot.pcr`, `boot.not-pinned`), or all that
        differs was announced; or the policy lets a person be asked (`boot.unannounced`)
     """
@@ -103,12 +110,12 @@ def weigh_boot(
     findings = list(quote.findings)
     unexplained: set[int] = set()
     if log is not None:  # 3
-        judged = {pcr: quote.pcrs[pcr] for pcr in policy.pcrs}
-        replayed = explain(log, judged, policy.runtime_pcrs)
+        of_boot = {pcr: value for pcr, value in quote.pcrs.items() if pcr in BOOT_PCRS}
+        replayed = explain(log, of_boot, policy.runtime_pcrs)
         unexplained = {finding.pcr for finding in replayed if finding.pcr is not None}
         findings += replayed
         findings += oddities(log)
-        claims = claims_of(log) if claims is None else claims
+        claims = claims_under(log, quote.pcrs) if claims is None else claims
     else:
         claims = None
         if policy.event_log == "required":  # 2
@@ -124,7 +131,7 @@ def weigh_boot(
     superseded = {value.sha256 for value in reference.superseded} | set(expected.superseded)
     good = frozenset(event.sha256 for event in reference.events)
     findings += _rolled_back(log, policy.pcrs, frozenset(superseded), good)  # 5
-    comparison = _Comparison(policy, quote, log, reference, claims=claims, expected=expected)
+    comparison = _Comparison(policy, quote, log, reference, claims=claims, expected=expected, word=word)
     against = comparison.findings(superseded)  # 6
     findings += against
     adopt = not any(f.code not in ADVISORY_CODES for f in findings) and not against
@@ -175,9 +182,10 @@ class _Comparison:
         *,
         claims: Claims | None,
         expected: Expected,
+        word: NodeWord,
     ) -> None:
         self._policy, self._quote, self._log, self._reference = policy, quote, log, reference
-        self._claims, self._expected = claims, expected
+        self._claims, self._expected, self._word = claims, expected, word
         self._found: Reference | None = None
         self.announced: list[str] = []
 
@@ -205,9 +213,11 @@ class _Comparison:
             self.announced = list(dict.fromkeys(_told(change) for change in announced))
             return findings
         open_ = open_ or changes
-        cause = likely_cause(open_, self._reference, found)
-        if not findings and self._may_ask(open_, superseded):
+        cause = likely_cause(open_, self._reference, found, self._word)
+        lists = self._lists(found)
+        if not findings and self._may_ask(open_, superseded, lists):
             return _questions(open_, cause)
+        findings += [_weakened(c, less) for c in open_ if (less := _rolled(lists, c, superseded))]
         first = {change.pcr: change for change in reversed(open_)}
         return findings + [
             _difference("boot.pcr", first[pcr], cause) for pcr in self._policy.pcrs if pcr in first
@@ -215,8 +225,16 @@ class _Comparison:
 
     def _as_found(self) -> Reference:
         if self._found is None:
-            self._found = reference_from(self._log, self._quote.pcrs, self._claims)
+            # Every event, explained or not: here it only gives a difference its name.
+            every = self._quote.pcrs.keys()
+            self._found = reference_from(self._log, self._quote.pcrs, self._claims, runtime_pcrs=every)
         return self._found
+
+    def _lists(self, found: Reference) -> dict[int, str]:
+        """Return what each revocation list that can be compared no longer revokes (see `held_against`)."""
+        if self._claims is None:
+            return {}
+        return held_against(self._reference.revoked, found.revoked, self._claims)
 
     def _changes(self, pcr: int) -> list[Change] | Finding:
         """Return how a PCR differs; a finding where no event can say."""
@@ -250,10 +268,13 @@ class _Comparison:
             value.sha256 == after.sha256
             and value.stage == after.stage
             and value.hardware_class in ("", self._reference.firmware_version)
+            and value.os_release in ("", self._word.os_release)
             for value in self._expected.values
         )
 
-    def _may_ask(self, changes: Sequence[Change], superseded: Collection[bytes]) -> bool:
+    def _may_ask(
+        self, changes: Sequence[Change], superseded: Collection[bytes], lists: Mapping[int, str]
+    ) -> bool:
         """Whether all that is left to explain is what an update changes, in an otherwise accepted, secure boot."""
         policy, claims = self._policy, self._claims
         return (
@@ -262,13 +283,17 @@ class _Comparison:
             and claims.secure_boot is True
             and claims.proved("secure_boot", policy.proven_pcrs)
             and claims.shim_verifies is not False
-            and all(self._unchanged(pcr, changes) for pcr in QUESTION_PCRS - {4})
-            and all(c.stage in QUESTION_STAGES for c in changes)
+            and all(_is_update(change, lists) for change in changes)
             and not any(c.after is not None and c.after.sha256 in superseded for c in changes)
         )
 
-    def _unchanged(self, pcr: int, changes: Sequence[Change]) -> bool:
-        return all(change.pcr != pcr for change in changes)
+
+def _is_update(change: Change, lists: Mapping[int, str]) -> bool:
+    """Whether a change is what updates make: never keys or commands, and of lists only dbx and SBAT, where it is known
+    that they revoke at least what they did. A list of the owner's keys lets more be booted, so nobody is asked about it."""
+    if change.stage == REVOCATION:
+        return change.after is not None and lists.get(change.after.index) == ""
+    return change.stage in QUESTION_STAGES and change.pcr not in (KEYS_PCR, COMMAND_PCR)
 
 
 def _told(change: Change) -> str:
@@ -284,6 +309,19 @@ def _questions(changes: Sequence[Change], cause: str) -> list[Finding]:
     ordered = sorted(first.values(), key=lambda c: c.after.index if c.after else 0)
     found = [_difference("boot.unannounced", change, "") for change in ordered]
     return [msgspec.structs.replace(f, detail=never_more(f"{cause}: {f.detail}", 2048)) for f in found]
+
+
+def _rolled(lists: Mapping[int, str], change: Change, superseded: Collection[bytes]) -> str:
+    """Return what the list that changed no longer revokes; empty where it is no list, revokes no less, or is one of those
+    that were superseded, which are named already."""
+    after = change.after
+    return "" if after is None or after.sha256 in superseded else lists.get(after.index, "")
+
+
+def _weakened(change: Change, less: str) -> Finding:
+    """Name a list that went back, also to a state that nobody has seen yet (l14)."""
+    told = f"rolled back or reset, for it revokes less than in the accepted boot: {less}"
+    return _difference("boot.rolled-back", change, told)
 
 
 def _difference(code: str, change: Change, cause: str) -> Finding:

@@ -64,15 +64,16 @@ class BootPolicy(SectionBase, frozen=True, kw_only=True):
     pcrs: list[Pcr] = field(default_factory=lambda: sorted(BOOT_PCRS))
     """SHA-256 PCRs that must be as in the reference. An empty list trusts nothing."""
     runtime_pcrs: list[Pcr] = field(default_factory=list)
-    """Those of `pcrs` that the running system extends as well (systemd: 9): not their value is compared but
-    the events of the log, which no quote proves for them."""
+    """Those that the running system extends as well (systemd: 9), so that the log need not lead to their value. For those
+    that are in `pcrs` too, not the value is compared but the events of the log, which no quote proves for them."""
     event_log: Literal["required", "optional"] = "required"
     reference: Literal["enrolment", "pinned"] = "enrolment"
     """`enrolment`: the first boot after approval, kept by the controller. `pinned`: the values below."""
     pinned: dict[PcrKey, list[HexDigest]] = field(default_factory=dict)
     """PCR to the values allowed, in lower-case hexadecimal."""
     unannounced: Literal["refuse", "question"] = "refuse"
-    """What becomes of a boot that differs from the accepted one in nothing but boot loader, kernel and initrd."""
+    """What becomes of a boot that differs from the accepted one in nothing but boot loader, kernel, initrd, and lists that
+    revoke more than they did."""
     secure_boot: Literal["required", "any"] = "any"
     required_dbx: Digests = field(default_factory=list)
     """Entries that the revocation list must hold: hashes, or SHA-256 of certificates."""
@@ -104,8 +105,9 @@ class BootPolicy(SectionBase, frozen=True, kw_only=True):
             raise ValueError(
                 f"`pcrs` may name {quoted}: no other tells of the boot, since software extends or resets them"
             )
-        if not set(self.runtime_pcrs) <= set(self.pcrs):
-            raise ValueError("`runtime_pcrs` must be among `pcrs`")
+        if not BOOT_PCRS.issuperset(self.runtime_pcrs):
+            quoted = ", ".join(map(str, sorted(BOOT_PCRS)))
+            raise ValueError(f"`runtime_pcrs` may name {quoted}: no other is held against the log")
         if self.reference == "enrolment" and self.pinned:
             raise ValueError('`pinned` needs `reference = "pinned"`')
         for key, wanted in self._needs():

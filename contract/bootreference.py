@@ -1,14 +1,14 @@
 """An accepted boot as the controller keeps it, and what differs between two boots. Decides nothing.
 
-Relies on the caller for the worth of a log: a reference made from a log that does not lead to the quoted PCRs is worth
-nothing. The digests are what the TPM was extended with; stage and description are the log's word and only say what
-to call a difference. Whatever accepts one looks at the digest.
+Only what the log explains under the quote enters one (`Claims.explained`), and the events of PCRs that a policy calls
+run-time ones, which are marked by not being among the explained. The digests are what the TPM was extended with; stage and
+description are the log's word and only say what to call a difference. Whatever accepts one looks at the digest.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from hashlib import sha256
 from typing import Annotated, Final
 
@@ -16,25 +16,17 @@ import msgspec
 from msgspec import Meta, field
 
 from contract.bootpolicy import Pcr
-from contract.claims import Claims, claims_of
-from contract.eventdata import describe, variable
-from contract.eventlog import Event, EventLog
-from contract.eventtypes import (
-    EV_EFI_VARIABLE_AUTHORITY,
-    EV_EFI_VARIABLE_DRIVER_CONFIG,
-    EV_IPL,
-    EV_NO_ACTION,
-)
+from contract.claims import Claims, claims_under
+from contract.eventdata import describe
+from contract.eventlog import EventLog
+from contract.eventtypes import EV_IPL, EV_NO_ACTION
 from contract.messages import Count, Digest, Line, Message, never_more
+from contract.revocations import Revoked, revoked_by, stage_of
 
 MAX_REFERENCE_EVENTS: Final = 8192
 MAX_SUPERSEDED: Final = 1024
 MAX_COMMAND_LINE_CHARS: Final = 4096
-REVOCATION: Final = "revocation"
-"""Stage of a list whose older states must not come back: dbx, SBAT level, MOK lists."""
 OTHER: Final = "other"
-_REVOCATION_VARIABLES: Final = frozenset({"dbx", "SbatLevel"})
-_MOK_LISTS: Final = (b"MokListX", b"MokList")
 _RELEASE: Final = re.compile(r"[0-9][0-9A-Za-z.+~_-]{2,127}", re.ASCII)
 
 
@@ -46,7 +38,7 @@ class ReferenceEvent(Message, frozen=True, kw_only=True):
     sha256: Digest
     description: Line = ""
     stage: Line = ""
-    """As `contract.claims.Stage`, or `revocation`; empty in references of earlier versions."""
+    """As `contract.references.ExpectedStage`; empty in references of earlier versions."""
     index: Count = 0
     """In the log."""
 
@@ -70,7 +62,10 @@ class Reference(Message, frozen=True, kw_only=True):
     firmware_version: Line = ""
     """As far as a digest covers it; what announced values call the hardware class."""
     os_release: Line = ""
-    """Name that the announcement by which this boot was accepted gave it."""
+    """What the node said of itself when this boot was seen: its word, for people."""
+    explained: list[Pcr] = field(default_factory=list)
+    """PCRs that the log led to. Events of others are only compared, and nothing is learned or announced from them."""
+    revoked: Revoked = Revoked()
     superseded: Annotated[list[Superseded], Meta(max_length=MAX_SUPERSEDED)] = field(default_factory=list)
     """Newest last."""
 
@@ -93,12 +88,22 @@ class Change(Message, frozen=True, kw_only=True):
 
 
 def reference_from(
-    log: EventLog | None, pcrs: Mapping[int, bytes], claims: Claims | None = None
+    log: EventLog | None,
+    pcrs: Mapping[int, bytes],
+    claims: Claims | None = None,
+    *,
+    runtime_pcrs: Collection[int] = (),
+    os_release: str = "",
 ) -> Reference:
-    """Return this boot as a reference: quoted PCR values, and the log's events in those PCRs."""
+    """Return this boot as a reference: quoted PCR values, and the log's events in those of them that it explains.
+
+    `claims` are those of `claims_under`; `runtime_pcrs` those whose events are wanted though nothing explains them.
+    """
     if log is None:
-        return Reference(pcrs=dict(pcrs))
-    said = claims_of(log) if claims is None else claims
+        return Reference(pcrs=dict(pcrs), os_release=os_release)
+    said = claims_under(log, pcrs) if claims is None else claims
+    explained = [pcr for pcr in said.explained if pcr in pcrs]
+    told = {*explained, *(pcr for pcr in runtime_pcrs if pcr in pcrs)}
     stages = {loaded.event: str(loaded.stage) for loaded in said.loaded if loaded.stage != OTHER}
     events = [
         ReferenceEvent(
@@ -106,34 +111,26 @@ def reference_from(
             type_name=event.type_name,
             sha256=event.sha256,
             description=never_more(describe(event), 96),
-            stage=stages.get(event.index) or _stage(event),
+            stage=stages.get(event.index) or stage_of(event) or OTHER,
             index=event.index,
         )
         for event in log.events
-        if event.type != EV_NO_ACTION and event.pcr in pcrs
+        if event.type != EV_NO_ACTION and event.pcr in told
     ]
     return Reference(
         pcrs=dict(pcrs),
         events=events,
-        command_line=_proved_text(said, "kernel_command_line", pcrs, MAX_COMMAND_LINE_CHARS),
-        firmware_version=_proved_text(said, "firmware_version", pcrs, 256) or "",
+        command_line=_proved_text(said, "kernel_command_line", explained, MAX_COMMAND_LINE_CHARS),
+        firmware_version=_proved_text(said, "firmware_version", explained, 256) or "",
+        os_release=os_release,
+        explained=explained,
+        revoked=revoked_by(said, explained),
     )
 
 
-def _proved_text(claims: Claims, name: str, pcrs: Mapping[int, bytes], limit: int) -> str | None:
+def _proved_text(claims: Claims, name: str, explained: Collection[int], limit: int) -> str | None:
     value: str | None = getattr(claims, name)
-    return value if value and len(value) <= limit and claims.proved(name, pcrs.keys()) else None
-
-
-def _stage(event: Event) -> str:
-    """Return the stage of what was not loaded but is kept from going back."""
-    data = event.untrusted_data
-    if event.type in (EV_EFI_VARIABLE_DRIVER_CONFIG, EV_EFI_VARIABLE_AUTHORITY):
-        found = variable(data)
-        return REVOCATION if found is not None and found[0] in _REVOCATION_VARIABLES else OTHER
-    if event.type == EV_IPL and event.pcr == 14 and data.rstrip(b"\0") in _MOK_LISTS:
-        return REVOCATION
-    return OTHER
+    return value if value and len(value) <= limit and claims.proved(name, explained) else None
 
 
 def succession(before: Reference | None, after: Reference) -> Reference:
@@ -225,23 +222,3 @@ def label(event: ReferenceEvent) -> str:
     """Return how a finding names an event: index, type, description, and stage where it says something."""
     stage = f" ({event.stage})" if _counts(event) else ""
     return f"event {event.index} {event.type_name} '{event.description}'{stage}"
-
-
-def likely_cause(changes: Sequence[Change], before: Reference, after: Reference) -> str:
-    """Return in words what most likely happened; empty where the changes tell no story."""
-    stages = {change.stage or OTHER for change in changes}
-    named = sorted(stages - {OTHER, REVOCATION})
-    if before.command_line and after.command_line:
-        was, now = before.command_line.split(), after.command_line.split()
-        added, gone = [p for p in now if p not in was], [p for p in was if p not in now]
-        if (added or gone) and not named:
-            parts = [f"+{p}" for p in added] + [f"-{p}" for p in gone]
-            return never_more(f"the kernel command line changed: {' '.join(parts)}", 240)
-    if stages == {REVOCATION}:
-        return "a revocation list (dbx, SBAT, MOK) changed and nothing else"
-    if not named or REVOCATION in stages:
-        return ""
-    if before.firmware_version != after.firmware_version and "firmware" in named:
-        return f"firmware '{before.firmware_version}' became '{after.firmware_version}'"
-    text = "the " + " and the ".join(named)
-    return f"{text} changed and nothing else" if OTHER not in stages else f"{text} changed, with other events"

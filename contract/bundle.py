@@ -160,7 +160,7 @@ def read_policies(untrusted: bytes) -> Policies:
 def for_audit(policies: Policies, reference: Mapping[int, bytes]) -> Policies:
     """Return the policies with the accepted boot's values written into them, as no auditor has the controller's.
 
-    PCRs that the running system extends are compared event by event by the controller and left out here.
+    PCRs that the running system extends are compared event by event by the controller and not here.
     """
     boot = policies.boot or BootPolicy()
     if boot.reference == "pinned" or not reference:
@@ -172,7 +172,7 @@ def for_audit(policies: Policies, reference: Mapping[int, bytes]) -> Policies:
         "reference": "pinned",
         "pinned": pinned,
         "pcrs": pcrs,
-        "runtime_pcrs": [],
+        "runtime_pcrs": boot.runtime_pcrs,
         "unannounced": "refuse",
     }
     return Policies(boot=msgspec.convert(data, BootPolicy), ima=policies.ima)

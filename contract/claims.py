@@ -9,12 +9,13 @@ never a guess; `contract.eventdata.oddities` reports it. No input raises anythin
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from struct import iter_unpack
 from typing import Any, Final
 
 from msgspec import field
+from msgspec.structs import replace
 
 from contract import bootchain, keyclaims, uefi
 from contract import eventtypes as ev
@@ -29,7 +30,7 @@ from contract.eventdata import (
     version_text,
     whole_variable,
 )
-from contract.eventlog import Event, EventLog
+from contract.eventlog import Event, EventLog, coverage
 from contract.keyclaims import KEYS_PCR, MOK_PCR, KeyReader
 from contract.messages import Message
 
@@ -93,6 +94,9 @@ class Claims(Message, frozen=True, kw_only=True):
     """`Boot0001 'debian' HD(1,GPT,...)/File(...)`, in the order tried."""
     sources: dict[str, Source] = field(default_factory=dict)
     """Name of a field above to where it was read."""
+    explained: list[int] = field(default_factory=list)
+    """Quoted PCRs whose value this log leads to; empty where it was held against no quote. What it says of any other PCR
+    is only its word: nothing may be learned from that."""
 
     def proved(self, name: str, explained_pcrs: Collection[int]) -> bool:
         """Return whether a policy may rely on a field: its data is covered by a digest in a PCR that was quoted and that
@@ -165,6 +169,12 @@ def _write_lockdown(line: CommandLine | None, fields: dict[str, Any], sources: d
     elif line is not None:
         fields["lockdown"] = "none"
         sources["lockdown"] = sources["kernel_command_line"]
+
+
+def claims_under(log: EventLog, quoted_pcrs: Mapping[int, bytes]) -> Claims:
+    """Return what the log says, with the PCRs of a verified quote that bear it out (`Claims.explained`)."""
+    explained = coverage(log, quoted_pcrs, ()).explained
+    return replace(claims_of(log), explained=sorted(explained))
 
 
 class _Firmware:

@@ -128,11 +128,11 @@ CODES: Final[dict[str, tuple[str, str]]] = {
         "was it you? accept the boot or announce the update; if not, investigate",
     ),
     "boot.unannounced": (
-        "boot loader, kernel or initrd are new and nobody announced them",
+        "boot loader, kernel or initrd are new, or dbx or SBAT revoke more, and nobody announced them",
         "announce or accept them, or investigate",
     ),
     "boot.rolled-back": (
-        "something that was superseded is back",
+        "something that was superseded is back, or dbx or SBAT revoke less than in the accepted boot",
         "boot the newer version again, and find out who went back",
     ),
     "boot.secure-boot": (

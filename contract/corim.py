@@ -20,9 +20,8 @@ import cbor2
 import msgspec
 from cbor2 import CBORTag
 
-from contract.claims import Stage
 from contract.errors import Rejected
-from contract.references import MAX_IMPORT_BYTES, MAX_SETS, ReferenceSet
+from contract.references import MAX_IMPORT_BYTES, MAX_SETS, ExpectedStage, ReferenceSet
 
 PROFILE: Final = "urn:ringfence:corim:1"
 MAX_DEPTH: Final = 16
@@ -32,7 +31,7 @@ _TIME, _URI, _BYTES = 1, 32, 560
 _TAGS: Final = frozenset({_TIME, _URI, 37, 111, 500, _CORIM, _SIGNED, 505, _COMID, 508, *range(550, 567)})
 _SHA256: Final = 1  # IANA Named Information Hash Algorithm Registry
 _OURS: Final = -1  # private key of a CoMID: [valid-from, valid-until / null, [* superseded]]
-_STAGES: Final = get_args(Stage)
+_STAGES: Final = get_args(ExpectedStage)
 _ARGUMENT_BYTES: Final = {24: 1, 25: 2, 26: 4, 27: 8}
 
 
@@ -127,7 +126,7 @@ def _sets(
         values: dict[str, list[str]] = {}
         texts = {"os_release": "", "note": ""}
         for measurement in _list(measurements, "measurements"):
-            _measurement(_map(measurement, "measurement"), stage, values, texts)
+            _measurement(_map(measurement, "measurement"), stage, values, texts, ours=ours)
         sets.append(
             _checked(
                 {
@@ -145,8 +144,15 @@ def _sets(
 
 
 def _measurement(
-    measurement: Mapping[object, object], stage: str, values: dict[str, list[str]], texts: dict[str, str]
+    measurement: Mapping[object, object],
+    stage: str,
+    values: dict[str, list[str]],
+    texts: dict[str, str],
+    *,
+    ours: bool,
 ) -> None:
+    """Add one measurement's digests and texts. A version in files of others is that of the thing itself, never of the
+    operating system that a node runs with it: it becomes a note."""
     key = measurement.get(0, stage)
     of_stage = key if isinstance(key, str) and key in _STAGES else stage
     if of_stage not in _STAGES:
@@ -158,7 +164,8 @@ def _measurement(
             values.setdefault(of_stage, []).append(_digest(digest))
     version = value.get(0)
     if version is not None:
-        texts["os_release"] = _text(_map(version, "version").get(0))
+        text = _text(_map(version, "version").get(0))
+        texts |= {"os_release": text} if ours else {"note": f"version {text}"[:256]}
     if 11 in value:
         texts["note"] = _text(value[11])
 

@@ -1,6 +1,7 @@
 """A `[boot]` section proposed from the accepted boots of good nodes, for a person to read, change and sign.
 
-Pure. It proposes only what digests cover and what every node shows; what varies is listed with the nodes it was seen on.
+Pure. It proposes only what digests cover, in PCRs that the quote bore out (`Claims.explained`), and what every node shows;
+what varies is listed with the nodes it was seen on.
 A node that was bad when it was asked teaches its badness: whoever signs is told which nodes spoke.
 """
 
@@ -70,18 +71,25 @@ def learn(boots: Mapping[str, Learned]) -> Proposal:
         raise Rejected("learn.none", "these boots have no quoted PCR in common")
     common["pcrs"] = pcrs
     of = {name: boots[name].claims for name in names}
-    if KEYS_PCR in pcrs:
-        _learn_keys(of, pcrs, common, varies, left_out)
+    proved = _explained(of, pcrs, common, left_out)
+    if KEYS_PCR in proved:
+        _learn_keys(of, proved, common, varies, left_out)
     else:
-        left_out.append("keys: PCR 7 is not quoted by all of them")
+        left_out.append("keys: PCR 7 is not quoted and explained on all of them")
     for stage in STAGE_PCRS:
-        seen = _seen(_stage_values(of, stage, pcrs))
+        unproved = _measured_in(of, stage).difference(proved)
+        if unproved:
+            left_out.append(
+                f"stages.{stage}: measured in PCR {min(unproved)} too, which is not explained everywhere"
+            )
+            continue
+        seen = _seen(_stage_values(of, stage))
         if {node for one in seen for node in one.nodes} == set(names):
             _put(f"stages.{stage}", seen, names, common, varies)
         elif seen:
             left_out.append(f"stages.{stage}: not measured on every node")
-    _learn_command_line(of, pcrs, common, varies, left_out)
-    if all(claims.proved("firmware_version", pcrs) for claims in of.values()) and FIRMWARE_PCR in pcrs:
+    _learn_command_line(of, proved, common, varies, left_out)
+    if all(claims.proved("firmware_version", proved) for claims in of.values()) and FIRMWARE_PCR in proved:
         versions = _seen((claims.firmware_version, "", name) for name, claims in of.items())
         if all(0 < len(one.value) <= 256 for one in versions):
             _put("firmware_versions", versions, names, common, varies)
@@ -91,6 +99,23 @@ def learn(boots: Mapping[str, Learned]) -> Proposal:
         if len(seen := _seen((boots[name].reference.pcrs[pcr].hex(), "", name) for name in names)) > 1
     }
     return Proposal(nodes=names, common=common, varies=varies, differing_pcrs=differing, left_out=left_out)
+
+
+def _explained(
+    of: Mapping[str, Claims], pcrs: Sequence[int], common: dict[str, object], left_out: list[str]
+) -> list[int]:
+    """Return the PCRs that every node's log explains. Where a node has a log that does not, that PCR can only be proposed
+    as one that the running system extends: on a node in good standing the policy in force has said so."""
+    logs = [claims.explained for claims in of.values() if claims.explained]
+    runtime = [pcr for pcr in pcrs if any(pcr not in explained for explained in logs)]
+    if runtime:
+        common["runtime_pcrs"] = runtime
+        numbers = ", ".join(map(str, runtime))
+        left_out.append(f"rules over PCR {numbers}: the log does not lead to its value on every node")
+    if len(logs) < len(of):
+        left_out.append("rules over what was loaded: no log of every node was held against its quote")
+        return []
+    return [pcr for pcr in pcrs if pcr not in runtime]
 
 
 def _put(
@@ -113,13 +138,17 @@ def _seen(found: Iterable[tuple[str, str, str]]) -> list[Seen]:
     return [Seen(value=value, nodes=of_value, about=about[value]) for value, of_value in nodes.items()]
 
 
-def _stage_values(
-    of: Mapping[str, Claims], stage: str, pcrs: Sequence[int]
-) -> Iterator[tuple[str, str, str]]:
+def _measured_in(of: Mapping[str, Claims], stage: str) -> set[int]:
+    """Return the PCRs in which any node measures something of a stage."""
+    name = stage.replace("_", "-")
+    return {loaded.pcr for claims in of.values() for loaded in claims.loaded if loaded.stage == name}
+
+
+def _stage_values(of: Mapping[str, Claims], stage: str) -> Iterator[tuple[str, str, str]]:
     name = stage.replace("_", "-")
     for node, claims in of.items():
         for loaded in claims.loaded:
-            if loaded.stage == name and loaded.pcr in pcrs:
+            if loaded.stage == name:
                 yield loaded.sha256.hex(), loaded.name, node
 
 

@@ -89,11 +89,12 @@ class BaselineRef(Message, frozen=True, kw_only=True):
 
 
 class PackageChange(Message, frozen=True, kw_only=True):
-    """A package that was installed, upgraded or removed in this boot, and its files that IMA has measured since."""
+    """A package that was installed, upgraded or removed: in this boot, with its files that IMA has measured since; or one of
+    which something is measured at boot (`contract.nodeword`), without files."""
 
     name: Line
     before: Line = ""
-    """Version; empty when it was not installed."""
+    """Version; empty when it was not installed, or when nobody knows."""
     after: Line = ""
     """Version; empty when it was removed."""
     at: Seconds = 0.0
@@ -147,6 +148,8 @@ class ReportBody(Message, frozen=True, kw_only=True):
     """How many bytes were there from `ima_offset` on when this was written, at most a chunk; None when the machine has
     no IMA log, or nobody asked."""
     packages: Annotated[list[PackageChange], Meta(max_length=MAX_PACKAGES_PER_REPORT)] = []
+    os_release: Line = ""
+    """Operating system, `ID` and `VERSION_ID` of its os-release: `debian 12`. Empty where the machine does not say."""
     keys_wanted: Annotated[list[KeyWanted], Meta(max_length=MAX_KEYS_WANTED)] = []
     dropped: Annotated[list[Dropped], Meta(max_length=MAX_DROPPED_PER_REPORT)] = []
     """Most packets first; only counters that counted, so that a quiet node sends none."""

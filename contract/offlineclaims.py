@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 
 from contract.auditkey import AuditKey
-from contract.claims import claims_of
+from contract.claims import Claims, claims_of
 from contract.eventlog import EventLog
 from contract.ima import ImaResult
 from contract.quote import Attest
@@ -51,9 +51,15 @@ def boot_claims(log: EventLog, explained: Mapping[int, str]) -> dict[str, object
     """Return what the firmware log says of the boot, and under `proved` which of it a quoted PCR bears out."""
     claims = claims_of(log)
     by_log = {pcr for pcr, by in explained.items() if by == "event log"}
-    found: dict[str, object] = {name: plain(getattr(claims, name)) for name in claims.__struct_fields__}
+    found = plain_claims(claims)
     found["proved"] = {name: claims.proved(name, by_log) for name in sorted(claims.sources)}
     return found
+
+
+def plain_claims(claims: Claims) -> dict[str, object]:
+    """Return what a log says as plain data; which PCRs bear it out is told elsewhere, of each by itself."""
+    names = (name for name in claims.__struct_fields__ if name != "explained")
+    return {name: plain(getattr(claims, name)) for name in names}
 
 
 def ima_claims(result: ImaResult) -> dict[str, object]:

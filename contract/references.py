@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import Annotated, Final
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -28,6 +28,8 @@ MAX_IMPORT_BYTES: Final = 1024 * 1024
 FOREVER: Final = 2.0**40
 CODE: Final = "reference"
 
+ExpectedStage = Literal[Stage, "revocation"]
+"""What is loaded, or a list of what may not be: dbx, SBAT level, MOK lists (`contract.revocations`)."""
 Label = Annotated[str, Meta(max_length=128)]
 Note = Annotated[str, Meta(max_length=256)]
 
@@ -36,7 +38,7 @@ class ReferenceSet(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Values that are expected at one site for a time."""
 
     site: Name
-    values: Annotated[dict[Stage, Annotated[list[HexDigest], Meta(min_length=1)]], Meta(min_length=1)]
+    values: Annotated[dict[ExpectedStage, Annotated[list[HexDigest], Meta(min_length=1)]], Meta(min_length=1)]
     """Stage to SHA-256 digests, in lower-case hexadecimal, as they are extended."""
     valid_from: Seconds
     """Seconds since 1970."""
@@ -45,7 +47,8 @@ class ReferenceSet(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hardware_class: Label = ""
     """Firmware version that machines of the class measure; empty: every class."""
     os_release: Label = ""
-    """What a node runs once it has booted this; shown to people."""
+    """What a node says that it runs once it has booted this, as `ringfence node` shows it; empty: whatever it runs. The
+    node's word: it narrows what is expected, and proves nothing."""
     note: Note = ""
     """For people."""
     supersedes: Annotated[list[HexDigest], Meta(max_length=MAX_VALUES)] = field(default_factory=list)
@@ -151,7 +154,7 @@ def policy_fingerprint(policy: BootPolicy, untrusted_reference: bytes | None, ex
     `untrusted_reference` is the stored encoding, which is not parsed; None where a new accepted boot makes the last
     verdict forgotten anyway.
     """
-    digest = sha256(b"ringfence boot policy 1\0")
+    digest = sha256(b"ringfence boot policy 2\0")
     parts = (
         msgspec.json.encode(policy, order="deterministic"),
         b"" if untrusted_reference is None else sha256(untrusted_reference).digest(),

@@ -22,15 +22,17 @@ import psutil
 from aiohttp import web
 
 from contract.errors import Rejected
-from controller import openapi
+from controller import openapi, outlets
 from controller.api import PREFIX
 from controller.api.entry import Text, add_routes, endpoint, problems
 from controller.api.route import AnyRoute, Call, Nothing, Route
 from controller.api.routes import ROUTES
 from controller.bell import Bell
-from controller.config import Config, listen_address, url_host
+from controller.config import Config, listen_address, outlets_of, url_host
+from controller.delivery import Delivery
 from controller.failures import Failures
 from controller.fleet import Fleet
+from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
 from controller.issuing import Issuing
@@ -49,6 +51,7 @@ from controller.store import Store, StoreUnavailable
 log = logging.getLogger(__name__)
 
 SWEEP_S = 2.0
+ROLLOUT_S = 2.0
 RENEWAL_S = 3600.0
 VERSION = importlib.metadata.version("ringfence")
 
@@ -85,6 +88,7 @@ class Controller:
                 issuer=config.name,
                 build=f"ringfence-controller {VERSION}",
             ),
+            audit=AuditLog(self._store, keys.audit, directory),
             escrow=escrow,
             keys=keys,
             sessions=Sessions(fleet, escrow, issuing, metrics, bell),
@@ -97,6 +101,10 @@ class Controller:
         certificate, key = str(keys.server_certificate), str(keys.server_key)
         self._node_tls = server_context(certificate, key, node_trust=keys.node_trust)
         self._admin_tls = server_context(certificate, key, node_trust=None)
+        self._deliveries = [
+            Delivery(self._store, bell, settings, outlets.make(settings, directory))
+            for settings in outlets_of(config)
+        ]
         self.nodes = Listener(node_app(self.services, issuing), self._node_tls, config.limits)
         self.admins = Listener(admin_app(self.services), self._admin_tls, config.limits)
 
@@ -105,6 +113,10 @@ class Controller:
         now = time.time()
         await self.services.fleet.start()
         await self.services.fleet.sweep(now=now)
+        try:
+            await self.services.audit.check_kept(now=now)
+        except Rejected as rejected:
+            log.critical("audit log: %s", rejected)
         try:
             await self.services.signed_files.refresh(now)
         except Rejected as rejected:
@@ -116,7 +128,10 @@ class Controller:
         """Sweep, renew, refresh and accept, until cancelled; a fault of one ends all and is raised."""
         async with asyncio.TaskGroup() as duties:
             duties.create_task(_every(SWEEP_S, self._sweep))
+            duties.create_task(_every(ROLLOUT_S, self._roll))
             duties.create_task(_every(RENEWAL_S, self._renew))
+            for delivery in self._deliveries:
+                duties.create_task(delivery.run())
             duties.create_task(self.nodes.run())
             duties.create_task(self.admins.run())
 
@@ -131,6 +146,13 @@ class Controller:
         if await self.services.fleet.sweep(now=time.time()):
             self.services.bell.ring()
 
+    async def _roll(self) -> None:
+        now = time.time()
+        affected = await self.services.fleet.advance_rollouts(now=now)
+        if affected:
+            self.services.bell.ring()
+            await self.services.sessions.tell(affected, now)
+
     async def _renew(self) -> None:
         if self._keys.renew(self._names, time.time()):
             certificate, key = str(self._keys.server_certificate), str(self._keys.server_key)
@@ -138,6 +160,7 @@ class Controller:
             self._admin_tls.load_cert_chain(certificate, key)
             add_trust(self._node_tls, self._keys.node_trust)
         await self.services.archive.prune(now=time.time())
+        await self.services.audit.checkpoint(now=time.time())
         await self.services.signed_files.refresh(time.time())
         self.services.device_trust = await asyncio.to_thread(
             load_device_trust, self._directory, self._config.enrolment
@@ -157,7 +180,10 @@ def admin_app(services: Services) -> web.Application:
         return Text(document, "application/json")
 
     async def metrics(call: Call[Nothing, Nothing]) -> Text:
-        return Text(services.metrics.text(await services.fleet.counts()), CONTENT_TYPE)
+        return Text(
+            services.metrics.text(await services.fleet.counts(), await services.fleet.list_outlets()),
+            CONTENT_TYPE,
+        )
 
     async def health(call: Call[Nothing, Nothing]) -> Text:
         await services.fleet.counts()

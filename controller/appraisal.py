@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 import msgspec
 
 from contract.binding import BOOT_PCRS, IMA_PCR, QUOTED_PCRS, qualifying_data
 from contract.boot import Reference, reference_from, weigh_boot
-from contract.claims import claims_of
+from contract.claims import claims_under
 from contract.errors import Rejected
 from contract.eventlog import parse_event_log
 from contract.ima import ImaState, fits, follow
 from contract.messages import MAX_BODY_BYTES, MAX_IMA_CHUNK_BYTES, Finding, Report, ReportBody
+from contract.nodeword import NodeWord
 from contract.quote import AttestationKey, VerifiedQuote, verify_quote
 from contract.wire import decode, encode
 from controller.policies import Policies
@@ -142,7 +144,8 @@ class Appraiser:
         if untrusted_log is None and known is not None:
             boot = JudgedBoot(known)
         else:
-            boot = self._judged(quote, seen, untrusted_log, reference)  # 6, 7
+            word = NodeWord(os_release=body.os_release, packages=body.packages)
+            boot = self._judged(quote, seen, untrusted_log, reference, word)  # 6, 7
         return Evidence(
             body=body,
             counters=quote.counters,
@@ -232,24 +235,33 @@ class Appraiser:
         seen: BootRecord,
         untrusted_log: bytes | None,
         untrusted_reference: bytes | None,
+        word: NodeWord,
     ) -> JudgedBoot:
         """Judge a boot that is not on record."""
         policies = self._policies
         log = None if untrusted_log is None else parse_event_log(untrusted_log)  # 6
-        claims = None if log is None else claims_of(log)
         pcrs = {pcr: quote.pcrs[pcr] for pcr in _BOOT_ORDER}
+        claims = None if log is None else claims_under(log, pcrs)
+        shown = partial(
+            reference_from,
+            log,
+            pcrs,
+            claims,
+            runtime_pcrs=policies.boot.runtime_pcrs,
+            os_release=word.os_release,
+        )
         candidate = None
         if untrusted_reference is not None:
             accepted = decode(untrusted_reference, Reference, max_bytes=MAX_REFERENCE_BYTES)
         else:
-            accepted = candidate = reference_from(log, pcrs, claims)
+            accepted = candidate = shown()
         judged = weigh_boot(  # 7
-            policies.boot, quote, log, accepted, claims=claims, expected=policies.expected
+            policies.boot, quote, log, accepted, claims=claims, expected=policies.expected, word=word
         )
         findings = [finding for finding in judged.findings if finding not in quote.findings]
-        noted = any(event.stage for event in accepted.events)  # not so in what earlier versions kept
+        noted = bool(accepted.explained)  # not so in what earlier versions kept
         if candidate is None and (findings or judged.announced or not noted):
-            candidate = reference_from(log, pcrs, claims)
+            candidate = shown()
         return JudgedBoot(
             record=msgspec.structs.replace(seen, findings=_weighed(policies.boot.mode, "boot", findings)),
             reference=None if candidate is None else encode(candidate),

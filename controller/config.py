@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 from contract.crl import StaleCrl
 from contract.errors import Rejected
 from contract.toml import convert_toml, parse_toml, refuse_key
+from controller import outlets
 from controller.policy import EvidenceLimits
 
 CONFIG_NAME = "controller.toml"
@@ -96,6 +97,8 @@ class Config(Section, frozen=True, kw_only=True):
     enrolment: EnrolmentConfig = EnrolmentConfig()
     limits: Limits = Limits()
     evidence: EvidenceLimits = EvidenceLimits()
+    outlet: list[dict[str, object]] = []
+    """Receivers of events, each typed by its kind: `outlets_of`."""
 
 
 def parse_config(untrusted: bytes, *, file: str = CONFIG_NAME) -> Config:
@@ -112,7 +115,13 @@ def parse_config(untrusted: bytes, *, file: str = CONFIG_NAME) -> Config:
             listen_address(part.listen)
         except ValueError as error:
             raise refuse_key((name, "listen"), str(error), text=text, file=file, code=CODE) from None
+    outlets.parse_outlets(config.outlet, text=text, file=file, code=CODE)
     return config
+
+
+def outlets_of(config: Config) -> list[outlets.Settings]:
+    """Return the outlets of a parsed configuration."""
+    return outlets.parse_outlets(config.outlet, text="", file=CONFIG_NAME, code=CODE)
 
 
 def load_config(directory: Path) -> Config:

@@ -118,11 +118,25 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _suspect_finding(finding: Finding) -> Suspicion:
+def _finding_key(finding: Finding) -> str:
     place = "" if finding.pcr is None else str(finding.pcr)
+    return f"finding:{finding.code}:{place}:{_digest(found_value(finding))}"
+
+
+def _rejected_key(code: str) -> str:
+    return f"rejected:{code[:200]}"
+
+
+def keys_of(findings: Sequence[Finding], drifts: Sequence[Drift] = ()) -> list[tuple[str, ...]]:
+    """Return for each finding the keys under which it may stand in incidents: as a drift, as a finding, as a refusal."""
+    of_drifts = {suspicion.finding: suspicion.key for suspicion in map(_suspect_drift, drifts)}
+    return [(of_drifts.get(f, _finding_key(f)), _rejected_key(f.code)) for f in findings]
+
+
+def _suspect_finding(finding: Finding) -> Suspicion:
     distrusted = weight(finding.code) == "contraindicated"
     return Suspicion(
-        key=f"finding:{finding.code}:{place}:{_digest(found_value(finding))}",
+        key=_finding_key(finding),
         kind="untrusted" if distrusted else "update" if finding.code in _UPDATES else "drift",
         severity="critical" if distrusted else "warning",
         title=_short(f"{finding.code}: {finding.detail}"),
@@ -193,7 +207,7 @@ def appraise_rejection(rejected: Rejected, before: Tier) -> Appraisal:
     if weight(rejected.code) != "contraindicated":
         return Appraisal(tier=before, findings=[finding], suspicions=[])
     suspicion = Suspicion(
-        key=f"rejected:{rejected.code[:200]}",
+        key=_rejected_key(rejected.code),
         kind="untrusted",
         severity="critical",
         title=_short(f"evidence refused: {rejected.code}: {rejected.detail}"),

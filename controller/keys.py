@@ -3,6 +3,7 @@
     keys/directive.key      Ed25519; signs directives
     keys/online.key         Ed25519; signs TUF snapshot and timestamp; online.pub is for `ringfence keys new`
     keys/result.key         P-256; signs attestation results, for others to rely on
+    keys/audit.key          Ed25519; signs checkpoints of the audit log
     keys/server-ca.pem|key  what agents and admins pin (copied as controller-ca.pem beside controller.toml)
     keys/server.pem|key     the certificate of both listeners
     keys/node-ca-N.pem|key  node authorities; the highest N issues, all that have not ended are trusted
@@ -44,6 +45,7 @@ class Keys:
     node_authorities: list[Authority]
     """Oldest first; the last one issues."""
     result: ResultKey
+    audit: ed25519.Ed25519PrivateKey
 
     @property
     def issuer(self) -> Authority:
@@ -115,7 +117,7 @@ def create(directory: Path, name: str, now: float) -> Keys:
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     _create(directory / "online.pub", public, 0o644)
-    return Keys(directory, directive, online, server, [node], _result_key(directory))
+    return Keys(directory, directive, online, server, [node], _result_key(directory), _audit_key(directory))
 
 
 def load(directory: Path, now: float) -> Keys:
@@ -134,6 +136,7 @@ def load(directory: Path, now: float) -> Keys:
         _load_authority(directory, "server-ca"),
         trusted,
         _result_key(directory),
+        _audit_key(directory),
     )
 
 
@@ -172,6 +175,14 @@ def _result_key(directory: Path) -> ResultKey:
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise Rejected("keys.malformed", f"{path}: wanted a P-256 key")
     return ResultKey(key)
+
+
+def _audit_key(directory: Path) -> ed25519.Ed25519PrivateKey:
+    """Load the key of the audit log; make it where there is none, as `_result_key` does."""
+    path = directory / "audit.key"
+    if not path.exists():
+        _create(path, _private_pem(ed25519.Ed25519PrivateKey.generate()), _PRIVATE_MODE)
+    return _load_ed25519(path)
 
 
 def _load_ed25519(path: Path) -> ed25519.Ed25519PrivateKey:

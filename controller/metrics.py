@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from controller.outlet_records import OutletView
 from controller.records import FleetCounts
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -41,8 +44,28 @@ class Metrics:
         )
         self._waiting = Gauge("ringfence_enrolments_waiting", "Waiting enrolments", registry=self.registry)
 
-    def text(self, counts: FleetCounts) -> bytes:
-        """Return the exposition, with the fleet's counts of this moment."""
+        self._behind = Gauge(
+            "ringfence_outlet_behind",
+            "Events that an outlet has not passed yet",
+            ["outlet"],
+            registry=self.registry,
+        )
+        self._failing = Gauge(
+            "ringfence_outlet_failing", "1 while an outlet takes nothing", ["outlet"], registry=self.registry
+        )
+        self._dead = Gauge(
+            "ringfence_outlet_dead_letters",
+            "Events that an outlet refused for good",
+            ["outlet"],
+            registry=self.registry,
+        )
+
+    def text(self, counts: FleetCounts, outlets: Sequence[OutletView]) -> bytes:
+        """Return the exposition, with the fleet's counts of this moment. Outlets are named by the owner."""
+        for outlet in outlets:
+            self._behind.labels(outlet.name).set(outlet.behind)
+            self._failing.labels(outlet.name).set(outlet.failing_since is not None)
+            self._dead.labels(outlet.name).set(outlet.dead_letters)
         for standing, number in counts.nodes.items():
             self._nodes.labels(standing).set(number)
         self._sites.set(counts.sites)

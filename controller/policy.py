@@ -35,6 +35,8 @@ class SitePolicy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     drifting_nodes: DriftingNodes | None = None
     grants_need_two_persons: bool = True
     """Who asked for access must not approve it."""
+    rollouts_need_two_persons: bool = True
+    """Who asked for a rollout that touches this site must not approve it."""
     interval_s: Annotated[float, Meta(gt=0, le=86400)] = 60.0
     """How often a node reports when nothing happens."""
 

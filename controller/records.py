@@ -185,6 +185,13 @@ class NodeView(Record, frozen=True, kw_only=True):
     """As reported; None before the first report."""
     wanted_posture: Posture
     baseline: BaselineRef | None
+    """As reported."""
+    baseline_since: float | None
+    """When evidence first said that this one is in force."""
+    wanted_baseline: WantedBaseline | None
+    own_baseline: bool
+    """The wanted one was chosen for this node, not for its site."""
+    labels: dict[str, str]
     drifts: int
     agent_version: str
     ek_trust: EkTrust
@@ -201,10 +208,14 @@ class NodeDetail(Record, frozen=True, kw_only=True):
     certificate_sha256: str
     certificate_not_after: float
     boot_id: str
+    os_release: str
+    """By the node's own word; empty where it does not say."""
     uptime_s: float
     addresses: list[str]
     fenced: list[str]
     findings: list[Finding]
+    findings_elsewhere: list[int]
+    """How many other nodes show the same now, for each of `findings`."""
     drifts: list[Drift]
     pending: BaselineRef | None
     directive_number: int
@@ -248,6 +259,8 @@ class IncidentView(Record, frozen=True, kw_only=True):
     nodes: list[str]
     nodes_total: int
     findings: list[Finding]
+    findings_nodes: list[int | None] = []
+    """How many nodes have shown each of `findings`, where one incident is looked at; null where that is not counted (drifts)."""
     done: list[str]
     """What was done or recommended, oldest first."""
     opened_at: float
@@ -297,7 +310,8 @@ class ApiTokenView(Record, frozen=True, kw_only=True):
 class AuditView(Record, frozen=True, kw_only=True):
     """Who did what, and why."""
 
-    id: int
+    number: int
+    """From 1, without gaps."""
     at: float
     actor: str
     act: str

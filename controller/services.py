@@ -8,6 +8,7 @@ from controller.bell import Bell
 from controller.config import Config
 from controller.failures import Failures
 from controller.fleet import Fleet
+from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
 from controller.keys import Keys
@@ -25,6 +26,7 @@ class Services:
     config: Config
     fleet: Fleet
     archive: Archive
+    audit: AuditLog
     escrow: Escrow
     keys: Keys
     sessions: Sessions

@@ -35,7 +35,7 @@ __all__ = ["Probe", "Section"]
 MAX_TOLD = 16
 """Differences of one kind told one by one."""
 PAM_FOLDERS = ("/etc/pam.d", "/usr/lib/pam.d")
-_FILES = ("/etc/passwd", "/etc/group", "/etc/shadow")
+_SINGLE = ("/etc/pam.conf", "/etc/sudoers")
 
 
 class Probe(probes.Probe[Section]):
@@ -49,7 +49,8 @@ class Probe(probes.Probe[Section]):
         self._sudoers = Reader(parse_sudoers)
         self._keys = Reader(parse_authorized_keys)
         self._pam = Reader(lambda content: bool(content.strip()))
-        self._packaged = PackagedFiles(around.host, [*(f"{each}/" for each in PAM_FOLDERS), "/etc/sudoers"])
+        folders = (*PAM_FOLDERS, SUDOERS_FOLDER)
+        self._packaged = PackagedFiles(around.host, [*(f"{each}/" for each in folders), *_SINGLE])
         self._allowed = {(key.user, key.fingerprint, key.options) for key in section.key}
         self._owners: dict[str, set[str]] = {}
         """Files of authorized_keys, and whose they are."""

@@ -45,11 +45,15 @@ DEFAULT_CAPABILITIES = frozenset(
 )
 """What Docker grants by itself; Podman grants no more."""
 Digest = Annotated[str, Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
-ImageName = Annotated[str, Meta(pattern=r"\A[a-z0-9*][a-z0-9._/:*-]{0,254}\Z")]
-ContainerName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9*][A-Za-z0-9_.*-]{0,254}\Z")]
+_IMAGE_NAME = r"\A[a-z0-9*][a-z0-9._/:*-]{0,254}\Z"
+ImageName = Annotated[str, Meta(pattern=_IMAGE_NAME)]
+_CONTAINER_NAME = r"\A[A-Za-z0-9*][A-Za-z0-9_.*-]{0,254}\Z"
+ContainerName = Annotated[str, Meta(pattern=_CONTAINER_NAME)]
 Capability = Annotated[str, Meta(pattern=r"\A[a-z_]{3,32}\Z")]
 Reason = Annotated[str, Meta(min_length=3, max_length=512)]
 _TAG = re.compile(r"(@sha256:[0-9a-f]{64}|:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})+\Z")
+_NUMBER = re.compile(r"(sha256:)?[0-9a-f]{12,64}")
+"""An image that was asked for by its id has no name."""
 
 
 class Allow(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -152,6 +156,17 @@ class Probe(probes.Probe[Section]):
             yield could_not_look(key, "a look at what it may do", error)
             return
         yield from min((list(_excess(key, entry, powers)) for entry in entries), key=len)
+
+
+def repository(image: str) -> str | None:
+    """Return what an image is called without tag and digest; None where a rule could not name it."""
+    name = _TAG.sub("", image)
+    return name if re.match(_IMAGE_NAME, name) and "*" not in name and not _NUMBER.fullmatch(image) else None
+
+
+def is_name(container: str) -> bool:
+    """Tell whether a rule can name this very container."""
+    return re.match(_CONTAINER_NAME, container) is not None and "*" not in container
 
 
 def _is_of(entry: Allow, container: Container) -> bool:

@@ -106,7 +106,7 @@ class Probe(probes.Probe[Section]):
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._files = Reader(units.parse_install)
-        self._packaged = PackagedFiles(around.host, [f"{each}/" for each in _PACKAGED])
+        self._packaged = PackagedFiles(around.host, [*(f"{each}/" for each in _PACKAGED), *SINGLE])
         self._listed = {each.path: each.sha256 for each in section.file}
         self._pieces: list[Piece] = []
         self._strange: list[str] = []
@@ -250,7 +250,7 @@ class Probe(probes.Probe[Section]):
 
     def _may_go(self, path: str) -> bool:
         """False where packages put files and nobody can say which: without dpkg's database, everything would be unknown."""
-        return self._packaged.missing is None or not path.startswith(_PACKAGED)
+        return self._packaged.missing is None or not path.startswith((*_PACKAGED, *SINGLE))
 
     def _unknown(self, path: str, found: str, local: bool = True) -> Difference:
         if local:

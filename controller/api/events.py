@@ -1,4 +1,4 @@
-"""Events by cursor, with waiting for new ones; and the audit of what people did."""
+"""Events by cursor, with waiting for new ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from msgspec import Meta, Struct
 
 from contract.messages import Name
 from controller.api.route import MAX_ID, AnyRoute, Call, Limit, Nothing, Route
-from controller.records import AuditView, EventView, Record
+from controller.records import EventView, Record
 
 MAX_WAIT_S = 30.0
 LOOK_AGAIN_S = 0.5
@@ -30,24 +30,10 @@ class EventQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How long to wait for the first event when there is none yet."""
 
 
-class AuditQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Acts with an id above `after`, oldest first."""
-
-    after: After = 0
-    limit: Limit = 100
-
-
 class Events(Record, frozen=True, kw_only=True):
     """Events, and the `after` of the next call."""
 
     items: list[EventView]
-    after: int
-
-
-class Audit(Record, frozen=True, kw_only=True):
-    """Acts, and the `after` of the next call."""
-
-    items: list[AuditView]
     after: int
 
 
@@ -71,12 +57,6 @@ async def list_events(call: Call[EventQuery, Nothing]) -> Events:
         await asyncio.wait([bell], timeout=min(left, LOOK_AGAIN_S))
 
 
-async def list_audit(call: Call[AuditQuery, Nothing]) -> Audit:
-    """What people did, and why."""
-    items = await call.services.fleet.list_audit(after=call.query.after, limit=call.query.limit)
-    return Audit(items=items, after=items[-1].id if items else call.query.after)
-
-
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
@@ -87,15 +67,5 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=EventQuery,
         body=Nothing,
         reply=Events,
-    ),
-    Route(
-        method="GET",
-        path="/audit",
-        role="admin",
-        summary="List what people did",
-        handler=list_audit,
-        query=AuditQuery,
-        body=Nothing,
-        reply=Audit,
     ),
 )

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from contract.messages import Name
-from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route
-from controller.records import Change, NodeDetail, NodeView, Page, Standing
+from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Reasoned, Route
+from controller.records import Change, NodeDetail, NodeView, Page, Standing, Strict
+from controller.selector import MAX_CHARS, parse_selector
+from controller.store.selecting import SortKey
 
 
 class NodeQuery(Paging, frozen=True, kw_only=True):
@@ -12,19 +18,43 @@ class NodeQuery(Paging, frozen=True, kw_only=True):
 
     site: Name | None = None
     standing: Standing | None = None
+    selector: Annotated[str, Meta(max_length=MAX_CHARS)] | None = None
+    """`site=lyon,line in (3,4)`; `all` is every node, nothing else is."""
+    sort: SortKey = "node"
+    descending: bool = False
+
+
+class NewLabels(Strict, frozen=True, kw_only=True):
+    """All labels of a node, which replace those before."""
+
+    labels: dict[str, str]
+    reason: Reason
 
 
 async def list_nodes(call: Call[NodeQuery, Nothing]) -> Page[NodeView]:
     """Nodes by name."""
     wanted = call.query
     return await call.services.fleet.list_nodes(
-        site=wanted.site, standing=wanted.standing, after=wanted.cursor, limit=wanted.limit
+        site=wanted.site,
+        standing=wanted.standing,
+        selector=None if wanted.selector is None else parse_selector(wanted.selector),
+        sort=wanted.sort,
+        descending=wanted.descending,
+        after=wanted.cursor,
+        limit=wanted.limit,
     )
 
 
 async def get_node(call: Call[Nothing, Nothing]) -> NodeDetail:
     """One node."""
     return await call.services.fleet.node(call.name("node"))
+
+
+async def set_labels(call: Call[Nothing, NewLabels]) -> NodeView:
+    """Replace a node's labels."""
+    return await call.services.fleet.set_labels(
+        call.name("node"), call.body.labels, actor=call.person.name, reason=call.body.reason, now=call.now
+    )
 
 
 async def isolate_node(call: Call[Nothing, Reasoned]) -> Change:
@@ -74,6 +104,16 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=Nothing,
         reply=NodeDetail,
+    ),
+    Route(
+        method="PUT",
+        path="/nodes/{node}/labels",
+        role="admin",
+        summary="Replace a node's labels",
+        handler=set_labels,
+        query=Nothing,
+        body=NewLabels,
+        reply=NodeView,
     ),
     Route(
         method="POST",

@@ -36,6 +36,7 @@ _STATUS_BY_ENDING = {
     ".changed": 409,
     ".no-candidate": 409,
     ".reserved": 409,
+    ".same-person": 409,
 }
 _TITLES = {
     400: "The request was refused",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from controller.api import (
+    audit,
     baselines,
     enrolments,
     escrow,
@@ -12,7 +13,9 @@ from controller.api import (
     health,
     incidents,
     nodes,
+    outlets,
     references,
+    rollouts,
     sites,
     tokens,
 )
@@ -24,12 +27,15 @@ _RESOURCES = (
     sites,
     enrolments,
     baselines,
+    rollouts,
     incidents,
     references,
     evidence,
     escrow,
     grants,
     events,
+    outlets,
+    audit,
     tokens,
 )
 

@@ -15,16 +15,21 @@ import click
 
 from contract.errors import Rejected
 from controller.cli.access import completion, events, login, tokens, whoami
+from controller.cli.apply import apply
 from controller.cli.attest import attest
+from controller.cli.audit import audit
 from controller.cli.baseline import baseline
 from controller.cli.client import Refused, Unreachable
 from controller.cli.enrolments import enrolments
 from controller.cli.escrow import key
 from controller.cli.evidence import evidence
-from controller.cli.fleet import accept_boot, incidents, isolate, node, nodes, release, site, sites, status
+from controller.cli.fleet import accept_boot, incidents, isolate, node, release, site, sites, status
 from controller.cli.grants import breakglass, grant
 from controller.cli.keys import keys
+from controller.cli.nodes import label, nodes
+from controller.cli.outlets import outlets
 from controller.cli.references import reference
+from controller.cli.rollouts import plan, rollout
 from controller.cli.show import harmless
 from controller.faults import log_fault
 
@@ -38,18 +43,23 @@ def cli() -> None:
 
 
 for command in (
-    *(login, whoami, status, nodes, node, sites, site, enrolments, baseline, keys, attest),
+    *(login, whoami, status, nodes, node, label, sites, site, enrolments, baseline, keys, attest),
     *(
         incidents,
         isolate,
         release,
         accept_boot,
+        plan,
+        rollout,
+        apply,
         reference,
         evidence,
         key,
         grant,
         breakglass,
         events,
+        outlets,
+        audit,
         tokens,
         completion,
     ),

@@ -19,7 +19,7 @@ from contract.eventlog import Event, EventLog, parse_event_log
 from contract.imalog import VIOLATION, Fields, ImaRecord, read_lines, shown
 from contract.messages import Finding
 from contract.offline import Given, Verdict
-from contract.offlineclaims import plain
+from contract.offlineclaims import plain_claims
 from contract.offlinelogs import ADVISORY_CODES, numbers
 from controller.cli.show import at, harmless, items
 
@@ -185,7 +185,7 @@ def logs_json(log: Shown) -> dict[str, object]:
     """Return the logs as `--json` shows them."""
     found: dict[str, object] = {"findings": [finding_json(f) for f in (*log.findings, *log.oddities)]}
     if log.event_log is not None:
-        found["claims"] = plain(claims_of(log.event_log))
+        found["claims"] = plain_claims(claims_of(log.event_log))
         found["events"] = [_event_json(event) for event in log.event_log.events]
     if log.ima_log is not None:
         found["ima"] = [_ima_json(number, *line) for number, line in enumerate(_lines(log.ima_log), 1)]
@@ -245,7 +245,7 @@ def logs_text(log: Shown) -> Iterator[str]:
 
 
 def _said_lines(claims: Claims) -> Iterator[str]:
-    built = {name: plain(getattr(claims, name)) for name in claims.__struct_fields__}
+    built = plain_claims(claims)
     yield from _boot_lines(built)
     for name in ("signatures", "authorities", "mok"):
         for entry in items(built[name]):

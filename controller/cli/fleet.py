@@ -1,4 +1,4 @@
-"""`ringfence status, nodes, node, sites, site, incidents, isolate, release, accept-boot`."""
+"""`ringfence status, node, sites, site, incidents, isolate, release, accept-boot`."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from controller.cli.show import (
     baseline_of,
     items,
     json_option,
+    labels_of,
     show_facts,
     show_json,
     show_table,
@@ -54,35 +55,15 @@ def status(as_json: bool) -> None:
     )
 
 
-@click.command()
-@click.option("--site", help="Only of this site.")
-@click.option("--standing", type=click.Choice(STANDINGS), help="Only with this standing.")
-@json_option
-def nodes(site: str | None, standing: str | None, as_json: bool) -> None:
-    """List nodes."""
-    with Client(load_profile()) as client:
-        found = list(client.pages("/nodes", {"site": site, "standing": standing}))
-    if as_json:
-        show_json(found)
-        return
-    now = time.time()
-    show_table(
-        ("NODE", "SITE", "STANDING", "TIER", "POSTURE", "BASELINE", "DRIFTS", "REPORT", "CONNECTED"),
-        [
-            (
-                n["node"],
-                n["site"],
-                n["standing"],
-                n["tier"],
-                n["posture"],
-                baseline_of(n["baseline"]),
-                n["drifts"],
-                ago(n["last_report_at"], now),
-                n["connected"],
-            )
-            for n in found
-        ],
-    )
+def _baseline(found: dict[str, object]) -> str:
+    """What is in force and since when; and what is wanted where that is another."""
+    here, wanted = (at(found, "summary", key) for key in ("baseline", "wanted_baseline"))
+    text = baseline_of(here)
+    if here is not None:
+        text += f" since {when(at(found, 'summary', 'baseline_since'))}"
+    if baseline_of(here) != baseline_of(wanted):
+        text += f" (wanted {baseline_of(wanted)})"
+    return text + (", chosen for this node" if at(found, "summary", "own_baseline") else "")
 
 
 def _boot_facts(found: dict[str, object]) -> dict[str, object]:
@@ -124,8 +105,10 @@ def node(name: str, as_json: bool) -> None:
             "since": when(at(found, "summary", "standing_since")),
             "tier": at(found, "summary", "tier"),
             "last report": ago(at(found, "summary", "last_report_at"), now),
+            "operating system": found["os_release"] or "not said",
             "posture": f"{at(found, 'summary', 'posture')} (wanted {at(found, 'summary', 'wanted_posture')})",
-            "baseline": baseline_of(at(found, "summary", "baseline")),
+            "baseline": _baseline(found),
+            "labels": labels_of(at(found, "summary", "labels")),
             "EK": f"{found['ek_id']} ({at(found, 'summary', 'ek_trust')})",
             "TPM": tpm_of(at(found, "tpm")),
             "device identity": [
@@ -142,8 +125,13 @@ def node(name: str, as_json: bool) -> None:
         }
     )
     if items(found["findings"]):
+        elsewhere = items(found["findings_elsewhere"])
         show_table(
-            ("FINDING", "DETAIL"), [(at(f, "code"), at(f, "detail")) for f in items(found["findings"])]
+            ("FINDING", "OTHERS", "DETAIL"),
+            [
+                (at(f, "code"), _others(others), at(f, "detail"))
+                for f, others in zip(items(found["findings"]), elsewhere, strict=True)
+            ],
         )
     if items(found["drifts"]):
         rows = [
@@ -265,8 +253,20 @@ def incidents(
         return
     keys = ("id", "title", "severity", "state", "kind", "site", "nodes_total", "nodes")
     show_facts({**{key: found[key] for key in keys}, "opened": when(found["opened_at"])})
-    show_table(("FINDING", "DETAIL"), [(at(f, "code"), at(f, "detail")) for f in items(found["findings"])])
+    counts = [count or "-" for count in items(found["findings_nodes"])]
+    rows = [
+        (at(f, "code"), count, at(f, "detail"))
+        for f, count in zip(items(found["findings"]), counts, strict=True)
+    ]
+    show_table(("FINDING", "NODES", "DETAIL"), rows)
     show_table(("DONE",), [(done,) for done in items(found["done"])])
+
+
+def _others(count: object) -> str:
+    """Say how many other nodes show the same, which most likely tells an update from an attack."""
+    if not isinstance(count, int) or count < 1:
+        return "none"
+    return f"{count} other node{'s report' if count > 1 else ' reports'} the same"
 
 
 def _list_incidents(state: str | None, site: str | None, as_json: bool) -> None:

@@ -1,7 +1,7 @@
 """`ringfence reference`: what is expected at a site, announced before it comes or accepted after it came.
 
 Digests are computed here from the files themselves: of an image both what firmware extends (Authenticode) and what GRUB
-extends (the plain file). CoRIM and TOML are read and written here too; the controller takes and checks the same sets
+extends (the plain file); of dbx and the SBAT level what is extended for the variable. CoRIM and TOML are read and written here too; the controller takes and checks the same sets
 whatever they came from.
 """
 
@@ -18,20 +18,21 @@ import click
 import msgspec
 
 from contract.authenticode import MAX_IMAGE_BYTES, authenticode_sha256, is_image
-from contract.claims import Stage
 from contract.corim import encode_corim, parse_corim
 from contract.errors import Rejected
 from contract.references import (
     MAX_IMPORT_BYTES,
+    ExpectedStage,
     ReferenceSet,
     parse_reference_toml,
     reference_toml,
 )
+from contract.revocations import MAX_VARIABLE_BYTES, REVOCATION, variable_sha256
 from controller.cli.client import Client
 from controller.cli.profile import load_profile
 from controller.cli.show import at, items, json_option, show_json, show_table, when
 
-STAGES = get_args(Stage)
+STAGES = get_args(ExpectedStage)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _HEX = frozenset("0123456789abcdef")
 reason_option = click.option("--reason", required=True, help="Why; kept for ever.")
@@ -59,11 +60,15 @@ class Moment(click.ParamType[float]):
             self.fail(f"{value!r}: wanted 'now' or a time such as 2026-11-23T22:00", param, ctx)
 
 
-def digests_of(path: Path) -> list[str]:
-    """Return what may be extended for a file: the Authenticode digest of an image first, and that of the plain file.
+def digests_of(path: Path, stage: ExpectedStage) -> list[str]:
+    """Return what may be extended for a file: the Authenticode digest of an image first, and that of the plain file; for a
+    revocation list that of the variable whose file in efivarfs this is, or a copy under its name.
 
-    Raises Rejected `image.*`, OSError.
+    Raises Rejected `image.*`, `variable.*`, OSError.
     """
+    if stage == REVOCATION:
+        with path.open("rb") as file:
+            return [variable_sha256(path.name, file.read(MAX_VARIABLE_BYTES + 1)).hex()]
     if path.stat().st_size > MAX_IMAGE_BYTES:
         raise Rejected("image.too-large", f"{path}: more than {MAX_IMAGE_BYTES} bytes")
     content = path.read_bytes()
@@ -88,14 +93,16 @@ def _checked_digest(text: str) -> str:
 @click.option(
     "--hardware-class", default="", help="Only nodes whose accepted boot has this firmware version."
 )
-@click.option("--os-release", default="", help="What a node runs once it has booted this.")
+@click.option(
+    "--os-release", default="", help="Only nodes that say they run this then, as `ringfence node` shows it."
+)
 @click.option("--note", default="", help="For people.")
 @reason_option
 @json_option
 def announce(
     *,
     site: str,
-    stage: Stage,
+    stage: ExpectedStage,
     digests: tuple[str, ...],
     files: tuple[Path, ...],
     valid_from: float,
@@ -107,10 +114,11 @@ def announce(
     reason: str,
     as_json: bool,
 ) -> None:
-    """Expect a new boot loader, kernel or initrd at a site from a time on. Announce each stage that changes."""
+    """Expect a new boot loader, kernel, initrd or revocation list at a site from a time on. Announce each stage that
+    changes."""
     values = [_checked_digest(digest) for digest in digests]
     for file in files:
-        values += digests_of(file)
+        values += digests_of(file, stage)
     if not values:
         raise click.UsageError("name what is expected: --sha256 or --from-file")
     content = {

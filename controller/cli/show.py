@@ -108,6 +108,11 @@ def baseline_of(value: object) -> str:
     return "-" if name is None else f"{name}/{version}"
 
 
+def labels_of(value: object) -> list[str]:
+    """Return labels as people write them."""
+    return [f"{key}={text}" for key, text in value.items()] if isinstance(value, dict) else []
+
+
 def tpm_of(value: object) -> str:
     """Return what is known of a TPM as people write it: "hardware: Infineon SLB9670"."""
     named = " ".join(str(at(value, key) or "") for key in ("manufacturer", "model", "firmware")).strip()

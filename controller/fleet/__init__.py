@@ -8,7 +8,7 @@ database cannot answer: then nothing was done and nothing is trusted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from contract.directive import Directive
 from contract.errors import Rejected
@@ -25,7 +25,9 @@ from controller.fleet import (
 )
 from controller.fleet.enrolling import Enrolling
 from controller.fleet.granting import Granting
+from controller.fleet.outlets import Outlets
 from controller.fleet.referencing import Referencing
+from controller.fleet.rolling import Rolling
 from controller.policy import SitePolicy
 from controller.presented import Presented
 from controller.records import (
@@ -52,9 +54,12 @@ from controller.records import (
     Standing,
     StandingChange,
 )
+from controller.selector import Selector
+from controller.store import audit
+from controller.store.selecting import SortKey
 
 
-class Fleet(Enrolling, Referencing, Granting):
+class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
 
     async def start(self) -> None:
@@ -240,12 +245,32 @@ class Fleet(Enrolling, Referencing, Granting):
         *,
         site: str | None = None,
         standing: Standing | None = None,
+        selector: Selector | None = None,
+        sort: SortKey = "node",
+        descending: bool = False,
         after: str | None = None,
         limit: int = 100,
     ) -> Page[NodeView]:
-        """By name."""
+        """By name, or as `sort` says; then by name."""
         return await self._store.run(
-            lambda tx: nodes.list_(tx, site=site, standing=standing, after=after, limit=limit)
+            lambda tx: nodes.list_(
+                tx,
+                site=site,
+                standing=standing,
+                selector=selector,
+                sort=sort,
+                descending=descending,
+                after=after,
+                limit=limit,
+            )
+        )
+
+    async def set_labels(
+        self, node: str, labels: Mapping[str, str], *, actor: str, reason: str, now: float
+    ) -> NodeView:
+        """Replace all labels of a node. Raises Rejected `node.unknown`, `label.invalid`, `reason.missing`."""
+        return await self._store.run(
+            lambda tx: nodes.set_labels(tx, node, labels, actor=actor, reason=reason, now=now)
         )
 
     async def node(self, node: str) -> NodeDetail:
@@ -319,4 +344,4 @@ class Fleet(Enrolling, Referencing, Granting):
 
     async def list_audit(self, *, after: int = 0, limit: int = 100) -> list[AuditView]:
         """Oldest first from the cursor."""
-        return await self._store.run(lambda tx: access.audit(tx, after=after, limit=limit))
+        return await self._store.run(lambda tx: audit.notes(tx, after=after, limit=limit))

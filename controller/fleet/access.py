@@ -1,11 +1,11 @@
-"""Use cases of admin tokens and of the audit trail."""
+"""Use cases of admin tokens."""
 
 from __future__ import annotations
 
 from contract.errors import Rejected
 from contract.names import checked_name
-from controller.records import ApiTokenView, AuditView, Role
-from controller.store import Transaction, access
+from controller.records import ApiTokenView, Role
+from controller.store import Transaction, access, audit
 
 
 def add(
@@ -23,7 +23,7 @@ def add(
     if access.by_name(tx, name) is not None or access.by_sha256(tx, token_sha256) is not None:
         raise Rejected("token.exists", name)
     access.add(tx, name, role, token_sha256, expires_at=expires_at, now=now)
-    access.note(tx, actor=actor, act="token.added", target=name, reason=f"role {role}", now=now)
+    audit.note(tx, actor=actor, act="token.added", target=name, reason=f"role {role}", now=now)
     return ApiTokenView(name=name, role=role, created_at=now, expires_at=expires_at)
 
 
@@ -44,9 +44,4 @@ def revoke(tx: Transaction, name: str, *, actor: str, now: float) -> None:
     """See Fleet.revoke_api_token."""
     if not access.remove(tx, name):
         raise Rejected("token.unknown", name)
-    access.note(tx, actor=actor, act="token.revoked", target=name, reason="", now=now)
-
-
-def audit(tx: Transaction, *, after: int, limit: int) -> list[AuditView]:
-    """See Fleet.list_audit."""
-    return access.notes(tx, after=after, limit=limit)
+    audit.note(tx, actor=actor, act="token.revoked", target=name, reason="", now=now)

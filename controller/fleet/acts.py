@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contract.errors import Rejected
 from contract.messages import Severity
-from controller.store import Transaction, access, events
+from controller.store import Transaction, audit, events
 
 MAX_REASON_CHARS = 1024
 
@@ -33,6 +33,6 @@ def record(
     site: str | None = None,
 ) -> None:
     """Write the act down, in the trail and among the events."""
-    access.note(tx, actor=actor, act=kind, target=target, reason=reason, now=now)
+    audit.note(tx, actor=actor, act=kind, target=target, reason=reason, now=now)
     detail = {"actor": actor, "reason": reason}
     events.add(tx, kind, severity, summary, now=now, node=node, site=site, detail=detail)

@@ -61,14 +61,14 @@ def _tell(tx: Transaction, row: NodeRow, kind: str, summary: str, now: float) ->
 
 
 def _described_anew(before: bytes | None, after: bytes) -> bytes | None:
-    """Return the same boot with what an earlier version did not note (stages, command line); None where all is there.
+    """Return the same boot with what an earlier version did not note (which PCRs the log explained); None where all is there.
 
     Without it the node's next update could be neither announced nor asked about.
     """
     if before is None:
         return None
     old = decode(before, Reference, max_bytes=MAX_REFERENCE_BYTES)
-    return None if any(event.stage for event in old.events) else _in_place_of(before, after)
+    return None if old.explained else _in_place_of(before, after)
 
 
 def _in_place_of(before: bytes | None, after: bytes) -> bytes:

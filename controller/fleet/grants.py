@@ -25,7 +25,7 @@ from controller.grant_records import (
     GrantView,
 )
 from controller.records import Change, Page
-from controller.store import Transaction, events, nodes
+from controller.store import Transaction, audit, events, nodes
 from controller.store import grants as rows
 from controller.store.grants import GrantRow
 from controller.store.nodes import NodeRow
@@ -230,6 +230,7 @@ def _note_code(tx: Transaction, row: NodeRow, event: Event, now: float) -> None:
         return
     if found.used_at is None:
         rows.note_used(tx, found.id, at=event.at, now=now)
+        _audit_code(tx, row, found.id, event.summary, now)
     elif found.used_at != event.at:
         events.add(
             tx,
@@ -240,6 +241,13 @@ def _note_code(tx: Transaction, row: NodeRow, event: Event, now: float) -> None:
             node=row.node,
             site=row.site,
         )
+        _audit_code(tx, row, found.id, f"a second time: {event.summary}", now)
+
+
+def _audit_code(tx: Transaction, row: NodeRow, code: int, what: str, now: float) -> None:
+    """Nobody was logged in: whoever held the code acted, and the node tells of it."""
+    actor, target = f"break-glass code {code}", f"node {row.node}"
+    audit.note(tx, actor=actor, act="break-glass.used", target=target, reason=what[:1024], now=now)
 
 
 def _told_id(event: Event, key: str) -> int:

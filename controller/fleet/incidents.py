@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from contract.errors import Rejected
-from contract.messages import Finding, Severity
+from contract.messages import Drift, Finding, Severity
+from controller import judge
 from controller.fleet import acts
 from controller.fleet.paging import cut, number
 from controller.judge import Suspicion
@@ -26,6 +29,22 @@ _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 def others_with(tx: Transaction, keys: Sequence[str], *, node: str, now: float) -> Mapping[str, int]:
     """Count, by suspicion key, the other nodes that have had it within a day."""
     return rows.others(tx, keys, without=node, since=now - SAME_VALUE_WINDOW_S)
+
+
+def shown_by(
+    tx: Transaction,
+    findings: Sequence[Finding],
+    drifts: Sequence[Drift] = (),
+    *,
+    without: str = "",
+    incident: int | None = None,
+) -> list[int]:
+    """Count for each finding the nodes that show the same now, or have shown it in one incident; see `rows.showing`."""
+    if not findings:
+        return []
+    keys = judge.keys_of(findings, drifts)
+    found = rows.showing(tx, {key for each in keys for key in each}, without=without, incident=incident)
+    return [max(found.get(key, 0) for key in each) for each in keys]
 
 
 def record(
@@ -70,7 +89,12 @@ def record(
         note(
             tx,
             incident,
-            findings=[s.finding for s in of_kind],
+            # The same new value in a boot is said once, in whatever words another node's report puts it.
+            findings=[
+                s.finding
+                for s in of_kind
+                if not (s.finding.code.startswith("boot.") and there.get(s.key) == incident)
+            ],
             severity=severity,
             recommend=[f"{node}: {text}" for text in recommend] if kind == gravest else [],
             questions=questions if kind == "update" else None,
@@ -178,7 +202,8 @@ def get(tx: Transaction, incident: int) -> IncidentView:
     view = rows.load(tx, incident)
     if view is None:
         raise Rejected("incident.unknown", str(incident))
-    return view
+    counts = shown_by(tx, view.findings, incident=incident)
+    return msgspec.structs.replace(view, findings_nodes=[count or None for count in counts])
 
 
 def close(tx: Transaction, incident: int, *, actor: str, reason: str, now: float) -> IncidentView:

@@ -19,7 +19,7 @@ from controller.fleet.paging import cut, number
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
 from controller.standing import standing
-from controller.store import Transaction, access, events, holds, nodes
+from controller.store import Transaction, audit, events, holds, nodes
 from controller.store import grants as grant_rows
 from controller.store.nodes import NodeRow
 
@@ -67,6 +67,7 @@ def place(
         site=site,
         detail={"actor": actor, "reason": reason, "hold": str(hold.id)},
     )
+    audit.note(tx, actor=actor, act="isolated", target=target, reason=reason, now=now)
     return hold, names
 
 
@@ -81,7 +82,6 @@ def isolate(
     hold, affected = place(
         tx, node=node, site=of_site, reason=why, actor=actor, automatic=False, incident=None, now=now
     )
-    access.note(tx, actor=actor, act="isolated", target=target, reason=why, now=now)
     return Change(affected=affected, holds=[hold])
 
 
@@ -118,7 +118,7 @@ def release(
         site=of_site,
         detail={"actor": actor, "reason": why, "hold": str(hold.id)},
     )
-    access.note(tx, actor=actor, act="released", target=target, reason=why, now=now)
+    audit.note(tx, actor=actor, act="released", target=target, reason=why, now=now)
     return Change(affected=[row.node for row in rows], holds=[released])
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import msgspec
+
 from contract.claims import Claims
 from contract.errors import Rejected
 from contract.messages import Severity
 from contract.wire import decode
 from controller import tpmrecord
 from controller.claimsview import BootClaims, shown
+from controller.fleet import acts, incidents
 from controller.fleet.paging import cut
 from controller.policy import FleetSettings
 from controller.records import (
@@ -19,8 +24,10 @@ from controller.records import (
     Standing,
     StandingChange,
 )
+from controller.selector import Selector, checked_labels
 from controller.standing import OVERDUE_INTERVALS, standing
-from controller.store import Transaction, boots, enrolments, events, holds, incidents, sites
+from controller.store import Transaction, boots, enrolments, events, holds, selecting, sites
+from controller.store import incidents as incident_rows
 from controller.store import nodes as rows
 from controller.store.nodes import NodeRow
 
@@ -39,18 +46,64 @@ def _view(row: NodeRow) -> NodeView:
         posture=row.state.posture,
         wanted_posture=row.wanted_posture,
         baseline=row.state.baseline,
+        baseline_since=row.state.baseline_since,
         drifts=len(row.state.drifts),
+        wanted_baseline=row.baseline,
+        own_baseline=row.baseline_name is not None,
+        labels=msgspec.json.decode(row.labels, type=dict[str, str]),
         agent_version=row.state.agent_version,
         ek_trust=row.ek_trust,
     )
 
 
 def list_(
-    tx: Transaction, *, site: str | None, standing: Standing | None, after: str | None, limit: int
+    tx: Transaction,
+    *,
+    site: str | None,
+    standing: Standing | None,
+    selector: Selector | None,
+    sort: selecting.SortKey,
+    descending: bool,
+    after: str | None,
+    limit: int,
 ) -> Page[NodeView]:
     """See Fleet.list_nodes."""
-    page = rows.page(tx, site=site, standing=standing, after=after, limit=limit + 1)
+    page = selecting.page(
+        tx,
+        site=site,
+        standing=standing,
+        selector=selector,
+        sort=sort,
+        descending=descending,
+        after=after,
+        limit=limit + 1,
+    )
     return cut([_view(row) for row in page], limit, lambda view: view.node)
+
+
+def set_labels(
+    tx: Transaction, node: str, labels: Mapping[str, str], *, actor: str, reason: str, now: float
+) -> NodeView:
+    """See Fleet.set_labels."""
+    wanted = checked_labels(labels)
+    why = acts.checked_reason(reason)
+    row = rows.load(tx, node, lock=True)
+    if row is None:
+        raise Rejected("node.unknown", node[:63])
+    selecting.set_labels(tx, node, wanted)
+    shown_ = ", ".join(f"{key}={value}" for key, value in wanted.items()) or "none"
+    acts.record(
+        tx,
+        "node.labelled",
+        f"{node}: labels are {shown_}"[:2048],
+        actor=actor,
+        target=f"node {node}",
+        reason=why,
+        now=now,
+        node=node,
+        site=row.site,
+    )
+    return _view(msgspec.structs.replace(row, labels=msgspec.json.encode(wanted).decode()))
 
 
 def detail(tx: Transaction, node: str) -> NodeDetail:
@@ -69,10 +122,12 @@ def detail(tx: Transaction, node: str) -> NodeDetail:
         certificate_sha256=(row.certificate_sha256 or b"").hex(),
         certificate_not_after=row.certificate_not_after,
         boot_id=row.state.boot_id,
+        os_release=row.state.os_release,
         uptime_s=row.state.uptime_s,
         addresses=row.state.addresses,
         fenced=row.state.fenced,
         findings=row.state.findings,
+        findings_elsewhere=incidents.shown_by(tx, row.state.findings, row.state.drifts, without=node),
         drifts=row.state.drifts,
         pending=row.state.pending,
         directive_number=row.directive_number,
@@ -140,7 +195,7 @@ def counts(tx: Transaction) -> FleetCounts:
     }
     for (_, stands), count in rows.count_by_standing(tx).items():
         by_standing[stands] += count
-    by_state = incidents.count_by_state(tx)
+    by_state = incident_rows.count_by_state(tx)
     return FleetCounts(
         nodes=by_standing,
         connected=rows.count_connected(tx),

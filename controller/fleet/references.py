@@ -6,11 +6,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
+from contract.bootpolicy import KEYS_PCR
 from contract.bootreference import Change as BootChange
 from contract.bootreference import Reference, differences
 from contract.claims import Claims
 from contract.errors import Rejected
 from contract.references import MAX_SETS, Expected, ReferenceSet, expected_at
+from contract.revocations import REVOCATION
 from contract.wire import decode
 from controller.fleet import acts, boots, incidents, sites
 from controller.fleet.paging import cut, number
@@ -200,10 +202,16 @@ def _collect(tx: Transaction, node: str, values: dict[str, Counter[str]]) -> Non
     if before is None or after is None:
         return
     old, new = _reference(before), _reference(after)
-    changes: list[BootChange] = [c for pcr in new.pcrs for c in differences(old, new, pcr)]
-    shown = {(c.stage, c.after.sha256.hex()) for c in changes if c.after and c.stage in _SPREAD_STAGES}
+    # Never from a PCR that the log does not explain: there a node may show what it likes.
+    changes: list[BootChange] = [c for pcr in new.explained for c in differences(old, new, pcr)]
+    shown = {(c.stage, c.after.sha256.hex()) for c in changes if c.after and _spreads(c)}
     for stage, digest in shown:
         values.setdefault(stage, Counter())[digest] += 1
+
+
+def _spreads(change: BootChange) -> bool:
+    """Of lists only dbx and the SBAT level, in PCR 7: what one machine's owner allows it is nobody else's."""
+    return change.stage in _SPREAD_STAGES or (change.stage == REVOCATION and change.pcr == KEYS_PCR)
 
 
 def _spread(values: dict[str, Counter[str]], least: int) -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from contract.errors import Rejected
 from contract.messages import Finding, ReportBody
 from controller import judge
 from controller.breaker import window_start
-from controller.fleet import boots, grants, incidents, isolation, sessions
+from controller.fleet import boots, grants, incidents, isolation, rollouts, sessions
 from controller.fleet import evidence as keeping
 from controller.policy import FleetSettings
 from controller.presented import Presented
@@ -48,6 +48,7 @@ def take(
     if body.events:
         events.add_agents(tx, node, row.site, body.events, now)
         grants.note(tx, row, body.events, now)
+        rollouts.note(tx, row, body.events, now)
     boots.remember(tx, row, evidence, appraisal.tier, now)
     lasting = [s.key for s in appraisal.suspicions if s.lasting][:MAX_SUSPICIONS]
     if presented is not None:
@@ -60,9 +61,11 @@ def take(
     state = NodeState(
         boot_id=body.boot_id,
         agent_version=body.agent_version,
+        os_release=body.os_release,
         uptime_s=body.uptime_s,
         posture=body.posture,
         baseline=body.baseline,
+        baseline_since=row.state.baseline_since if body.baseline == row.state.baseline else now,
         pending=body.pending,
         directive_accepted=max(row.state.directive_accepted, body.directive_number),
         fenced=body.fenced,

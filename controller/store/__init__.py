@@ -24,7 +24,10 @@ from typing import TypeVar, cast
 
 import alembic.command
 import alembic.config
+import psycopg
 import sqlalchemy
+from psycopg.abc import Buffer
+from psycopg.types.string import StrDumper
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
@@ -81,6 +84,13 @@ class _Job:
         self.loop = loop
 
 
+class _TextDumper(StrDumper):
+    """PostgreSQL's text holds no NUL, and a node may tell of one: it becomes the sign for what cannot be shown."""
+
+    def dump(self, obj: str) -> Buffer | None:
+        return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
+
+
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
@@ -102,7 +112,7 @@ def _engine(url: str) -> Engine:
 
         return engine
     if parsed.get_backend_name() == "postgresql":
-        return sqlalchemy.create_engine(
+        engine = sqlalchemy.create_engine(
             parsed.set(drivername="postgresql+psycopg"),
             pool_pre_ping=True,
             pool_size=1,
@@ -112,6 +122,12 @@ def _engine(url: str) -> Engine:
                 "options": "-c statement_timeout=30000 -c lock_timeout=10000",
             },
         )
+
+        @sqlalchemy.event.listens_for(engine, "connect")
+        def _no_nul(raw: psycopg.Connection[object], _record: object) -> None:
+            raw.adapters.register_dumper(str, _TextDumper)
+
+        return engine
     raise Rejected("store.url", f"{parsed.get_backend_name()}: wanted sqlite or postgresql")
 
 

@@ -1,12 +1,12 @@
-"""Rows of admin tokens and of the audit trail."""
+"""Rows of admin tokens."""
 
 from __future__ import annotations
 
 from sqlalchemy import delete, insert, select
 
-from controller.records import ApiTokenView, AuditView, Role
+from controller.records import ApiTokenView, Role
 from controller.store import Transaction
-from controller.store.schema import api_tokens, audit
+from controller.store.schema import api_tokens
 
 _SHOWN = (api_tokens.c.name, api_tokens.c.role, api_tokens.c.created_at, api_tokens.c.expires_at)
 
@@ -45,14 +45,3 @@ def all_(tx: Transaction) -> list[ApiTokenView]:
 def remove(tx: Transaction, name: str) -> bool:
     """False when there is none."""
     return tx.execute(delete(api_tokens).where(api_tokens.c.name == name)).rowcount == 1
-
-
-def note(tx: Transaction, *, actor: str, act: str, target: str, reason: str, now: float) -> None:
-    """Write down who did what, and why."""
-    tx.execute(insert(audit).values(at=now, actor=actor, act=act, target=target, reason=reason))
-
-
-def notes(tx: Transaction, *, after: int, limit: int) -> list[AuditView]:
-    """Oldest first from the cursor."""
-    rows = tx.execute(select(*audit.c).where(audit.c.id > after).order_by(audit.c.id).limit(limit))
-    return [AuditView(**row._mapping) for row in rows]

@@ -30,6 +30,22 @@ def others(tx: Transaction, keys: Collection[str], *, without: str, since: float
     return {row[0]: row[1] for row in rows}
 
 
+def showing(
+    tx: Transaction, keys: Collection[str], *, without: str = "", incident: int | None = None
+) -> dict[str, int]:
+    """Count, by key, the nodes that show it now, or that have shown it in one incident; `without` is left out."""
+    where = [incident_nodes.c.key.in_(keys), incident_nodes.c.node != without]
+    where.append(
+        incident_nodes.c.active.is_(True) if incident is None else incident_nodes.c.incident == incident
+    )
+    rows = tx.execute(
+        select(incident_nodes.c.key, func.count(incident_nodes.c.node.distinct()))
+        .where(*where)
+        .group_by(incident_nodes.c.key)
+    )
+    return {row[0]: row[1] for row in rows}
+
+
 def standing_for(tx: Transaction, keys: Collection[str], *, reopened_since: float) -> dict[str, int]:
     """Return, by key, the newest incident that is open for it, or that was resolved after `reopened_since`."""
     rows = tx.execute(

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 import msgspec
-from sqlalchemy import and_, bindparam, exists, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, exists, func, insert, or_, select, update
 
 from contract.directive import WantedBaseline
-from contract.messages import Posture, Tier
+from contract.messages import BaselineRef, Posture, Tier
 from controller.policy import SitePolicy
 from controller.records import EkTrust, Record, Standing
 from controller.store import Transaction
@@ -17,7 +17,7 @@ from controller.store.hot import Prepared
 from controller.store.schema import baselines, boot_references, holds, nodes, sites
 from controller.store.state import NodeState
 
-_decode_state = msgspec.json.Decoder(NodeState).decode
+decode_state = msgspec.json.Decoder(NodeState).decode
 _decode_policy = msgspec.json.Decoder(SitePolicy).decode
 _encode = msgspec.json.encode
 
@@ -54,6 +54,14 @@ class NodeRow(Record, frozen=True, kw_only=True):
     directive_issued_at: float
     directive_due: bool
     wanted_posture: Posture
+    baseline_name: str | None
+    baseline_version: int | None
+    """Chosen for this node alone; None: the site's is in force."""
+    baseline_since: float | None
+    labels: str
+    """JSON of a mapping, as it is shown."""
+    reported_baseline: str
+    agent_version: str
     tpm: str
     """JSON of a TpmRecord: read where people look at the node, not with every report."""
     state: NodeState
@@ -61,7 +69,7 @@ class NodeRow(Record, frozen=True, kw_only=True):
     reference_at: float | None
     """When its boot reference was accepted; None while it has none."""
     baseline: WantedBaseline | None
-    """Chosen for the site."""
+    """Chosen for the node, else for its site."""
     announced: str
     """Spans of the sets of reference values announced for the site (store.references); empty for most."""
 
@@ -71,14 +79,17 @@ _FROM = (
     .outerjoin(boot_references, boot_references.c.node == nodes.c.node)
     .outerjoin(
         baselines,
-        and_(baselines.c.name == sites.c.baseline_name, baselines.c.version == sites.c.baseline_version),
+        and_(
+            baselines.c.name == func.coalesce(nodes.c.baseline_name, sites.c.baseline_name),
+            baselines.c.version == func.coalesce(nodes.c.baseline_version, sites.c.baseline_version),
+        ),
     )
 )
 _SELECT = select(
     *nodes.c,
     sites.c.policy,
-    sites.c.baseline_name,
-    sites.c.baseline_version,
+    baselines.c.name,
+    baselines.c.version,
     sites.c.announced,
     boot_references.c.accepted_at,
     baselines.c.sha256,
@@ -98,6 +109,8 @@ _HOT = (
     "directive_number",
     "directive_issued_at",
     "directive_due",
+    "reported_baseline",
+    "agent_version",
     "state",
 )
 _WRITE = Prepared(
@@ -118,7 +131,7 @@ def _row(row: Sequence[object]) -> NodeRow:
     return NodeRow(
         **values,  # type: ignore[arg-type]
         baseline=chosen,
-        state=_decode_state(state),  # type: ignore[arg-type]
+        state=decode_state(state),  # type: ignore[arg-type]
         policy=policy_of(str(policy)),
         reference_at=reference_at,  # type: ignore[arg-type]
         announced=announced,  # type: ignore[arg-type]
@@ -126,6 +139,11 @@ def _row(row: Sequence[object]) -> NodeRow:
 
 
 _PLAIN = tuple(column.name for column in nodes.c)[:-1]
+
+
+def reported_name(reported: BaselineRef | None) -> str:
+    """Return a reported baseline as selectors name it."""
+    return "" if reported is None else f"{reported.name}/{reported.version}"
 
 
 def load(tx: Transaction, node: str, *, lock: bool = False) -> NodeRow | None:
@@ -137,6 +155,13 @@ def load(tx: Transaction, node: str, *, lock: bool = False) -> NodeRow | None:
 def of_site(tx: Transaction, site: str) -> list[NodeRow]:
     """All nodes of a site, by name."""
     return [_row(row) for row in tx.execute(_OF_SITE, {"wanted_site": site})]
+
+
+def rows_of(
+    tx: Transaction, where: ColumnElement[bool], order: Sequence[ColumnElement[object]], limit: int
+) -> list[NodeRow]:
+    """Nodes under a condition, in an order."""
+    return [_row(row) for row in tx.execute(_SELECT.where(where).order_by(*order).limit(limit))]
 
 
 def write(
@@ -164,6 +189,8 @@ def write(
             "to_directive_number": directive[0],
             "to_directive_issued_at": directive[1],
             "to_directive_due": directive[2],
+            "to_reported_baseline": reported_name(state.baseline),
+            "to_agent_version": state.agent_version,
             "to_state": _encode(state).decode(),
         },
     )
@@ -328,20 +355,6 @@ def silent(tx: Transaction, *, now: float, started: float, intervals: float) -> 
     return [_row(row) for row in tx.execute(statement)]
 
 
-def page(
-    tx: Transaction, *, site: str | None, standing: Standing | None, after: str | None, limit: int
-) -> list[NodeRow]:
-    """By name, after the cursor."""
-    statement = _SELECT.order_by(nodes.c.node).limit(limit)
-    if site is not None:
-        statement = statement.where(nodes.c.site == site)
-    if standing is not None:
-        statement = statement.where(nodes.c.standing == standing)
-    if after is not None:
-        statement = statement.where(nodes.c.node > after)
-    return [_row(row) for row in tx.execute(statement)]
-
-
 def count(tx: Transaction) -> int:
     """Nodes of the fleet."""
     return int(tx.execute(select(func.count()).select_from(nodes)).scalar_one())
@@ -371,3 +384,9 @@ def drifting(tx: Transaction, site: str, *, since: float, without: str) -> int:
             .where(nodes.c.site == site, nodes.c.last_drift_at > since, nodes.c.node != without)
         ).scalar_one()
     )
+
+
+def forget_own_baseline(tx: Transaction, names: Sequence[str]) -> None:
+    """Their site's choice is in force again; what they are told does not change, so nothing is due."""
+    values = {"baseline_name": None, "baseline_version": None}
+    tx.execute(update(nodes).where(nodes.c.node.in_(names)).values(values))

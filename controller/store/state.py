@@ -15,9 +15,11 @@ class NodeState(Struct, frozen=True, kw_only=True):
 
     boot_id: str = ""
     agent_version: str = ""
+    os_release: str = ""
     uptime_s: float = 0.0
     posture: Posture | None = None
     baseline: BaselineRef | None = None
+    baseline_since: float | None = None
     pending: BaselineRef | None = None
     directive_accepted: int = 0
     fenced: list[str] = []

@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from tests.agent.rig import CONTROLLER, NODE, Rig, nft
+from tests.parts.bustree import BRIDGE, NVME, Card, PciTree
 from tests.parts.usbtree import KNOWN_KEYBOARD, UsbTree
 
 DEBIAN = {
@@ -60,6 +61,9 @@ SETTINGS = {**DEBIAN, **NETWORK}
 _LAID_OVER = ("dev", "fs", "kernel", "net/core", "vm")
 _KEPT = ("kernel/random/boot_id", "kernel/osrelease", "kernel/cap_last_cap")
 _PASS_S = 1.5
+_LONGEST_S = 60.0
+_NETWORK_CARD = Card("8086", "1521", "020000", "igb")
+_OF_THE_SYSTEM = ("/proc", "/sys", "/dev", "/run")
 
 
 def _at(key: str) -> Path:
@@ -81,6 +85,37 @@ def lay_over() -> None:
     while subprocess.run(["umount", "-l", "/dev/shm"], capture_output=True).returncode == 0:
         pass  # the machine may have laid several over each other
     subprocess.run(["mount", "-t", "tmpfs", "-o", "nodev,nosuid", "shm", "/dev/shm"], check=True)
+
+
+def take_away(needed: list[Path]) -> list[str]:
+    """Unmount what this machine has mounted besides a Debian's own; return what could not go: the test stands on it."""
+    held = {"/", *(str(each) for path in needed for each in (path, *path.parents))}
+    table = Path("/proc/self/mountinfo").read_text().splitlines()
+    kept = []
+    for point in reversed([line.split(" ")[4] for line in table]):
+        if point in held and point != "/":
+            kept.append(point)
+        elif point not in held and not point.startswith(_OF_THE_SYSTEM):
+            subprocess.run(["umount", "-l", point], check=True)
+    return kept
+
+
+def hardware(sysfs: Path) -> None:
+    """Build what such a machine has: a keyboard, a disk, a bridge, a disk's controller and a network card."""
+    UsbTree(sysfs).plug(KNOWN_KEYBOARD)
+    cards = PciTree(sysfs)
+    for number, card in enumerate((BRIDGE, NVME, _NETWORK_CARD)):
+        cards.plug(f"0000:00:{number:02x}.0", card)
+    disk = sysfs / "block/nvme0n1"
+    disk.mkdir(parents=True)
+    for name, value in {
+        "size": "1000215216",
+        "dev": "259:0",
+        "removable": "0",
+        "ro": "0",
+        "serial": "S64",
+    }.items():
+        (disk / name).write_text(value + "\n")
 
 
 def witnessed(root: Path) -> dict[str, object]:
@@ -115,23 +150,37 @@ def learned(folder: Path) -> bytes:
     return draft.read_bytes()
 
 
+def settle(rig: Rig) -> None:
+    """Wait until passes change nothing any more: a busy machine takes longer for one than a quiet one."""
+    deadline, before, since = time.monotonic() + _LONGEST_S, None, time.monotonic()
+    while time.monotonic() < deadline and time.monotonic() - since < _PASS_S:
+        time.sleep(0.1)
+        settings = [_at(key).read_text() for key in SETTINGS]
+        now = [settings, rig.call(lambda: [sorted(rig.loop.machine.drifts), len(rig.loop.machine.healed)])]
+        if now != before or not rig.call(
+            lambda: rig.loop.machine.drifts.keys() >= rig.loop.machine.probes.keys()
+        ):
+            before, since = now, time.monotonic()
+
+
 def main() -> None:
     """Adopt the baseline, look once more, and write down what was seen."""
     folder = Path(sys.argv[2])
     root = folder / "root"
     lay_over()
-    UsbTree(folder / "sys").plug(KNOWN_KEYBOARD)
+    kept_mounts = take_away([Path.cwd(), Path(sys.prefix), Path(sys.base_prefix), folder])
+    hardware(folder / "sys")
     text = learned(folder) if sys.argv[1] == "draft" else Path(sys.argv[1]).read_bytes()
     rig = Rig(folder, root=root, name=Path(sys.argv[1]).stem)
     rig.start()
     try:
-        found: dict[str, object] = {"before": witnessed(root)}
+        found: dict[str, object] = {"before": witnessed(root), "kept_mounts": kept_mounts}
         rig.adopt(text, 1, 1)
         for name in ("first", "second"):
             if name == "second":
                 rig.call(rig.loop.machine.healed.clear)
             rig.loop.wake()
-            time.sleep(_PASS_S)
+            settle(rig)
             drifts = rig.call(lambda: [d for each in rig.loop.machine.drifts.values() for d in each])
             found[name] = {
                 **witnessed(root),

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from contract.boot import BootJudgement, BootPolicy, Reference, judge_boot, reference_from, weigh_boot
 from contract.bootreference import succession
-from contract.claims import claims_of
+from contract.claims import claims_under
 from contract.eventlog import EventLog, parse_event_log, replay
 from contract.messages import Finding
+from contract.nodeword import NOTHING_SAID, NodeWord
 from contract.quote import VerifiedQuote
 from contract.references import Expected, ExpectedValue
 from tests.contract.forge import Case, Forger
@@ -40,9 +41,18 @@ class Boot:
     def __init__(self, log: EventLog, case: Case = SECURE) -> None:
         self.log = log
         replayed = replay(log)
-        self.pcrs = {pcr: replayed.get(pcr, was) for pcr, was in case.pcrs.items()}
-        self.claims = claims_of(log)
-        self.reference = reference_from(log, self.pcrs, self.claims)
+        self._settle({pcr: replayed.get(pcr, was) for pcr, was in case.pcrs.items()})
+
+    def _settle(self, pcrs: dict[int, bytes]) -> None:
+        self.pcrs = pcrs
+        self.claims = claims_under(self.log, pcrs)
+        self.reference = reference_from(self.log, pcrs, self.claims)
+
+    def over(self, pcrs: Mapping[int, bytes]) -> Boot:
+        """Return this log over the PCR values of another boot, as a liar sends it."""
+        other = Boot(self.log)
+        other._settle(dict(pcrs))
+        return other
 
     def quote(self) -> VerifiedQuote:
         """Return a quote over these PCRs."""
@@ -77,15 +87,25 @@ class Boot:
         ]
         return Boot(parse_event_log(written(events)))
 
+    def holding(self, index: int, data: bytes) -> Boot:
+        """Return the boot with other data at an event, and the digest of that."""
+        return self.changed({index: hashlib.sha256(data).digest()}).named(index, data)
+
     def raw(self) -> bytes:
         """Return the log's bytes."""
         return written([(e.pcr, e.type, e.digest, e.untrusted_data) for e in self.log.events])
 
     def weighed(
-        self, policy: BootPolicy, reference: Reference | None, expected: Expected | None = None
+        self,
+        policy: BootPolicy,
+        reference: Reference | None,
+        expected: Expected | None = None,
+        word: NodeWord = NOTHING_SAID,
     ) -> BootJudgement:
         """Judge it."""
-        return weigh_boot(policy, self.quote(), self.log, reference, expected=expected or Expected())
+        return weigh_boot(
+            policy, self.quote(), self.log, reference, expected=expected or Expected(), word=word
+        )
 
     def judged(
         self, policy: BootPolicy, reference: Reference | None, expected: Expected | None = None
@@ -113,11 +133,16 @@ def kernel(name: str) -> dict[int, bytes]:
     return {KERNEL_FILE: value(f"{name} file"), **{at: value(f"{name} image") for at in KERNEL_IMAGES}}
 
 
-def announced(name: str, *, hardware_class: str = "") -> Expected:
+def announced(name: str, *, hardware_class: str = "", os_release: str = "") -> Expected:
     """Return an announcement of that kernel."""
     return Expected(
         values=[
-            ExpectedValue(stage="kernel", sha256=value(f"{name} {kind}"), hardware_class=hardware_class)
+            ExpectedValue(
+                stage="kernel",
+                sha256=value(f"{name} {kind}"),
+                hardware_class=hardware_class,
+                os_release=os_release,
+            )
             for kind in ("file", "image")
         ]
     )

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.boot import BootPolicy
-from contract.claims import Stage
 from contract.corim import MAX_DEPTH, MAX_ITEMS, PROFILE, encode_corim, parse_corim
 from contract.errors import Rejected
 from contract.references import (
     MAX_IMPORT_BYTES,
     NOTHING_EXPECTED,
+    ExpectedStage,
     ReferenceSet,
     announced_at,
     expected_at,
@@ -51,7 +51,7 @@ times = st.floats(0, 2**40, allow_nan=False) | st.integers(0, 2**40).map(float)
 def sets(draw: st.DrawFn) -> ReferenceSet:
     values = draw(
         st.dictionaries(
-            st.sampled_from(get_args(Stage)),
+            st.sampled_from(get_args(ExpectedStage)),
             st.lists(digests, min_size=1, max_size=4),
             min_size=1,
             max_size=3,
@@ -164,7 +164,7 @@ def test_a_foreign_corim_is_taken_where_the_caller_says_what_it_leaves_out() -> 
         values={"kernel": [A]},
         valid_from=TONIGHT,
         hardware_class="ACME Inc. RoadRunner",
-        os_release="1.0.0",
+        note="version 1.0.0",
     )
     span = {0: CBORTag(1, 1_764_000_000), 1: CBORTag(1, 1_764_000_600)}
     [dated] = parse_corim(foreign(_4=span), site="hall-3", stage="kernel")

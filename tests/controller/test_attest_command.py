@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from contract.boot import reference_from
-from contract.claims import claims_of
+from contract.claims import claims_under
 from contract.eventlog import parse_event_log
 from contract.imalog import MAX_LOG_BYTES, read_lines
 from contract.learn import Learned, propose
@@ -173,7 +173,10 @@ def test_a_policy_is_a_baseline_or_its_sections(auditor: Auditor) -> None:
 def test_a_learned_policy_is_kept_by_the_node_it_was_learned_from_and_no_other(tmp_path: Path) -> None:
     auditor = Auditor(tmp_path, "secureboot-on")
     log = parse_event_log(auditor.case.read("eventlog.bin"))
-    boot = Learned(reference=reference_from(log, auditor.case.quote().pcrs), claims=claims_of(log))
+    boot = Learned(
+        reference=reference_from(log, auditor.case.quote().pcrs),
+        claims=claims_under(log, auditor.case.quote().pcrs),
+    )
     policy = propose({"node-1": boot}).encode()
     auditor.give("policy", policy)
     answer = auditor.verify()

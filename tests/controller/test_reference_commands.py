@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from contract import uefi
 from contract.authenticode import authenticode_sha256
 from contract.corim import parse_corim
 from contract.references import parse_reference_toml
 from controller import cli as admin
+from tests.contract.boots import DBX, secure
 from tests.contract.test_authenticode import IMAGE
 from tests.controller.test_commands import Running
 
@@ -80,6 +82,27 @@ def test_values_are_announced_listed_carried_over_and_withdrawn(controller: Runn
     assert len(listed(controller, "--all")) == 6
 
 
+def test_a_revocation_list_is_announced_from_its_variable(controller: Running, tmp_path: Path) -> None:
+    boot = secure()
+    event = next(event for event in boot.log.events if event.index == DBX)
+    variable = tmp_path / f"dbx-{uefi.IMAGE_SECURITY}"
+    variable.write_bytes(b"\x27\0\0\0" + uefi.parse_variable(event.untrusted_data).value)
+    arguments = (
+        "--stage",
+        "revocation",
+        "--from-file",
+        variable,
+        "--from",
+        "now",
+        "--os-release",
+        "debian 12",
+    )
+    assert announce(controller, *arguments)[0] == 0
+    [one] = listed(controller)
+    assert one["reference"]["values"] == {"revocation": [event.sha256.hex()]}  # type: ignore[index]
+    assert one["reference"]["os_release"] == "debian 12"  # type: ignore[index]
+
+
 def test_what_cannot_be_meant_is_refused(controller: Running) -> None:
     for arguments, code in (
         (("--from", "now"), admin.USAGE),
@@ -100,6 +123,10 @@ def test_files_and_nodes_that_are_none_are_refused(controller: Running, tmp_path
     code, said = announce(controller, "--from-file", broken, "--from", "now")
     assert code == admin.REFUSED
     assert "image.malformed" in said
+    update = tmp_path / "DBXUpdate.bin"
+    update.write_bytes(IMAGE)
+    code, said = announce(controller, "--stage", "revocation", "--from-file", update, "--from", "now")
+    assert (code, "variable.unsupported" in said, "efivars" in said) == (admin.REFUSED, True, True)
     signed = tmp_path / "x.corim"
     signed.write_bytes(b"\xd2\x80")
     done = controller.ringfence("reference", "import", signed, "--reason", "x")

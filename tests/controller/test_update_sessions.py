@@ -3,7 +3,10 @@ changes, without a reboot."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
+import io
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,11 +17,13 @@ import pytest_asyncio
 
 from contract.baseline import parse_baseline, section
 from contract.boot import BootPolicy
+from contract.errors import Rejected
 from contract.learn import Learned, propose
 from contract.messages import Answer, Challenge
+from controller import cli as admin
 from controller.reference_records import BootView
-from tests.contract.boots import Boot, kernel, secure, value
-from tests.controller.live import Live, answer_to, next_message, running
+from tests.contract.boots import COMMAND, LINUX, Boot, kernel, secure, value
+from tests.controller.live import TOKENS, Live, answer_to, next_message, running
 from tests.parts.simulator import Node, replayed
 from tests.parts.softtpm import SoftTpm
 
@@ -43,13 +48,13 @@ def new(old: Boot) -> Boot:
     return old.changed(kernel("new"))
 
 
-async def reported(node: Node) -> Answer:
-    """One report, with the logs that are asked for on the way."""
-    answer = await answer_to(node, node.report())
+async def reported(node: Node, **said: object) -> Answer:
+    """One report, with the logs that are asked for on the way; `said` replaces fields of its body."""
+    answer = await answer_to(node, node.report(**said))
     assert isinstance(answer, Answer), answer
     if answer.number == 0:
         assert isinstance(await next_message(node), Challenge)
-        answer = await answer_to(node, node.report())
+        answer = await answer_to(node, node.report(**said))
         assert isinstance(answer, Answer), answer
     return answer
 
@@ -132,6 +137,71 @@ async def test_what_is_announced_for_later_begins_in_its_time(live: Live, old: B
         await reported(node)
     await reported(node)
     assert (await reported(node)).findings == []
+
+
+async def test_what_a_node_says_of_itself_narrows_and_explains(live: Live, old: Boot, new: Boot) -> None:
+    announced = announcement(time.time() - 1)
+    announced["references"][0]["os_release"] = "debian 12"  # type: ignore[index]
+    assert (await live.call("POST", "/api/v1/references", announced))[0] == 201
+    package = {"name": "linux-image-amd64", "after": "6.1.82-1", "at": 1795212000.0}
+    said = {"os_release": "debian 13", "packages": [package]}
+    other = await booted(live, await accepted(live, "press-1", old), new, 2)
+    answer = await reported(other, **said)
+    assert codes(answer) == ["boot.unannounced", "boot.unannounced"]
+    assert "package 'linux-image-amd64' updated on 2026-11-20 to 6.1.82-1" in answer.findings[0].detail
+    that = await booted(live, await accepted(live, "press-2", old), new, 2)
+    assert (await reported(that, **{**said, "os_release": "debian 12"})).findings == []
+    view = await live.fleet.boot("press-2")
+    assert view.reference.os_release == "debian 12"
+    assert view.reference.explained != []
+
+
+async def test_the_command_says_why_and_on_how_many_others(
+    live: Live, old: Boot, new: Boot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RINGFENCE_PROFILE", str(tmp_path / "profile.json"))
+    (tmp_path / "ca.pem").write_text(live.ca)
+    (tmp_path / "token").write_text(TOKENS["viewer"])
+    package = {"name": "linux-image-amd64", "after": "6.1.82-1", "at": 1795212000.0}
+    for name in ("press-1", "press-2", "press-3"):
+        node = await booted(live, await accepted(live, name, old), new, 2)
+        assert (await reported(node, os_release="debian 12", packages=[package])).tier == "warning"
+
+    def shown(*arguments: object) -> str:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            assert admin.run([str(argument) for argument in arguments]) == 0
+        return " ".join(out.getvalue().split())
+
+    login = (
+        "login",
+        "--url",
+        live.admin_url,
+        "--ca",
+        tmp_path / "ca.pem",
+        "--token-file",
+        tmp_path / "token",
+    )
+    await asyncio.to_thread(shown, *login)
+    of_node = await asyncio.to_thread(shown, "node", "press-2")
+    assert "operating system debian 12" in of_node
+    assert of_node.count("2 other nodes report the same") == 2
+    assert "package 'linux-image-amd64' updated on" in of_node
+    of_incident = await asyncio.to_thread(shown, "incidents", 1)
+    assert "FINDING NODES DETAIL" in of_incident
+    assert of_incident.count("boot.unannounced 3 the kernel changed and nothing else; package") == 2
+
+
+async def test_l01_a_log_forged_where_the_policy_does_not_look_teaches_nothing(live: Live, old: Boot) -> None:
+    node = await booted(live, await live.node("press-1"), old, 1)
+    node.event_log = old.changed(texts=dict.fromkeys((LINUX, COMMAND), ("quiet", "quiet evil=1"))).raw()
+    node.log_sha256 = hashlib.sha256(node.event_log).digest()
+    await live.assign(3, extra="[boot]\npcrs = [4, 7]\n")
+    for _ in range(3):  # the first may still be judged by the baseline before
+        answer = await reported(node)
+    assert (answer.tier, codes(answer)) == ("contraindicated", ["eventlog.replay"])
+    with pytest.raises(Rejected, match=r"boot\.unknown"):
+        await live.fleet.boot("press-1")
 
 
 async def test_a_policy_is_learned_over_the_api(live: Live, old: Boot, new: Boot) -> None:

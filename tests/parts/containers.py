@@ -1,13 +1,15 @@
 """Programs that manage containers' networks, run for real in a namespace of a node: netavark (podman), CNI plugins, dockerd.
 
-Each joins one container to the node by a bridge, publishes ports 8088 and 8089 of the node as ports 80 and 81 of the container,
-and writes the rules that it always writes. Relies on Debian's netavark, containernetworking-plugins, docker.io, busybox-static.
+dockerd is unpacked and not installed (`tests.parts.debs`): a machine that runs tests gets no daemon by it. Each joins one container to the node by a bridge, publishes ports 8088 and 8089 of the node as ports 80 and 81 of the container,
+and writes the rules that it always writes. Relies on Debian's netavark and containernetworking-plugins.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -16,8 +18,16 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.parts.debs import Unpacked
 from tests.parts.namespace import Namespace
 
+_DEBIAN = platform.freedesktop_os_release().get("VERSION_ID", "")
+_ALONE = """
+for folder in /etc/docker /run/docker /run/containerd; do mkdir -p $folder; mount -t tmpfs none $folder; done
+exec dockerd "$@"
+"""
+"""In a mount namespace of its own: what it keeps elsewhere than it is told is gone with it."""
+DOCKER = ("docker.io", "busybox-static", *(["docker-cli"] if _DEBIAN != "12" else []))
 PORTS = ((8088, 80), (8089, 81))
 _NETAVARK = Path("/usr/lib/podman/netavark")
 _CNI = Path("/usr/lib/cni")
@@ -175,26 +185,22 @@ class Cni:
 class Docker:
     """A docker daemon in the node's network namespace, with storage of its own."""
 
-    def __init__(self, node: Namespace) -> None:
+    def __init__(self, node: Namespace, programs: Unpacked) -> None:
         self._node = node
+        self._env = programs.env()
         self._folder = Path(tempfile.mkdtemp(prefix="rf-docker-"))
         self._socket = f"unix://{self._folder}/socket"
         self._daemon: subprocess.Popen[bytes] | None = None
-
-    @staticmethod
-    def can_run() -> bool:
-        """Tell whether the programs are here."""
-        return all(shutil.which(name) for name in ("dockerd", "docker", "busybox"))
 
     def start(self) -> None:
         """Start the daemon and wait for it."""
         options = ["--ipv6", "--fixed-cidr-v6", "fd17::/64", "--experimental", "--ip6tables"]
         self._daemon = self._node.start(
-            "unshare", "-m", "dockerd", "--data-root", self._folder / "root", "--exec-root", self._folder / "exec",
+            "unshare", "-m", "sh", "-ec", _ALONE, "dockerd", "--data-root", self._folder / "root", "--exec-root", self._folder / "exec",
             "--pidfile", self._folder / "pid", "-H", self._socket, "--storage-driver", "vfs", *options,
-            log=self._folder / "log",
+            log=self._folder / "log", env=self._env,
         )  # fmt: skip
-        deadline = time.monotonic() + 40
+        deadline = time.monotonic() + 60
         while self._docker("ps", check=False).returncode:
             if time.monotonic() > deadline or self._daemon.poll() is not None:
                 raise RuntimeError((self._folder / "log").read_text()[-2000:])
@@ -212,13 +218,15 @@ class Docker:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "bin").mkdir()
             for name in ("busybox", "sh"):
-                shutil.copy(str(shutil.which("busybox")), Path(folder) / "bin" / name)
+                shutil.copy(str(shutil.which("busybox", path=self._env["PATH"])), Path(folder) / "bin" / name)
             subprocess.run(["tar", "-C", folder, "-cf", f"{folder}.tar", "."], check=True)
         self._docker("import", f"{folder}.tar", "tiny")
         Path(f"{folder}.tar").unlink()
         published = [part for port, inside in PORTS for part in ("-p", f"{port}:{inside}")]
-        serve = "/bin/busybox httpd -p 80; /bin/busybox httpd -f -p 81"
-        self._docker("run", "-d", "--name", "web", *published, "tiny", "/bin/sh", "-c", serve)
+        serve = "/bin/busybox httpd -p 80; exec /bin/busybox httpd -f -p 81"
+        # As process 1 it heeds no SIGTERM, and dockerd would wait for it.
+        quick = ["--stop-timeout", "1"]
+        self._docker("run", "-d", "--name", "web", *quick, *published, "tiny", "/bin/sh", "-c", serve)
 
     def opens(self, address: str, port: int) -> bool:
         """Tell whether the container can open a TCP connection."""
@@ -233,11 +241,18 @@ class Docker:
 
     def _docker(self, *argv: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            ["docker", "-H", self._socket, *argv], capture_output=True, text=True, timeout=60
+            ["docker", "-H", self._socket, *argv],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=self._variables(),
         )
         if check and done.returncode:
             raise RuntimeError(f"docker {' '.join(argv)}: {done.stderr.strip()}")
         return done
+
+    def _variables(self) -> dict[str, str]:
+        return {**os.environ, **self._env}
 
     def close(self) -> None:
         """End everything and take its files away."""

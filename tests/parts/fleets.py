@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 
 from contract.binding import enrolment_proof_message
-from contract.messages import Drift, EnrolFinish, Event, Finding, Posture, ReportBody
+from contract.messages import BaselineRef, Drift, EnrolFinish, Event, Finding, Posture, ReportBody
 from contract.quote import Counters
 from controller.enrolment_records import Admitted, EnrolmentRequest
 from controller.fleet import Fleet
@@ -84,6 +84,8 @@ def evidence(
     addresses: Sequence[str] = (),
     reset: int = 1,
     reference: bytes | None = None,
+    baseline: BaselineRef | None = None,
+    pending: BaselineRef | None = None,
 ) -> Evidence:
     """A report that verified."""
     body = ReportBody(
@@ -94,6 +96,8 @@ def evidence(
         uptime_s=60.0,
         agent_version="0.1.0",
         posture=posture,
+        baseline=baseline,
+        pending=pending,
         directive_number=directive_number,
         addresses=list(addresses),
         drifts=list(drifts),

@@ -180,6 +180,9 @@ class Healing:
                 self.node.repair(drifts)
                 self.healed_at.append(time.monotonic())
                 self.drifts += drifts
+            if self.node.netfilter.outrunning.on:  # as the loop does: until it has seen what is there
+                time.sleep(0.05)
+                self._wakes.put(True)
 
     def wait_healed(self, count: int, within_s: float = 5.0) -> None:
         """Wait until so many repairs were made."""

@@ -38,7 +38,7 @@ def weather(folder: Path, seconds: float) -> dict[str, object]:
     rig.loop.wake("firewall")
     calm = time.monotonic()
     while "insert" in nft("list", "ruleset") or rig.loop.stance.posture != "isolated":
-        if time.monotonic() - calm > 2:
+        if time.monotonic() - calm > 10:
             break
         time.sleep(0.05)
     rig.call(lambda: None)

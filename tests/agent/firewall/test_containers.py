@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.agent.firewall.lab import BASELINE, FencedNode, Healing, Listener, opens, section, send_udp, until
-from tests.parts.containers import Cni, Docker, Network, Podman
+from tests.parts.containers import DOCKER, Cni, Docker, Network, Podman
+from tests.parts.debs import unpacked
 from tests.parts.inference import Stream
 from tests.parts.namespace import Namespace
 from tests.parts.topology import Topology
@@ -315,15 +316,25 @@ def test_f13_a_bridge_whose_packets_are_not_shown_to_the_rules_is_told(
         node.namespace.sysctl(**{"net__bridge__bridge-nf-call-ip6tables": "1"})
 
 
-@pytest.mark.skipif(not Docker.can_run(), reason="dockerd is not installed")
+@pytest.fixture
+def docker(node: FencedNode) -> Iterator[Docker]:
+    try:
+        programs = unpacked(*DOCKER)
+    except RuntimeError as error:
+        pytest.skip(f"docker cannot be had: {error}")
+    made = Docker(node.namespace, programs)
+    yield made
+    made.close()
+
+
 def test_f11_a_docker_daemon_lives_behind_the_fence_and_its_restart_changes_nothing(
-    node: FencedNode, topology: Topology
+    node: FencedNode, topology: Topology, docker: Docker
 ) -> None:
     text = (
         '[containers]\nmanager = "docker"\ninterfaces = ["docker0", "br-*"]\n'
         'addresses = ["172.17.0.0/16", "fd17::/64"]\nreason = "test"\n' + PUBLISHED + EGRESS
     )
-    docker, client = Docker(node.namespace), client_of(topology)
+    client = client_of(topology)
     node.settle(text=BASELINE + text)
     healing = Healing(node)
     try:
@@ -344,7 +355,6 @@ def test_f11_a_docker_daemon_lives_behind_the_fence_and_its_restart_changes_noth
         assert healing.drifts == [], "nothing of ours was touched"
     finally:
         healing.close()
-        docker.close()
 
 
 @pytest.mark.parametrize(

@@ -202,6 +202,18 @@ def test_d10_files_as_their_package_brought_them_need_no_entry(tmp_path: Path) -
     assert list(_found(dpkg.root)) == ["/etc/pam.d/cron"]
 
 
+@pytest.mark.parametrize("path", ["etc/sudoers", "etc/sudoers.d/tool", "etc/pam.conf"])
+def test_d10_a_single_file_as_its_package_brought_it_needs_no_entry(tmp_path: Path, path: str) -> None:
+    dpkg = Dpkg(tmp_path)
+    (dpkg.root / "etc").mkdir()
+    for name in ("passwd", "group"):
+        (dpkg.root / "etc" / name).touch()
+    dpkg.install("tool", "1", {path: b"Defaults env_reset\n"}, conffile=path)
+    assert _found(dpkg.root, "[accounts]\n") == {}
+    _append(dpkg.root / path, "eve ALL=(ALL) NOPASSWD: ALL\n")
+    assert list(_found(dpkg.root, "[accounts]\n")) == [f"/{path}"]
+
+
 def test_d10_lines_of_sudoers_that_look_like_comments(root: Path) -> None:
     sudoers = root / "etc/sudoers"
     _append(

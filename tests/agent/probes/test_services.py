@@ -189,13 +189,24 @@ def test_d10_a_unit_in_the_packages_folder_that_no_package_brought(root: Path) -
     ]
 
 
+def test_d10_the_crontab_as_its_package_brought_it_needs_no_entry(tmp_path: Path) -> None:
+    dpkg = Dpkg(tmp_path)
+    dpkg.install("cron", "1", {"etc/crontab": b"SHELL=/bin/sh\n"}, conffile="etc/crontab")
+    assert _found(dpkg.root, "[services]\n") == {}
+    with (dpkg.root / "etc/crontab").open("a") as crontab:
+        crontab.write("* * * * * root evil\n")
+    assert list(_found(dpkg.root, "[services]\n")) == ["/etc/crontab"]
+
+
 def test_d10_without_a_package_database_nothing_packages_may_own_is_taken_away(root: Path) -> None:
     _put(root / "etc/cron.daily/perhaps-a-packages")
+    _put(root / "etc/crontab")
     _put(root / "var/spool/cron/crontabs/root")
     shutil.rmtree(root / "var/lib/dpkg")
     probe = _probe(root)
     probe.repair(probe.observe(1.0), 1.0)
     assert (root / "etc/cron.daily/perhaps-a-packages").exists()
+    assert (root / "etc/crontab").exists()
     assert not (root / "var/spool/cron/crontabs/root").exists()
 
 

@@ -18,7 +18,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from contract.errors import Rejected
-from controller.store import Duplicate, Refused, Store, StoreUnavailable, Transaction, access, events, migrate
+from controller.store import (
+    Duplicate,
+    Refused,
+    Store,
+    StoreUnavailable,
+    Transaction,
+    access,
+    audit,
+    events,
+    migrate,
+)
 from controller.store.schema import metadata
 from tests.parts.fleets import T0
 from tests.parts.postgres import Postgres
@@ -28,14 +38,14 @@ OpenStore = Callable[[], Store]
 
 def _note(actor: str) -> Callable[[Transaction], str]:
     def job(tx: Transaction) -> str:
-        access.note(tx, actor=actor, act="test", target="", reason="", now=T0)
+        audit.note(tx, actor=actor, act="test", target="", reason="", now=T0)
         return actor
 
     return job
 
 
 async def _actors(store: Store) -> list[str]:
-    return [n.actor for n in await store.run(lambda tx: access.notes(tx, after=0, limit=10_000))]
+    return [n.actor for n in await store.run(lambda tx: audit.notes(tx, after=0, limit=10_000))]
 
 
 async def test_migrations_make_exactly_the_schema_that_the_code_knows(open_store: OpenStore) -> None:
@@ -63,7 +73,7 @@ async def test_one_failing_job_takes_no_other_with_it(open_store: OpenStore) -> 
     store = open_store()
 
     def broken(tx: Transaction) -> str:
-        access.note(tx, actor="broken", act="test", target="", reason="", now=T0)
+        audit.note(tx, actor="broken", act="test", target="", reason="", now=T0)
         raise ZeroDivisionError("a bug of ours")
 
     jobs = [_note("one"), broken, _note("two"), broken, _note("three")]
@@ -82,7 +92,7 @@ async def test_a_refusal_is_raised_and_what_was_written_with_it_stays(open_store
     store = open_store()
 
     def refuse(tx: Transaction) -> str | Refused:
-        access.note(tx, actor="refused", act="test", target="", reason="", now=T0)
+        audit.note(tx, actor="refused", act="test", target="", reason="", now=T0)
         return Refused(Rejected("test.refused", "no"))
 
     with pytest.raises(Rejected, match=r"test\.refused"):
@@ -138,13 +148,13 @@ async def test_c03_without_a_database_nothing_is_promised_and_it_comes_back(
 
 _WRITER = """
 import asyncio, sys
-from controller.store import Store, access
+from controller.store import Store, audit
 async def main():
     store = Store(sys.argv[1])
     async def one(n):
         def job(tx):
-            access.note(tx, actor=f"{n}", act="first", target="", reason="", now=0.0)
-            access.note(tx, actor=f"{n}", act="second", target="", reason="", now=0.0)
+            audit.note(tx, actor=f"{n}", act="first", target="", reason="", now=0.0)
+            audit.note(tx, actor=f"{n}", act="second", target="", reason="", now=0.0)
         await store.run(job)
         print(n, flush=True)
     for base in range(0, 1_000_000, 50):
@@ -175,7 +185,7 @@ async def test_c04_killed_at_any_moment_nothing_acknowledged_is_lost_or_half_don
     said: set[str] = set()
     for lines in (1, 60, 333):
         said |= await asyncio.to_thread(_write_until_killed, database_url, lines)
-        stored = await open_store().run(lambda tx: access.notes(tx, after=0, limit=1_000_000))
+        stored = await open_store().run(lambda tx: audit.notes(tx, after=0, limit=1_000_000))
         first = [n.actor for n in stored if n.act == "first"]
         second = [n.actor for n in stored if n.act == "second"]
         assert sorted(first) == sorted(second)
@@ -253,3 +263,15 @@ async def test_sqlite_commits_reach_the_disk(tmp_path: Path) -> None:
 def test_other_databases_are_refused() -> None:
     with pytest.raises(Rejected, match=r"store\.url"):
         Store("mysql://localhost/x")
+
+
+async def test_b11_text_with_nul_is_stored_and_read_on_either_database(open_store: OpenStore) -> None:
+    store = open_store()
+
+    def job(tx: Transaction) -> str:
+        events.add(tx, "k\0ind", "info", "a\0b", now=T0, node="n\0", detail={"k\0": "v\0"})
+        [found] = events.read(tx, after=0, limit=10, node="n\0", site=None, order="up")
+        assert found.detail == {"k\0": "v\0"}
+        return found.summary
+
+    assert await store.run(job) in ("a\0b", "a\ufffdb")

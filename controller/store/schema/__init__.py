@@ -1,0 +1,62 @@
+"""The tables. Names and constraints only; what may be done with them is in the files beside.
+
+Relies on UNIQUE constraints, not on reading first, for everything that must exist once: node id, EK, AK and
+certificate (one row binds all four), one active hold for each target, one event for each (node, seq, at).
+What is only read together with its row is one JSON document in it (`state`, `policy`); what is searched for is
+a column. Times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+from controller.store.schema.attestation import (
+    boot_claims,
+    boot_references,
+    escrow_keys,
+    evidence,
+    evidence_blobs,
+    reference_values,
+)
+from controller.store.schema.base import RowId, metadata
+from controller.store.schema.enrolment import enrol_tokens, enrolments, preregistrations, revoked_keys
+from controller.store.schema.fleet import node_labels, nodes, sites
+from controller.store.schema.grants import break_glass_codes, grants
+from controller.store.schema.outlets import dead_letters, outlets
+from controller.store.schema.people import api_tokens, audit, audit_checkpoints, audit_nodes
+from controller.store.schema.response import events, holds, incident_nodes, incidents
+from controller.store.schema.rollouts import plans, rollout_nodes, rollouts
+from controller.store.schema.signed import baselines, trust_files
+
+__all__ = [
+    "RowId",
+    "api_tokens",
+    "audit",
+    "audit_checkpoints",
+    "audit_nodes",
+    "baselines",
+    "boot_claims",
+    "boot_references",
+    "break_glass_codes",
+    "dead_letters",
+    "enrol_tokens",
+    "enrolments",
+    "escrow_keys",
+    "events",
+    "evidence",
+    "evidence_blobs",
+    "grants",
+    "holds",
+    "incident_nodes",
+    "incidents",
+    "metadata",
+    "node_labels",
+    "nodes",
+    "outlets",
+    "plans",
+    "preregistrations",
+    "reference_values",
+    "revoked_keys",
+    "rollout_nodes",
+    "rollouts",
+    "sites",
+    "trust_files",
+]

@@ -1,0 +1,94 @@
+"""What happened and what was done about it. See `controller.store.schema`."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+
+from controller.store.schema.base import RowId, metadata
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("site", Text, nullable=False),
+    Column("title", Text, nullable=False),
+    Column("findings", Text, nullable=False),
+    Column("done", Text, nullable=False),
+    Column("opened_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Column("closed_at", Float),
+    Column("closed_by", Text),
+    Index(None, "state", "id"),
+    sqlite_autoincrement=True,
+)
+
+incident_nodes = Table(
+    "incident_nodes",
+    metadata,
+    Column("incident", RowId, ForeignKey("incidents.id"), primary_key=True),
+    Column("node", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("since", Float, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Index(None, "node", "active"),
+    Index(None, "key", "since"),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("node", Text, ForeignKey("nodes.node")),
+    Column("site", Text, ForeignKey("sites.site"), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("automatic", Boolean, nullable=False),
+    Column("incident", RowId, ForeignKey("incidents.id")),
+    Column("placed_at", Float, nullable=False),
+    Column("released_at", Float),
+    Column("released_by", Text),
+    Column("release_reason", Text),
+    Index("uq_holds_active_node", "node", unique=True, sqlite_where=text("released_at IS NULL"),
+          postgresql_where=text("released_at IS NULL")),
+    Index("uq_holds_active_site", "site", unique=True,
+          sqlite_where=text("released_at IS NULL AND node IS NULL"),
+          postgresql_where=text("released_at IS NULL AND node IS NULL")),
+    Index(None, "site", "released_at"),
+    Index(None, "automatic", "placed_at"),
+    sqlite_autoincrement=True,
+)  # fmt: skip
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("at", Float, nullable=False),
+    Column("stored_at", Float, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("node", Text),
+    Column("site", Text),
+    Column("seq", BigInteger),
+    Column("kind", Text, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    # An agent that lost its state counts from the beginning again: `at` tells its new events from its old ones.
+    UniqueConstraint("node", "seq", "at"),
+    Index(None, "site", "id"),
+    Index(None, "node", "kind", "id"),
+    sqlite_autoincrement=True,
+)

@@ -1,0 +1,115 @@
+"""Nodes by selector, filter and order, and their labels. What is asked for becomes bound values, never text of a statement.
+
+Relies on `controller.selector.matches` to mean the same: a test holds the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+import msgspec
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, not_, or_, select, true, update
+from sqlalchemy.sql.elements import KeyedColumnElement
+
+from controller.records import Standing
+from controller.selector import Selector, Term
+from controller.store import Transaction
+from controller.store.nodes import NodeRow, rows_of
+from controller.store.schema import node_labels, nodes
+
+SortKey = Literal["node", "site", "standing", "last_report_at", "standing_since"]
+"""The closed list of what nodes may be sorted by; ties go by name."""
+
+_FIELDS: Final[Mapping[str, KeyedColumnElement[str]]] = {
+    "node": nodes.c.node,
+    "site": nodes.c.site,
+    "standing": nodes.c.standing,
+    "tier": nodes.c.tier,
+    "baseline": nodes.c.reported_baseline,
+    "agent": nodes.c.agent_version,
+}
+
+
+BY_NAME: Final[ColumnElement[object]] = nodes.c.node
+
+
+def condition(selector: Selector) -> ColumnElement[bool]:
+    """Return the selector as a condition on `nodes`."""
+    return and_(true(), *(_term(term) for term in selector.terms))
+
+
+def _term(term: Term) -> ColumnElement[bool]:
+    column = _FIELDS.get(term.key)
+    if column is not None:
+        there: ColumnElement[bool] = column != ""
+        named: ColumnElement[bool] = column.in_(term.values)
+    else:
+        of_key = (node_labels.c.node == nodes.c.node) & (node_labels.c.key == term.key)
+        there = exists().where(of_key)
+        named = exists().where(of_key & node_labels.c.value.in_(term.values))
+    match term.operator:
+        case "in":
+            return named
+        case "notin":
+            return not_(named)
+        case "has":
+            return there
+        case "hasnot":
+            return not_(there)
+
+
+def names(tx: Transaction, selector: Selector) -> list[str]:
+    """All nodes that are meant, by name."""
+    return list(tx.execute(select(nodes.c.node).where(condition(selector)).order_by(nodes.c.node)).scalars())
+
+
+def page(
+    tx: Transaction,
+    *,
+    site: str | None,
+    standing: Standing | None,
+    selector: Selector | None,
+    sort: SortKey,
+    descending: bool,
+    after: str | None,
+    limit: int,
+) -> list[NodeRow]:
+    """Nodes in this order, after the node that the cursor names, wherever it stands by now."""
+    conditions: list[ColumnElement[bool]] = []
+    if site is not None:
+        conditions.append(nodes.c.site == site)
+    if standing is not None:
+        conditions.append(nodes.c.standing == standing)
+    if selector is not None:
+        conditions.append(condition(selector))
+    column = nodes.c[sort]
+    key = func.coalesce(column, 0.0) if sort == "last_report_at" else column
+    if after is not None:
+        at = select(key).where(nodes.c.node == after).scalar_subquery()
+        beyond = key < at if descending else key > at
+        conditions.append(or_(beyond, and_(key == at, nodes.c.node > after)))
+    order = (key.desc() if descending else key, nodes.c.node)
+    return rows_of(tx, and_(true(), *conditions), order, limit)
+
+
+def set_labels(tx: Transaction, node: str, labels: Mapping[str, str]) -> None:
+    """Replace all labels of a node."""
+    tx.execute(delete(node_labels).where(node_labels.c.node == node))
+    rows = [{"node": node, "key": key, "value": value} for key, value in labels.items()]
+    if rows:
+        tx.execute(insert(node_labels), rows)
+    text = msgspec.json.encode(labels).decode()
+    tx.execute(update(nodes).where(nodes.c.node == node).values(labels=text))
+
+
+def choose_baseline(
+    tx: Transaction, chosen: Sequence[str], baseline: tuple[str, int] | None, now: float
+) -> None:
+    """Choose a baseline for these nodes alone; None: their site's is in force again."""
+    name, version = baseline or (None, None)
+    tx.execute(
+        update(nodes)
+        .where(nodes.c.node.in_(chosen))
+        .values(baseline_name=name, baseline_version=version, baseline_since=now, directive_due=True)
+    )
