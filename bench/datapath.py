@@ -86,7 +86,7 @@ def linear(count: int, client: str) -> str:
 
 def compiled(section: Section) -> Rules:
     """Return its rules on a node that knows no controller."""
-    return rules(section, "normal", SimpleNamespace(controller=(), fenced=()))
+    return rules(section, "normal", SimpleNamespace(controller=(), fenced=(), grants=()))
 
 
 @contextlib.contextmanager
