@@ -25,6 +25,7 @@ from agent.firewall import compare, flows, link, netlink, pins, routes, xtables
 from agent.firewall.compare import Canonical
 from agent.firewall.counts import Count, Tally, counts
 from agent.firewall.events import Culprit, Events
+from agent.firewall.fast import render_fast
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
 from agent.firewall.granted import seen_set
 from agent.firewall.library import NetfilterError, context, parsed, run, version
@@ -190,6 +191,21 @@ class Netfilter:
             except NetfilterError:
                 self._families[family] = False
         return self._families[family]
+
+    def interfaces(self) -> list[str]:
+        """Return the names of the interfaces of the moment. Raises OSError."""
+        with self._lock:
+            return [each.name for each in routes.links(self._routes)]
+
+    def offloads(self) -> bool:
+        """Tell whether kernel and library have flowtables; tried once, where it harms nobody."""
+        if "flowtable" not in self._families:
+            try:
+                self.check(render_fast(("lo", "lo")))
+                self._families["flowtable"] = True
+            except (NetfilterError, Rejected):
+                self._families["flowtable"] = False
+        return self._families["flowtable"]
 
     def neighbours(self, wanted: Sequence[Neighbour]) -> list[Difference]:
         """Return what differs of the pinned neighbours (`agent.firewall.pins`). Raises OSError."""

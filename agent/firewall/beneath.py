@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from agent.firewall import compare, guard, link, neighbours, pins
 from agent.firewall.compare import ABSENT, Change
+from agent.firewall.fast import FAST
 from agent.firewall.match import CUT_TABLE, GUARD_TABLE, OWN_TABLES, is_ours
 from agent.firewall.model import Local, model
 from agent.firewall.section import Section
@@ -93,7 +94,7 @@ class Beneath:
             missing = link.devices_of(links) - netfilter.cut_devices()
             if missing and not any(each.key.startswith("netdev ") for each in found):
                 found.append(Change(_INTERFACES, ", ".join(sorted(missing)), "not cut"))
-        ours = {_GUARD, *OWN_TABLES, *wanted, *([neighbours.ARP] if arp else ())}
+        ours = {_GUARD, FAST, *OWN_TABLES, *wanted, *([neighbours.ARP] if arp else ())}
         found += [
             Change(f"{each.family} {each.name} table {each.name}", ABSENT, "present")
             for each in netfilter.standing_tables()
@@ -130,7 +131,7 @@ class Beneath:
         if arp and neighbours.ARP in places and netfilter.knows("arp"):
             netfilter.load(arp)
         netfilter.pin(self._section.neighbours, [key for key in keys if key.startswith(pins.PREFIX)])
-        wanted = {_GUARD, *OWN_TABLES} | {p for p in link.LINK_TABLES if f"table {p[0]} " in links}
+        wanted = {_GUARD, FAST, *OWN_TABLES} | {p for p in link.LINK_TABLES if f"table {p[0]} " in links}
         wanted |= {neighbours.ARP} if arp else set()
         for family, name in sorted(place for place in places if len(place) == 2):
             if is_ours(name) and (family, name) not in wanted:

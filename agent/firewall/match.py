@@ -14,6 +14,7 @@ CUT_TABLE = "ringfence_cut"
 ASKED_MARK = 0xFFFE_0000
 """Upper half of the connection mark of what a limited rule let in and nobody has answered; no rules' own number."""
 GUARD_TABLE = "ringfence_guard"
+FAST_TABLE = "ringfence_fast"
 OWN_TABLES = (("inet", TABLE), ("inet", CUT_TABLE))
 """The tables that a batch of rules replaces, (family, name)."""
 _OURS = re.compile(r"ringfence(_[A-Za-z0-9_.-]*)?")

@@ -29,6 +29,7 @@ from agent.firewall.containermodel import Contained, contained
 from agent.firewall.containers import container_chains
 from agent.firewall.cut import cut_table
 from agent.firewall.dispatch import Way, dispatched
+from agent.firewall.fast import GONE
 from agent.firewall.granted import granted
 from agent.firewall.limit import limit_of
 from agent.firewall.match import (
@@ -79,7 +80,7 @@ class Rules:
     def text(self, *, live: bool = True) -> str:
         """Return the whole batch; `live` False: without what live sets hold, so the same as long as the rules are."""
         head = f"# Written by Ringfence, posture {self.posture}. Changes made by hand are undone.\n"
-        return head + replacing(OWN_TABLES) + "".join(table.text(live=live) for table in self.tables)
+        return head + GONE + replacing(OWN_TABLES) + "".join(table.text(live=live) for table in self.tables)
 
 
 def rules(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> Rules:
@@ -99,7 +100,7 @@ def render(section: Section, posture: Posture, around: Around, local: Local = NO
 
 def render_cut(section: Section, around: Around) -> str:
     """Return the small batch that isolates at once: the cut table alone, beside whatever rules are in force."""
-    return replacing([("inet", CUT_TABLE)]) + cut_table(model(section, "isolated", around)).text()
+    return GONE + replacing([("inet", CUT_TABLE)]) + cut_table(model(section, "isolated", around)).text()
 
 
 def render_lockdown(around: Around) -> str:
@@ -299,7 +300,7 @@ def fence_now(around: Around) -> str:
         counters=_counters(chains),
     )
     flushed = "".join(f"flush chain {heads.place} {each.name}\n" for each in chains)
-    return heads.text() + flushed + Table(name=TABLE, sets=(), chains=tuple(chains)).text()
+    return GONE + heads.text() + flushed + Table(name=TABLE, sets=(), chains=tuple(chains)).text()
 
 
 def _fence(fenced: Iterable[tuple[int, tuple[str, ...]]]) -> tuple[list[Set], list[Chain]]:

@@ -23,6 +23,7 @@ from agent.firewall import compare, link, local, managers, nft, tables
 from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
+from agent.firewall.fast import GONE, Fast
 from agent.firewall.match import GUARD_TABLE, is_ours
 from agent.firewall.model import Local
 from agent.firewall.names import Change, Names, Snapshot, terms_of
@@ -83,6 +84,7 @@ class Probe(probes.Probe[Section]):
         self._notices: list[Notice] = []
         self._bypass = Bypass(section, around.host)
         self._beneath = Beneath(section)
+        self._fast = Fast(section)
         self._foreign: list[Difference] = []
         self._unseen_at = -1.0
         """Of the look in which everything was loaded without a listing."""
@@ -152,6 +154,7 @@ class Probe(probes.Probe[Section]):
         with contextlib.suppress(OSError):
             self._follow(netfilter)  # first: it asks whether anybody has committed meanwhile
             self._beneath.renew(netfilter, self.around, self._here())
+            self._fast.hasten(netfilter, self.around.posture)
         self._watch(netfilter)
         self._settled_at, self._named = now, None
         if self._names is None or self._answers(self._names).version == self._renewed:
@@ -193,6 +196,7 @@ class Probe(probes.Probe[Section]):
             netfilter.prepared_cut = Cut(core, self._beneath.links(netfilter, self.around, here))
             differences = [*self._differences(netfilter, now), *self._unresolved(here)]
             beneath = self._beneath.differences(netfilter, self.around, here)
+            beneath += self._fast.differences(netfilter, self.around.posture)
             differences += [Difference(*each) for each in beneath]
             differences += self._bypass.differences(now, netfilter)
         except Outrun as error:
@@ -220,6 +224,8 @@ class Probe(probes.Probe[Section]):
             if self.around.posture == "isolated" and any(_is_cut(key) for key in keys):
                 netfilter.flush_conntrack(self.around.controller)
                 netfilter.kill_sockets(self.around.controller)
+        with contextlib.suppress(OSError):  # what it does not bring about is seen by the look that follows
+            self._fast.hasten(netfilter, self.around.posture)
         isolated = self.around.posture == "isolated"
         if isolated:
             self._bypass.repair(netfilter, keys)
@@ -247,7 +253,7 @@ class Probe(probes.Probe[Section]):
             part = tables.mending(wanted.tables, keys)
         if part:
             try:
-                netfilter.load(part)
+                netfilter.load(GONE + part)
                 if not any(_is_ours(each.key) for each in self._differences(netfilter, now)):
                     return
             except OSError:  # the batch did not fit what is there: nothing of it is in force
