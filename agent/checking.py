@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -77,6 +78,13 @@ def _checked(file: Path, *, here: bool) -> tuple[dict[str, object], list[Warned]
     return shown, warnings(baseline, parsed, interfaces)
 
 
+def _ways(firewall: FirewallSection) -> Ways:
+    """Return interfaces that stand for a node's, those that the section would offload among them."""
+    patterns = firewall.offload.interfaces if firewall.offload else []
+    named = [each if not each.endswith("*") else f"{each[:-1]}{n}" for each in patterns for n in (0, 1)]
+    return replace(_WAYS, devices=tuple(sorted({*_WAYS.devices, *named})))
+
+
 def _try(firewall: FirewallSection) -> None:
     """Load every batch of every posture where it harms nobody. Raises Rejected `firewall.refused`."""
     netfilter, host = Netfilter(), Host()
@@ -85,8 +93,8 @@ def _try(firewall: FirewallSection) -> None:
             around = Surroundings(host=host, controller=(_ENDPOINT,), posture=posture)
             here = resolved(firewall, host)
             # The cut of interfaces names those of the node: here the loopback stands for one (`link.on_loopback`).
-            bridge = netfilter.knows("bridge")
-            for each in batches(firewall, posture, around, here, _WAYS, bridge=bridge):
+            has = {"bridge": netfilter.knows("bridge"), "offloads": netfilter.offloads()}
+            for each in batches(firewall, posture, around, here, _ways(firewall), **has):
                 netfilter.check(each.text)
     finally:
         netfilter.close()

@@ -62,16 +62,17 @@ def _rendered(section: Section, posture: Posture, config: AgentConfig | None) ->
         ways = netfilter.ways(model(section, "isolated", around, here))
         # Only root can try it; a kernel without bridges is the exception.
         bridge = os.geteuid() != 0 or netfilter.knows("bridge")
+        offloads = os.geteuid() != 0 or netfilter.offloads()
     finally:
         netfilter.close()
-    made = batches(section, posture, around, here, ways, bridge=bridge)
-    notes = [f"#   {line}" for line in _of_the_moment(section, posture, config, here)]
+    made = batches(section, posture, around, here, ways, bridge=bridge, offloads=offloads)
+    notes = [f"#   {line}" for line in _of_the_moment(section, posture, config, here, offloads=offloads)]
     parts = [f"\n# {each.what}\n{each.text}" for each in made]
     return "\n".join(["# What of it depends on this node and this moment:", *notes, "".join(parts)])
 
 
 def _of_the_moment(
-    section: Section, posture: Posture, config: AgentConfig | None, here: Local
+    section: Section, posture: Posture, config: AgentConfig | None, here: Local, *, offloads: bool
 ) -> Iterator[str]:
     if config is None:
         shown = f"{_ENDPOINT_SHOWN.address} port {_ENDPOINT_SHOWN.port}"
@@ -91,6 +92,9 @@ def _of_the_moment(
         yield "interfaces: those of this machine at this moment, and the next hops of its routes"
     else:
         yield "grants: none is open; each adds sets and chains grantN_... while it lasts"
+    if section.offload is not None:
+        had = "those of this machine at this moment" if offloads else "this kernel has no flowtables: none"
+        yield f"offload: interfaces: {had}"
     if here.gateways is not None:
         yield "gateways: those of this machine's routes at this moment"
     yield "fence: nobody is fenced; a directive that fences adds sets and chains fence..."

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from agent.firewall.fast import devices, render_fast
 from agent.firewall.guard import render_guard
 from agent.firewall.link import Ways, render_links
 from agent.firewall.model import Around, Local, model
@@ -25,9 +26,16 @@ class Batch(NamedTuple):
 
 
 def batches(
-    section: Section, posture: Posture, around: Around, here: Local, ways: Ways, *, bridge: bool
+    section: Section,
+    posture: Posture,
+    around: Around,
+    here: Local,
+    ways: Ways,
+    *,
+    bridge: bool = True,
+    offloads: bool = True,
 ) -> tuple[Batch, ...]:
-    """Return them. `ways` are the interfaces that the cut of an isolated node names; `bridge`: the kernel knows bridges."""
+    """Return them. `ways`: interfaces, and where they lead; `bridge`, `offloads`: what the kernel has."""
     found = [Batch("the guard beneath the rules, the same for every baseline", render_guard())]
     if posture == "isolated" and ways.devices:
         links = render_links(model(section, posture, around, here), ways, bridge=bridge)
@@ -35,4 +43,6 @@ def batches(
     if arp := render_arp(section, around, here):
         found.append(Batch("who may speak ARP, by interface", arp))
     found.append(Batch(f"the rules of posture {posture}", render(section, posture, around, here)))
+    if offloads and (taking_part := devices(section, posture, ways.devices)):
+        found.append(Batch("the flowtable for what passes through", render_fast(taking_part)))
     return tuple(found)
