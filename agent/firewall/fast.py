@@ -88,11 +88,13 @@ class Fast:
         self._seen = (generation, wanted, found) if netfilter.generation() == generation else None
         return found
 
-    def hasten(self, netfilter: Netfilter, posture: Posture) -> None:
-        """Make it again where it is wanted and does not stand as it should: after our own batches, and for interfaces that came.
+    def follow(self, netfilter: Netfilter, posture: Posture) -> None:
+        """Make it for the interfaces of the moment: our own daily work, no repair. Raises OSError."""
+        if self._wanted(netfilter, posture) != self._made:
+            self.repair(netfilter, posture)
 
-        Raises OSError.
-        """
+    def repair(self, netfilter: Netfilter, posture: Posture) -> None:
+        """Make it again where it does not stand as it should, also after a batch of ours that took it away. Raises OSError."""
         wanted = self._wanted(netfilter, posture)
         if wanted != self._made or self.differences(netfilter, posture):
             netfilter.load(render_fast(wanted))

@@ -154,7 +154,7 @@ class Probe(probes.Probe[Section]):
         with contextlib.suppress(OSError):
             self._follow(netfilter)  # first: it asks whether anybody has committed meanwhile
             self._beneath.renew(netfilter, self.around, self._here())
-            self._fast.hasten(netfilter, self.around.posture)
+            self._fast.follow(netfilter, self.around.posture)
         self._watch(netfilter)
         self._settled_at, self._named = now, None
         if self._names is None or self._answers(self._names).version == self._renewed:
@@ -225,7 +225,7 @@ class Probe(probes.Probe[Section]):
                 netfilter.flush_conntrack(self.around.controller)
                 netfilter.kill_sockets(self.around.controller)
         with contextlib.suppress(OSError):  # what it does not bring about is seen by the look that follows
-            self._fast.hasten(netfilter, self.around.posture)
+            self._fast.repair(netfilter, self.around.posture)
         isolated = self.around.posture == "isolated"
         if isolated:
             self._bypass.repair(netfilter, keys)

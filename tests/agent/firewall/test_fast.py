@@ -98,6 +98,19 @@ def test_f07_a_change_of_judgement_takes_the_table_away(
     assert "stands_in" not in node.namespace.ruleset()
 
 
+@pytest.mark.parametrize("way", [_another_baseline, _one_set_differs], ids=lambda each: each.__name__)
+def test_f07_what_only_differs_is_loaded_in_one_batch_with_its_end(
+    node: FencedNode, monkeypatch: pytest.MonkeyPatch, way: Callable[[FencedNode], None]
+) -> None:
+    node.settle(text=WHOLE)
+    batches: list[str] = []
+    load = node.netfilter.load
+    monkeypatch.setattr(node.netfilter, "load", lambda text: (batches.append(text), load(text)))
+    way(node)
+    judging = [text for text in batches if "inet ringfence " in text]
+    assert judging and all(text.startswith(fast.GONE) or f"\n{fast.GONE}" in text for text in judging)
+
+
 def test_a_kernel_without_flowtables_is_no_drift_and_a_table_nobody_wants_is(node: FencedNode) -> None:
     node.settle(text=WHOLE)
     assert node.ours() == []
