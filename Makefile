@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench fuzz lock clean
+.PHONY: setup demo test check guards bench fuzz chaos lock clean
 V := .venv/bin
 
 setup:
@@ -23,6 +23,10 @@ guards: setup    ## take every guard out, one at a time, and see its test fail
 
 bench: setup     ## figures beside their references, to bench/results.json
 	@$(V)/python -m bench $(ARGS)
+
+chaos: setup     ## two controllers, 500 nodes, five minutes of killing: controllers, database, connections
+	@RINGFENCE_CHAOS_S=$(or $(S),300) RINGFENCE_CHAOS_NODES=$(or $(NODES),500) \
+	    $(V)/python -m pytest -s tests/controller/test_chaos.py
 
 fuzz: setup      ## every parser, guided by coverage; ARGS="NAME --inputs N --seconds S"
 	@$(V)/pip install -qq --require-hashes --no-deps --upgrade --target build/fuzz -r packaging/setup/fuzz.txt

@@ -83,6 +83,17 @@ class Pam(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why, for the next reader."""
 
 
+class File(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`[[accounts.file]]`: a PAM module, a login script or a rule of polkit that must be there with this content."""
+
+    path: Path
+    """Where it lies."""
+    sha256: Sha256
+    """Of its content."""
+    reason: Reason
+    """Why, for the next reader."""
+
+
 class Section(probes.SectionBase, frozen=True, kw_only=True):
     """`[accounts]`."""
 
@@ -96,6 +107,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
         default_factory=lambda: [".ssh/authorized_keys", ".ssh/authorized_keys2"]
     )
     """Where keys are looked for, as sshd's AuthorizedKeysFile."""
+    sshd: Annotated[list[Pattern], Meta(max_length=32)] = field(default_factory=list)
+    """Lines of sshd's configuration that let somebody in otherwise, and may stand there."""
     user: Annotated[list[User], Meta(max_length=256)] = field(default_factory=list)
     """Who may log in, besides root."""
     group: Annotated[list[Group], Meta(max_length=256)] = field(default_factory=list)
@@ -106,6 +119,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
     """Keys of authorized_keys."""
     pam: Annotated[list[Pam], Meta(max_length=256)] = field(default_factory=list)
     """PAM files."""
+    file: Annotated[list[File], Meta(max_length=256)] = field(default_factory=list)
+    """Other files that decide about logins."""
 
     def __post_init__(self) -> None:
         for what, names in (
@@ -114,11 +129,13 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
             ("sudoers file", [each.path for each in self.sudoers]),
             ("key of a user", [f"{each.user} {each.fingerprint} {each.options}" for each in self.key]),
             ("PAM file", [each.path for each in self.pam]),
+            ("file", [each.path for each in self.file]),
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"expected each {what} once")
         if any(each.uid == 0 and each.name != "root" for each in self.user):
             raise ValueError("expected uid 0 for root and nobody else")
-        for each in [*self.authorized_keys, *(e.path for e in self.sudoers), *(e.path for e in self.pam)]:
+        files: list[Sudoers | Pam | File] = [*self.sudoers, *self.pam, *self.file]
+        for each in [*self.authorized_keys, *(file.path for file in files)]:
             if {".", ".."} & set(each.split("/")):
                 raise ValueError("expected paths without '.' and '..'")

@@ -14,7 +14,8 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ _SOCKETS = (
 )
 _NAMESPACES = {"network": "net", "pid": "pid", "ipc": "ipc", "uts": "uts"}
 _DEATH_S = 0.2
+MAX_LOOKED_AT = 16
+"""Processes of a container that are looked at before it is ended."""
 
 
 class Container(NamedTuple):
@@ -68,10 +71,18 @@ class Powers(NamedTuple):
 class ContainerTree:
     """The containers below one root, and the processes of one procfs."""
 
-    def __init__(self, root: Path, proc_root: Path, breathe: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        proc_root: Path,
+        breathe: Callable[[], None] = lambda: None,
+        ending: Callable[[Iterable[int]], AbstractContextManager[None]] = lambda pids: nullcontext(),
+    ) -> None:
         self._root = root
         self._proc = proc_root
         self._breathe = breathe
+        self._ending = ending
+        """Looks at processes that are about to be ended."""
 
     def running(self) -> list[Container]:
         """Return every container that a runtime records and whose process lives. Raises OSError."""
@@ -120,11 +131,13 @@ class ContainerTree:
         try:
             if container not in self.running():
                 return
-            if (kill := self._cgroup_kill(container)) is not None:
-                kill.write_text("1")
-            else:
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-            select.select([handle], [], [], _DEATH_S)
+            kill = self._cgroup_kill(container)
+            with self._ending([container.pid, *_others_in(kill, container.pid)]):
+                if kill is not None:
+                    kill.write_text("1")
+                else:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                select.select([handle], [], [], _DEATH_S)
         finally:
             os.close(handle)
 
@@ -248,6 +261,17 @@ class ContainerTree:
                 kill = Path("/sys/fs/cgroup") / path.lstrip("/") / "cgroup.kill"
                 return kill if kill.exists() else None
         return None
+
+
+def _others_in(kill: Path | None, pid: int) -> list[int]:
+    """Return other processes of the control group that will be killed, MAX_LOOKED_AT of them at most."""
+    if kill is None:
+        return []
+    try:
+        listed = [int(each) for each in kill.with_name("cgroup.procs").read_text().split()]
+    except (OSError, ValueError):
+        return []
+    return [each for each in listed if each not in (0, pid)][:MAX_LOOKED_AT]
 
 
 def _place(mounts: list[tuple[str, str, str]], path: str) -> tuple[str, str] | None:

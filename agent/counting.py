@@ -18,7 +18,7 @@ def counters(as_json: bool) -> None:
     """Show packets and bytes of each rule since the rules were last loaded whole. As root."""
     netfilter = Netfilter()
     try:
-        found = netfilter.counts()
+        found = netfilter.find().counts()
     finally:
         netfilter.close()
     if as_json:

@@ -13,8 +13,6 @@ import errno
 import fcntl
 import os
 import re
-import select
-import signal
 import stat
 import struct
 from collections.abc import Iterable, Iterator
@@ -43,7 +41,6 @@ _AT_STATX_DONT_SYNC = 0x4000
 _STATX_TYPE = 1
 _STATX_BYTES = 256
 _BLKROSET = 0x125D
-_DEATH_S = 0.2
 _MAX_ATTRIBUTE_BYTES = 4096
 _MAX_CGROUP_BYTES = 16384
 _USB_UP = 12
@@ -215,8 +212,7 @@ class DeviceNodes:
         try:
             # The number is held by the descriptor, so what is seen now is what is killed.
             if (kind, holder.number) in set(self._opens(str(holder.pid))):
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-                select.select([handle], [], [], _DEATH_S)
+                self._processes.kill(holder.pid, handle)
         finally:
             os.close(handle)
 

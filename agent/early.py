@@ -1,8 +1,9 @@
 """`ringfence-agent early`: the rules of the last confirmed baseline, before the network is up and the agent runs.
 
-A oneshot before network-pre.target (ATTACKS f12). It reads the state folder and nothing else, decides as the agent
+Done before network-pre.target (ATTACKS f12). It reads the state folder and nothing else, decides as the agent
 would (`agent.plan.stance`), and loads: the guard first (tiny), then the rules, and the cut where isolation was
-in force; then USB (`agent.earlyusb`). What to trust is told by the state's own checksum and by the SHA-256 under which the baseline
+in force; then USB (`agent.earlyusb`). A baseline that only observes the firewall gets no rules loaded, unless the node
+is isolated or fences a neighbour: those are orders. What to trust is told by the state's own checksum and by the SHA-256 under which the baseline
 was confirmed; signatures were checked before it got there.
 
 Refuses to open anything: no state, a damaged one, one of another node, or rules that the kernel will not take all
@@ -23,15 +24,16 @@ from typing import NamedTuple, NoReturn
 
 from agent import earlyusb, plan
 from agent.config import DEFAULT_PATH, AgentConfig, load_config
+from agent.earlylinks import agent_is_up, cut_of_links, follow
 from agent.firewall.guard import render_guard
-from agent.firewall.link import render_links
-from agent.firewall.model import NOWHERE, model
+from agent.firewall.model import NOWHERE
 from agent.firewall.neighbours import render_arp
 from agent.firewall.nft import render, render_lockdown
 from agent.firewall.section import Section
 from agent.host import Host
 from agent.netfilter import Netfilter
-from agent.probes import ControllerEndpoint
+from agent.notify import notify
+from agent.probes import ControllerEndpoint, mode_of
 from agent.probes.usb import Section as UsbSection
 from agent.responses import Wanted, checked
 from agent.store import Damaged, State, Store
@@ -41,7 +43,7 @@ from contract.errors import Rejected
 from contract.messages import Posture
 
 EXIT_FAULT = 3
-_USAGE = "usage: ringfence-agent early [--config FILE]"
+_USAGE = "usage: ringfence-agent early [--config FILE] [--follow]"
 
 
 class Around(NamedTuple):
@@ -57,6 +59,7 @@ class Rules(NamedTuple):
     """What is to be loaded, and how people are told."""
 
     text: str
+    """Empty: the signed baseline only observes the firewall."""
     lockdown: str
     """In its place if the kernel refuses `text`."""
     said: str
@@ -101,15 +104,18 @@ def _of_state(state: State, around: Around) -> Rules:
         offline_s=state.offline_s,
         isolate_after_s=held.head.offline.isolate_after_s if held is not None else None,
         damaged=state.damaged,
-        contested=state.contested,
+        self_isolated=state.self_isolated,
     )
     around = around._replace(fenced=stance.fenced)
     why = f" ({stance.reason})" if stance.reason else ""
     if held is None or state.last_good is None:
         return _locked(around, stance.posture, f"no baseline was confirmed here{why}")
     section = baselines.section(held, "firewall", Section) if "firewall" in held.sections else Section()
-    text = render_guard() + render(section, stance.posture, around)
     ref = state.last_good.ref
+    if not plan.enforced("firewall", mode_of(section, held.head), stance):
+        said = f"{ref.name}/{ref.version} only observes the firewall: nothing is loaded"
+        return Rules("", "", said, usb=earlyusb.enforced(held))
+    text = render_guard() + render(section, stance.posture, around)
     said = f"{ref.name}/{ref.version} in posture {stance.posture}{why}"
     links = section if stance.posture == "isolated" else None
     arp = render_arp(section, around, NOWHERE)
@@ -145,6 +151,8 @@ def _controller(config: AgentConfig, state: State | None) -> tuple[ControllerEnd
 
 def load(made: Rules, netfilter: Netfilter) -> str:
     """Put them into force, guard first; return what stands. Raises OSError where the kernel takes not even lock-down."""
+    if not made.text:
+        return made.said
     netfilter.load(render_guard())
     said = made.said
     try:
@@ -156,23 +164,25 @@ def load(made: Rules, netfilter: Netfilter) -> str:
         with contextlib.suppress(OSError):  # a kernel that cannot filter ARP: the agent tells of it
             netfilter.load(made.arp)
     if made.links is not None:
-        # Those that appear later are cut when the agent comes up; the IP stack is closed for all from now on.
+        # Those that appear later: `agent.earlylinks`. The IP stack is closed for all from now on.
         with contextlib.suppress(OSError):
-            meant = model(made.links, "isolated", made.around)
-            netfilter.load(render_links(meant, netfilter.ways(meant), bridge=netfilter.knows("bridge")))
+            netfilter.load(cut_of_links(netfilter, made.links, made.around))
     return said
 
 
 def main(
     argv: Sequence[str], *, say: Callable[[str], object] = lambda text: print(text, file=sys.stderr)
 ) -> NoReturn:
-    """Run the command: exit code 0 when rules are in force, also lock-down; 2 for wrong usage; 3 when none could be loaded."""
-    path = DEFAULT_PATH
-    if len(argv) == 2 and argv[0] == "--config":
-        path = Path(argv[1])
-    elif argv:
+    """Run the command: exit code 0 when rules are in force, also lock-down; 2 for wrong usage; 3 when none could be loaded.
+
+    With `--follow` an isolated node says READY to its supervisor and goes on cutting interfaces until the agent is up.
+    """
+    path, left = DEFAULT_PATH, [each for each in argv if each != "--follow"]
+    if len(left) == 2 and left[0] == "--config":
+        path = Path(left[1])
+    elif left:
         say(_USAGE)
-        sys.exit(0 if argv in (["-h"], ["--help"]) else 2)
+        sys.exit(0 if left in (["-h"], ["--help"]) else 2)
     config: AgentConfig | None = None
     try:
         config = load_config(path)
@@ -182,14 +192,19 @@ def main(
     try:
         netfilter = Netfilter()
         said = load(made, netfilter)
-        netfilter.close()
     except OSError as error:
         said, code = f"no rules could be loaded: {error}", EXIT_FAULT
     say(f"ringfence-agent early: {said}")
     if made.usb is not None and config is not None:
         for line in earlyusb.decide(made.usb, _host(config), time.time()):
             say(f"ringfence-agent early: {line}")
-    sys.exit(code)
+    if code:
+        sys.exit(code)
+    notify("READY=1")
+    if made.links is not None and len(left) < len(argv):
+        follow(netfilter, made.links, made.around, lambda: agent_is_up(path))
+    netfilter.close()
+    sys.exit(0)
 
 
 def _host(config: AgentConfig) -> Host:

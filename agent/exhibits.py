@@ -2,7 +2,8 @@
 
 A folder of at most MAX_FILES records and MAX_BYTES, the oldest go first; the same thing found twice is kept once. A record
 says path, owner, group, mode, times, the digest of the whole file (up to MAX_HASHED_BYTES) and its first 64 KiB; of a
-link, where it led. The gate (`agent.host`, `agent.tree`) calls before it changes anything, so no probe can forget.
+link, where it led; of a process that was ended, what `agent.lastlook` saw. The gate (`agent.host`, `agent.tree`, `agent.proc`)
+calls whenever it changes or ends anything, so no probe can forget.
 
 Refuses: to stop a repair. When the disk takes nothing, the repair goes on and the event says what was not kept. It vouches
 for nothing: root on the node can change the folder; the event with the digest has left by then.
@@ -17,11 +18,14 @@ import stat
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
+from agent.lastlook import LastLook, Program
+from agent.proc import printable
 from agent.store import replace_file
+from contract.messages import never_more
 
 MAX_FILES = 256
 MAX_BYTES = 16 * 1024 * 1024
@@ -58,15 +62,52 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     attributes: dict[str, str] = {}
     """Extended attributes (ACL, capabilities), base64."""
 
+    def said(self) -> dict[str, str]:
+        """Return what an event says of it."""
+        return {"sha256": self.sha256, "owner": f"{self.uid}:{self.gid}", "mode": self.mode}
+
+
+class ProcessRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One process that was ended. Without environment and memory: secrets stand there."""
+
+    kind: Literal["process"] = "process"
+    pid: int
+    name: str
+    program: str
+    sha256: str
+    """Of the program; `whole` tells how far."""
+    whole: bool
+    content: str
+    """The first 64 KiB of a program that had no name any more, base64."""
+    command: list[str]
+    uid: int
+    gid: int
+    parents: list[str]
+    started_at: float
+    cgroup: str
+    folder: str
+    sockets: list[str]
+    at: float
+
+    def said(self) -> dict[str, str]:
+        """Return what an event says of it."""
+        return {
+            "sha256": self.sha256,
+            "owner": f"{self.uid}:{self.gid}",
+            "command": never_more(printable(" ".join(self.command)), 512),
+            "sockets": never_more(printable(", ".join(self.sockets)), 2048),
+        }
+
 
 class Exhibit(NamedTuple):
     """What an event says of a record."""
 
     path: str
+    """Of a process: "/tmp/x (pid 4242)"."""
     name: str
     """Of the file in the folder; empty: it could not be kept."""
     why_not: str
-    record: Record | None
+    record: Record | ProcessRecord | None
 
 
 class Exhibits:
@@ -91,9 +132,39 @@ class Exhibits:
         except OSError as error:
             self._found.append(Exhibit(path, "", error.strerror or str(error), None))
             return
-        identity = hashlib.sha256(
-            msgspec.json.encode(msgspec.structs.replace(record, at=0.0, ctime_ns=0, mtime_ns=0, inode=0))
-        ).hexdigest()[:16]
+        self._store(path, record, msgspec.structs.replace(record, at=0.0, ctime_ns=0, mtime_ns=0, inode=0))
+
+    def keep_process(self, look: LastLook, program: Program) -> None:
+        """Keep what a process was that was ended. Never raises OSError."""
+        record = ProcessRecord(
+            pid=look.pid,
+            name=_line(look.name),
+            program=_line(look.program),
+            sha256=program.sha256,
+            whole=program.whole,
+            content=base64.b64encode(program.head).decode(),
+            command=[
+                _line(part.decode("utf-8", "backslashreplace")) for part in look.command.split(b"\0") if part
+            ],
+            uid=look.uid,
+            gid=look.gid,
+            parents=[_line(each) for each in look.parents],
+            started_at=look.started_at,
+            cgroup=_line(look.cgroup),
+            folder=_line(look.folder),
+            sockets=[_line(each) for each in look.sockets],
+            at=time.time(),
+        )
+        # Somebody who starts the same again and again must not push out what else is kept.
+        peers = sorted({each.partition(" to ")[2] for each in record.sockets})
+        same = msgspec.structs.replace(
+            record, pid=0, parents=[], started_at=0.0, at=0.0, sockets=peers, cgroup=""
+        )
+        self._store(f"{record.program or record.name} (pid {record.pid})", record, same)
+
+    def _store(self, path: str, record: Record | ProcessRecord, same: Record | ProcessRecord) -> None:
+        """Write a record, unless one with the same facts is there."""
+        identity = hashlib.sha256(msgspec.json.encode(same)).hexdigest()[:16]
         try:
             file = self._known.get(identity, "")
             if not file or not (self._folder / file).exists():
@@ -119,6 +190,10 @@ class Exhibits:
             with suppress(OSError):
                 (self._folder / name).unlink()
             total, count = total - sizes[name], count - 1
+
+
+def _line(untrusted_text: str) -> str:
+    return never_more(printable(untrusted_text), 4096)
 
 
 def _record(path: str, folder: int, name: str) -> Record:

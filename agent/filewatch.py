@@ -20,19 +20,38 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 FIRST_S, LONGEST_S = 0.1, 2.0
 """How soon after one wake the same section is woken again; doubles while it goes on."""
 _ADD_FLAGS = 0x01000000 | 0x02000000  # IN_ONLYDIR, IN_DONT_FOLLOW
 _MASK = 0x2 | 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
 """MODIFY, ATTRIB, CLOSE_WRITE, MOVED_FROM, MOVED_TO, CREATE, DELETE, DELETE_SELF, MOVE_SELF (linux/inotify.h)."""
+_APPEARING = 0x80 | 0x100
+"""MOVED_TO and CREATE: for folders in which others write all day, such as homes."""
 _OVERFLOW, _IGNORED = 0x4000, 0x8000
 _HEAD = struct.Struct("iIII")
 _READ_BYTES = 65536
 _libc = ctypes.CDLL(None, use_errno=True)
 
-Names = frozenset[str] | None
-"""Names in a folder that matter; None: all."""
+
+class Watched(NamedTuple):
+    """What a section wants to be woken by."""
+
+    paths: frozenset[str] = frozenset()
+    """Files: whatever happens to them."""
+    folders: frozenset[str] = frozenset()
+    """Whatever happens to any name in them."""
+    appearing: frozenset[str] = frozenset()
+    """Names that are not there yet, when they come."""
+
+
+class _Interest(NamedTuple):
+    """What of a folder matters to a section."""
+
+    names: frozenset[str] | None
+    """None: all."""
+    mask: int
 
 
 class FileWatch:
@@ -45,32 +64,37 @@ class FileWatch:
         self._inotify = _checked(_libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK))
         self._wake_in, self._wake_out = os.pipe2(os.O_CLOEXEC)
         self._lock = threading.Lock()
-        self._covered: dict[str, object] = {}
-        self._wanted: dict[str, dict[str, Names]] = {}
-        """Folder -> section -> names."""
+        self._covered: dict[str, Watched] = {}
+        self._wanted: dict[str, dict[str, _Interest]] = {}
+        """Folder -> section -> what of it."""
         self._numbers: dict[int, str] = {}
+        self._masks: dict[str, int] = {}
         self._thread = threading.Thread(target=self._run, name="file-watch", daemon=True)
         self._thread.start()
 
-    def cover(self, section: str, paths: frozenset[str], folders: frozenset[str] = frozenset()) -> list[str]:
-        """Watch these files, and all names of these folders, for a section; return the folders that cannot be watched.
+    def cover(self, section: str, watched: Watched) -> list[str]:
+        """Watch these for a section; return the folders that cannot be watched.
 
         Cheap when nothing changed. A folder that is made later, or again, is found by the next call.
         """
         with self._lock:
-            same = self._covered.get(section) == (paths, folders)
-            if not same:
-                self._covered[section] = paths, folders
+            if self._covered.get(section) != watched:
+                self._covered[section] = watched
                 for wanted in self._wanted.values():
                     wanted.pop(section, None)
-                for path in paths:
-                    above, _, name = path.rpartition("/")
-                    names = self._wanted.setdefault(above or "/", {}).get(section, frozenset())
-                    self._wanted[above or "/"][section] = (names or frozenset()) | {name}
-                for folder in folders:
-                    self._wanted.setdefault(folder, {})[section] = None
-            mine = [folder for folder, wanted in self._wanted.items() if section in wanted]
-            return self._add(set(mine) - set(self._numbers.values()))
+                for path in watched.paths:
+                    self._want(section, path, _MASK)
+                for path in watched.appearing:
+                    self._want(section, path, _APPEARING)
+                for folder in watched.folders:
+                    self._wanted.setdefault(folder, {})[section] = _Interest(None, _MASK)
+            return self._add(folder for folder, wanted in self._wanted.items() if section in wanted)
+
+    def _want(self, section: str, path: str, mask: int) -> None:
+        above, _, name = path.rpartition("/")
+        wanted = self._wanted.setdefault(above or "/", {})
+        names, before = wanted.get(section, _Interest(frozenset(), 0))
+        wanted[section] = _Interest(None if names is None else names | {name}, before | mask)
 
     def close(self) -> None:
         """End the thread. Idempotent."""
@@ -83,12 +107,18 @@ class FileWatch:
     def _add(self, folders: Iterable[str]) -> list[str]:
         failed = []
         for folder in sorted(folders):
+            mask = 0
+            for interest in self._wanted[folder].values():
+                mask |= interest.mask
+            if self._masks.get(folder) == mask:
+                continue
             path = os.fsencode(self._root / folder.lstrip("/"))
-            number = _libc.inotify_add_watch(self._inotify, path, _MASK | _ADD_FLAGS)
+            number = _libc.inotify_add_watch(self._inotify, path, mask | _ADD_FLAGS)
             if number < 0:
                 failed.append(folder)
             else:
                 self._numbers[number] = folder
+                self._masks[folder] = mask
         return failed
 
     def _run(self) -> None:
@@ -132,8 +162,8 @@ class FileWatch:
                     found |= set(self._covered)
                 folder = self._numbers.get(number)
                 if mask & _IGNORED:
-                    self._numbers.pop(number, None)
-                for section, names in self._wanted.get(folder or "", {}).items():
+                    self._masks.pop(self._numbers.pop(number, ""), None)
+                for section, (names, _) in self._wanted.get(folder or "", {}).items():
                     if names is None or not name or name in names:
                         found.add(section)
         return found

@@ -17,7 +17,7 @@ import msgspec
 
 from agent import responses
 from agent.config import AgentConfig
-from agent.firewall.beneath import is_table
+from agent.firewall.contested import is_fought_over
 from agent.firewall.section import Section as FirewallSection
 from agent.lockdown import lockdown
 from agent.plan import Apply, Facts, Healing, Step, contest, settle
@@ -161,8 +161,8 @@ class Hold:
         """Return the packaged lock-down rules as what is held."""
         return _held(None, lockdown())
 
-    def step(self, monotonic_s: float) -> Step:
-        """Ask the plan what to do about the baseline."""
+    def step(self, monotonic_s: float, not_in_force: str) -> Step:
+        """Ask the plan what to do about the baseline; `not_in_force` as `Machine.not_in_force` says."""
         state = self.state
         ready = self.ready
         return settle(
@@ -174,6 +174,7 @@ class Hold:
                 pending_starts=state.pending_starts,
                 pending_had_contact=state.pending_had_contact,
                 pending_answered=self.pending_answered,
+                not_in_force=not_in_force,
                 turned_down=state.turned_down,
                 ready=None
                 if ready is None
@@ -269,19 +270,25 @@ class Hold:
 
     # ---- a firewall that somebody fights over
 
-    def count_healings(self, healed: list[Drift], now: float) -> str:
-        """Write down which of our tables were healed; return why the node must isolate itself, empty if it need not."""
+    def count_healings(self, fought: list[Drift], now: float) -> str:
+        """Write down what of the firewall was healed, or held against us; return why the node must isolate itself, empty if it need not."""
         section = self.held.sections["firewall"]
         assert isinstance(section, FirewallSection)  # noqa: S101  (parsed by the module of that name)
         before = [Healing(*each) for each in self.state.healings]
-        ours = [drift for drift in healed if is_table(drift.key)]
+        ours = [drift for drift in fought if is_fought_over(drift)]
         limit = section.contest
         kept, reason = contest(before, ours, now, times=limit.healings, within_s=limit.within_s)
         reason = never_more(reason, 2048)
         if list(kept) != before:
             # On disk before the machine is touched: a crash in between forgets no isolation.
-            self.change(healings=[tuple(each) for each in kept], contested=reason)
+            under = self.state.directive_number if reason else self.state.self_isolated_under
+            healings = [tuple(each) for each in kept]
+            self.change(healings=healings, self_isolated=reason, self_isolated_under=under)
         return reason
+
+    def isolate_itself(self, reason: str) -> None:
+        """Write down that this node isolates itself, and why; before the machine is touched."""
+        self.change(self_isolated=reason, self_isolated_under=self.state.directive_number)
 
     # ---- directive
 
@@ -318,11 +325,18 @@ class Hold:
             directive=directive,
             directive_number=directive.number,
             damaged=False,
-            # Once the controller isolates by itself, the end of it is the controller's as well.
-            contested="" if directive.posture == "isolated" else self.state.contested,
+            self_isolated="" if self._takes_over(directive) else self.state.self_isolated,
             turned_down=turned_down,
         )
         return True
+
+    def _takes_over(self, directive: directives.Directive) -> bool:
+        """Tell whether it ends the node's own isolation: a person has released the node, or the controller isolates it now.
+
+        Once the controller isolates, the end of it is the controller's as well.
+        """
+        released = directive.release > self.state.self_isolated_under
+        return released or directive.posture == "isolated"
 
     def _resting(self, sha256: str, now: float) -> bool:
         """Tell whether this baseline was taken back so short a time ago that it is not to be tried again yet."""

@@ -23,8 +23,9 @@ from agent.clock import Clock
 from agent.containers import ContainerTree
 from agent.devicenodes import DeviceNodes
 from agent.devices import UsbTree
-from agent.filewatch import FileWatch
+from agent.filewatch import FileWatch, Watched
 from agent.glance import Glance
+from agent.hwmon import HwmonTree
 from agent.kernelmodules import ModuleTree
 from agent.mounttable import MountTable
 from agent.netlinks import Links
@@ -39,7 +40,7 @@ from agent.tree import Tree
 from agent.uevents import DeviceEvents
 from agent.userdb import group_name, user_name
 
-__all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "printable"]
+__all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "Watched", "printable"]
 
 _EPHEMERAL_DEFAULT = (32768, 60999)
 _SYSTEM = ("", "boot", "boot/efi", "usr", "etc", "var", "home", "opt", "srv", "root")
@@ -95,17 +96,18 @@ class Host(KernelSettings):
         self._ends: SocketEnds | None = None
         self.usb = UsbTree(sysfs_root)
         self.modules = ModuleTree(proc_root, sysfs_root)
-        self.containers = ContainerTree(root, proc_root, self.breathe)
+        self.processes = ProcTree(proc_root, self.breathe)
+        self.containers = ContainerTree(root, proc_root, self.breathe, self.processes.ending)
         self.cgroups = CgroupTree(sysfs_root)
         self.clock = Clock(sysfs_root)
         self.mounts = MountTable(proc_root, mounts_of)
         self.tree = Tree(root, self.breathe)
         self.packages = PackageDatabase(root, self.breathe)
-        self.processes = ProcTree(proc_root, self.breathe)
         self.nodes = DeviceNodes(root, sysfs_root, self.processes)
         self.pci = PciBus(sysfs_root)
         self.thunderbolt = ThunderboltBus(sysfs_root)
         self.disks = Disks(sysfs_root)
+        self.hwmon = HwmonTree(sysfs_root)
         self.links = Links()
 
     def breathe(self) -> None:
@@ -279,8 +281,8 @@ class Host(KernelSettings):
         """Make a regular file grant what is wanted. Raises OSError, as `plainfile.set_access` says."""
         set_access(self._root, path, wanted, self.tree.about_to_change)
 
-    def watch_files(self, section: str, paths: frozenset[str], folders: frozenset[str] = frozenset()) -> None:
-        """Have `section` woken when one of these files, or anything in one of these folders, is touched.
+    def watch_files(self, section: str, watched: Watched) -> None:
+        """Have `section` woken when one of these files and folders is touched.
 
         Nothing happens where nobody is to be woken, and where the kernel gives no inotify: looks find it later.
         """
@@ -289,7 +291,7 @@ class Host(KernelSettings):
         try:
             if self._watch is None:
                 self._watch = FileWatch(self._root, self.wake)
-            self._watch.cover(section, paths, folders)
+            self._watch.cover(section, watched)
         except OSError:  # no inotify left for root: the looks of every interval go on
             return
 

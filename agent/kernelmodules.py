@@ -14,10 +14,14 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from agent.sysfsbuses import write
+
 MAX_LIST_BYTES = 1024 * 1024
 _MAX_ATTRIBUTE_BYTES = 256
 _NAME = re.compile(r"[A-Za-z0-9_]{1,63}", re.ASCII)
 _IN_FORCE = re.compile(r"\[(none|integrity|confidentiality)\]", re.ASCII)
+_LOCKDOWN = "kernel/security/lockdown"
+_SIG_ENFORCE = "module/module/parameters/sig_enforce"
 _MODULES_DISABLED = "sys/kernel/modules_disabled"
 
 
@@ -65,7 +69,7 @@ class ModuleTree:
 
     def lockdown(self) -> str:
         """Return `none`, `integrity` or `confidentiality`. Raises OSError."""
-        text = _read(self._sysfs / "kernel/security/lockdown", _MAX_ATTRIBUTE_BYTES)
+        text = _read(self._sysfs / _LOCKDOWN, _MAX_ATTRIBUTE_BYTES)
         found = _IN_FORCE.search(text)
         if found is None:
             raise OSError(errno.EBADMSG, "no state of lockdown", text)
@@ -73,8 +77,18 @@ class ModuleTree:
 
     def signatures_enforced(self) -> bool:
         """Return whether the kernel was told to refuse modules without a valid signature. Raises OSError."""
-        path = self._sysfs / "module/module/parameters/sig_enforce"
-        return _read(path, _MAX_ATTRIBUTE_BYTES).strip() == "Y"
+        return _read(self._sysfs / _SIG_ENFORCE, _MAX_ATTRIBUTE_BYTES).strip() == "Y"
+
+    def raise_lockdown(self, level: str) -> None:
+        """Lock the kernel down to `integrity` or `confidentiality`, until the next boot. Raises OSError.
+
+        The kernel takes no lower one than is in force (kernel_lockdown(7)): EPERM.
+        """
+        write(self._sysfs / _LOCKDOWN, level)
+
+    def enforce_signatures(self) -> None:
+        """Have the kernel refuse modules without a valid signature, until the next boot. Raises OSError."""
+        write(self._sysfs / _SIG_ENFORCE, "1")
 
     def unload(self, name: str) -> None:
         """Unload a module that nothing uses (delete_module(2), not forced). Raises OSError.

@@ -29,6 +29,7 @@ from agent.machine import Machine
 from agent.netfilter import Netfilter
 from agent.probes import ControllerEndpoint, Surroundings
 from agent.responses import Told
+from agent.silence import Silence
 from agent.spool import Spool
 from agent.store import Store
 from agent.tpm import Tpm
@@ -44,8 +45,6 @@ T = TypeVar("T")
 TICK_S = 1.0
 RESTING_TICK_S = 5.0
 """While the controller answers and nothing is pending, nothing but passes and orders is waited for, and orders wake."""
-_OFFLINE_SAVED_S = 150.0
-"""More than two of the usual intervals: at rest nothing is written."""
 
 
 class Loop:
@@ -100,9 +99,7 @@ class Loop:
         parts = (store, spool), (host, netfilter)
         self.permits = permits.Permits(self.hold, *parts, self.tell, boottime_s=monotonic())
         self._requests: list[directives.Response] = []
-        self._offline_mark = monotonic()
-        self._offline_saved_s = self.hold.state.offline_s
-        self.offline_s = self.hold.state.offline_s
+        self._silence = Silence(self.hold, monotonic_s=monotonic(), interval_s=config.interval_s)
         self._in_contact = False
         self._fresh = True
         self._session = 0
@@ -149,6 +146,7 @@ class Loop:
     def take_directive(self, untrusted: bytes, key: bytes) -> None:
         """Verify, write down and carry out a directive. (worker)"""
         if self.hold.take_directive(untrusted, key, self._now()):
+            self._silence.broken(self._monotonic())
             self._reconcile_holdings()
             self.on_report()
 
@@ -176,11 +174,7 @@ class Loop:
         """The controller has answered a report that was sent in `session`. (worker)"""
         self.spool.ack(events_acked)
         del self.machine.healed[:healed]
-        self._offline_mark = self._monotonic()
-        self.offline_s = 0.0
-        if self._offline_saved_s:
-            self._offline_saved_s = 0.0
-            self.hold.change(offline_s=0.0)
+        self._silence.broken(self._monotonic())
         pending = self.hold.state.pending
         if pending and session > self.hold.pending_session and named_pending == pending.ref.sha256:
             self.hold.pending_answered = True
@@ -191,7 +185,7 @@ class Loop:
         if addresses and addresses != self.hold.state.controller_addresses:
             self.hold.change(controller_addresses=addresses)
             self.machine.surround(controller=self._endpoints())
-            self._look("firewall", silent=True)
+            self._look("firewall", "order")
 
     # ---- the thread
 
@@ -210,11 +204,11 @@ class Loop:
     def _turn(self) -> None:
         self.beat = self._monotonic()
         self._do_jobs()
-        self._count_offline()
+        self._silence.count(self._monotonic())
         self._reconcile_holdings()
         woken = self._wakes.take_all()
         full = woken is None or self.beat >= self._next_full
-        due = set(self.machine.probes) if full else (woken or set()) & set(self.machine.probes)
+        due = set(self.machine.probes) if full else self.machine.due(woken or set())
         if full:
             self._next_full = self.beat + self._config.interval_s
             self._memory.passing(self.beat)
@@ -254,20 +248,12 @@ class Loop:
         if self._wakes.take("firewall"):
             self._look("firewall")
 
-    def _count_offline(self) -> None:
-        now = self._monotonic()
-        self.offline_s += max(0.0, now - self._offline_mark)
-        self._offline_mark = now
-        if self.offline_s - self._offline_saved_s >= max(_OFFLINE_SAVED_S, 2 * self._config.interval_s):
-            self._offline_saved_s = self.offline_s
-            self.hold.change(offline_s=self.offline_s)
-
     # ---- baseline, posture, responses
 
     def _hold_at_start(self) -> None:
         boot_id = self.host.boot_id()
         same_boot = boot_id == self.hold.state.boot_id and self.hold.state.pending is None
-        self._adopt(self.hold.held, silent=not same_boot)
+        self._adopt(self.hold.held, "routine" if same_boot else "boot")
         if self.hold.state.pending is not None:
             self.hold.pending_since = self._monotonic()
         if boot_id != self.hold.state.boot_id:
@@ -282,13 +268,13 @@ class Loop:
     def _reconcile_holdings(self) -> None:
         """Directive, baseline, posture: until the plan has nothing more to say."""
         while True:
-            step = self.hold.step(self._monotonic())
+            step = self.hold.step(self._monotonic(), self.machine.not_in_force())
             if isinstance(step, plan.Apply):
                 held = self.hold.begin(step, self.machine.dry_run, in_contact=self._in_contact)
                 if held is None:
                     break
                 self.hold.pending_session = self._session
-                self._adopt(held, silent=True)
+                self._adopt(held, "adoption")
                 self.hold.pending_since = self._monotonic()
                 self.tell(
                     Told(
@@ -303,7 +289,7 @@ class Loop:
                 self.on_report()
             elif isinstance(step, plan.Revert):
                 held = self.hold.revert(step.code, step.reason, self._now())
-                self._adopt(held, silent=True, reverting=True)
+                self._adopt(held, "adoption", reverting=True)
                 self.on_redial()
             else:
                 if isinstance(step, plan.Fetch) and self._fetching != step.wanted.sha256:
@@ -312,27 +298,27 @@ class Loop:
                 break
         self._hold_stance(silent=True)
 
-    def _adopt(self, held: Held, *, silent: bool, reverting: bool = False) -> None:
+    def _adopt(self, held: Held, occasion: plan.Occasion, *, reverting: bool = False) -> None:
         """Make the machine look like `held`: firewall first, then undo what only the old one wanted, then the rest."""
         old = self.machine.replace_probes(held, reverting=reverting)
-        self._hold_stance(silent=silent)
-        self._look("firewall", silent=silent)
+        self._hold_stance(silent=occasion != "routine")
+        self._look("firewall", "routine" if occasion == "routine" else "order")
         for probe in old:
             probe.undo()
         for name in sorted(set(held.sections) - {"firewall"}):
-            self._look(name, silent=True)
+            self._look(name, occasion)
         self._next_full = self._monotonic() + self._config.interval_s
         self._memory.adopted(self._monotonic())
 
-    def _look(self, name: str, *, silent: bool = False) -> None:
+    def _look(self, name: str, occasion: plan.Occasion = "routine") -> None:
         before = self._in_firewall
         self._in_firewall = before or name == "firewall"
         try:
-            self._tell_all(self.machine.look(name, self.stance, self._now(), silent=silent))
+            self._tell_all(self.machine.look(name, self.stance, self._now(), occasion))
         finally:
             self._in_firewall = before
-        if name == "firewall" and self.machine.healed_now and not self.hold.state.contested:
-            reason = self.hold.count_healings(self.machine.healed_now, self._now())
+        if name == "firewall" and self.machine.fought_now and not self.hold.state.self_isolated:
+            reason = self.hold.count_healings(self.machine.fought_now, self._now())
             if reason:
                 self.tell(Told(kind="firewall.contest", severity="critical", summary=reason))
                 self._hold_stance(silent=True)
@@ -342,11 +328,13 @@ class Loop:
         stance = plan.stance(
             self.hold.state.directive,
             [wanted for _, _, wanted in self.hold.requests],
-            offline_s=self.offline_s,
+            offline_s=self._silence.seconds,
             isolate_after_s=head.offline.isolate_after_s,
             damaged=self.hold.state.damaged,
-            contested=self.hold.state.contested,
+            self_isolated=self.hold.state.self_isolated,
         )
+        if stance.by_silence:
+            self.hold.isolate_itself(stance.reason)
         stance, grants = self.permits.over(stance, self._now(), self._monotonic())
         before, self.stance = self.stance, stance
         fresh, self._fresh = self._fresh, False
@@ -356,7 +344,7 @@ class Loop:
             self.machine.surround(posture=stance.posture, fenced=stance.fenced, grants=grants)
         self._carry_out(isolating=stance.posture == "isolated" and (fresh or before.posture != "isolated"))
         if changed:
-            self._look("firewall", silent=silent)
+            self._look("firewall", "order" if silent else "routine")
         if granted:
             self.wake()
         if stance.posture != before.posture and not fresh:

@@ -1,7 +1,7 @@
 """The probes in force and one look at a section: observe, repair, observe again. On the worker thread only.
 
-Repairs have a budget, rest when they do not last (`agent.budget`), and keep what they found (`agent.exhibits`): not when a
-baseline of ours is put in force, which is carried out at once.
+Every repair keeps what it found (`agent.exhibits`). Repairs have a budget and rest when they do not last (`agent.budget`): not
+when a baseline of ours is put in force, which is carried out at once.
 
 Refuses: to decide what is repaired (agent.plan and agent.budget do) and to keep records (the loop does).
 Relies on: probes keeping to their interface; a repair that fails is told, and seen again by the next look.
@@ -18,6 +18,7 @@ import msgspec
 
 from agent import budget, plan
 from agent.exhibits import Exhibit, Exhibits
+from agent.firewall.contested import is_held, says_not_in_force
 from agent.firewall.local import resolved
 from agent.firewall.nft import rules
 from agent.firewall.section import Section as FirewallSection
@@ -54,8 +55,8 @@ class Machine:
         """Left after the last look, by section."""
         self.healed: list[Drift] = []
         """Repaired and not reported yet, oldest first."""
-        self.healed_now: list[Drift] = []
-        """Of the firewall, repaired in its last look, unless that was silent."""
+        self.fought_now: list[Drift] = []
+        """Of the firewall, repaired in its last look or held against repair by somebody else, unless that was silent."""
         self.observing = False
         """A probe is looking and changes nothing: an order may be carried out in between."""
         self._netfilter = netfilter
@@ -106,11 +107,13 @@ class Machine:
                 probe.successor = successor
         return undone
 
-    def look(self, name: str, held: plan.Stance, now: float, *, silent: bool) -> list[Told]:
-        """Observe, repair, observe again, tell. `silent`: the difference is of our own making."""
+    def look(
+        self, name: str, held: plan.Stance, now: float, occasion: plan.Occasion = "routine"
+    ) -> list[Told]:
+        """Observe, repair, observe again, tell: all of it in routine, in one event what a baseline of ours has changed."""
         probe = self.probes[name]
         if name == "firewall":
-            self.healed_now = []
+            self.fought_now = []
             self._pace()
         before = self.drifts.get(name, [])
         mode = mode_of(probe.section, self._head)
@@ -124,23 +127,61 @@ class Machine:
         told = backed
         kept: list[Exhibit] = []
         wrong = plan.to_repair(name, mode, held, found)
-        repair = wrong if silent or not probe.rationed else self._within_budget(name, wrong, told)
+        free = occasion != "routine" or not probe.rationed
+        repair = wrong if free else self._within_budget(name, wrong, told)
         if repair:
-            kept = self._repair(probe, repair, now, told, free=silent or not probe.rationed)
+            kept = self._repair(probe, repair, now, told, free=free)
             left = probe.observe(now)
         left = _marked(left, self._resting.get(name, {}))
         self.drifts[name] = left
         remaining = {drift.key for drift in left}
-        told += plan.tell(name, before, left if silent else found, left, _named(kept))
-        told += _not_named(name, kept, {drift.key for drift in found} - remaining)
-        if not silent:
-            if name == "firewall":
-                self.healed_now = [d for d in found if d.key not in remaining]
-            healed = [msgspec.structs.replace(d, repaired=True) for d in found if d.key not in remaining]
-            self.healed = (self.healed + healed)[-_HEALED_KEPT:]
+        mended = [drift for drift in found if drift.key not in remaining]
+        told += self._told_of(name, occasion, before, mended=mended, left=left, kept=kept)
+        if name == "firewall" and occasion == "routine":
+            self.fought_now = [*mended, *(each for each in left if enforced and is_held(each))]
         noticed = probe.notices(now)
         told += [Told(kind=n.kind, severity=n.severity, summary=n.summary, detail=n.detail) for n in noticed]
         return told
+
+    def _told_of(
+        self,
+        name: str,
+        occasion: plan.Occasion,
+        before: Sequence[Drift],
+        *,
+        mended: Sequence[Drift],
+        left: Sequence[Drift],
+        kept: Sequence[Exhibit],
+    ) -> list[Told]:
+        """Return the events of a look, and put into the next report what somebody else had changed and was mended."""
+        named = _named(kept)
+        # A kernel that starts anew has forgotten its settings: that is nobody's doing. What lay on disk is.
+        foreign = mended if occasion == "routine" or (occasion == "boot" and kept) else []
+        told = plan.tell(name, before, [*foreign, *left], left, named)
+        if occasion == "adoption" or (occasion == "boot" and not kept):
+            told += plan.put_right(name, occasion, mended, named)
+        else:
+            told += _not_named(name, kept, {each.key for each in foreign})
+        healed = [msgspec.structs.replace(each, repaired=True) for each in foreign]
+        self.healed = (self.healed + healed)[-_HEALED_KEPT:]
+        return told
+
+    def due(self, woken: set[str]) -> set[str]:
+        """Return the sections that are to be looked at: of those that were woken, and the firewall where somebody holds it
+        against us and a burst is over, since no event tells of that.
+        """
+        last_s = self._firewall_times[-1] if self._firewall_times else 0.0
+        again = time.monotonic() - last_s > plan.BURST_S and any(
+            map(is_held, self.drifts.get("firewall", []))
+        )
+        return (woken | ({"firewall"} if again else set())) & self.probes.keys()
+
+    def not_in_force(self) -> str:
+        """Return what of the firewall's rules is not in force as wanted, for people; empty where all is, or none is to be."""
+        if not self._fenced_in:
+            return ""
+        left = [each for each in self.drifts.get("firewall", []) if says_not_in_force(each.key)]
+        return "; ".join(f"{each.key}: found {each.found}" for each in left[:4])
 
     def _observe(self, probe: Probe[SectionBase], now: float) -> list[Drift]:
         before, self.observing = self.observing, True
@@ -170,23 +211,24 @@ class Machine:
     def _repair(
         self, probe: Probe[SectionBase], wrong: list[Drift], now: float, told: list[Told], *, free: bool
     ) -> list[Exhibit]:
-        """Repair, keep what is found, and charge it to the section's account unless it is `free`."""
-        tree = self.around.host.tree
+        """Repair, keep what is found, and charge what it took to the section's account unless it is `free`."""
+        tree, processes = self.around.host.tree, self.around.host.processes
         began, written = time.thread_time(), self.around.host.written_bytes()
-        if self._exhibits is not None and not free:
-            tree.before_change = self._exhibits.keep
+        outer = tree.before_change, processes.on_end  # a repair lets the firewall be repaired in its midst
+        if self._exhibits is not None:
+            tree.before_change, processes.on_end = self._exhibits.keep, self._exhibits.keep_process
         try:
             probe.repair(wrong, now)
         except (OSError, Rejected) as error:
             told.append(Told(kind=f"{probe.name}.repair-failed", severity="critical", summary=str(error)))
         finally:
-            tree.before_change = None
+            tree.before_change, processes.on_end = outer
         if not free:
             cost = budget.Cost(time.thread_time() - began, max(0, self.around.host.written_bytes() - written))
             account = self._accounts.get(probe.name, budget.Account())
             keys = [drift.key for drift in wrong]
             self._accounts[probe.name] = budget.charge(account, keys, cost, self._monotonic())
-        return self._exhibits.take() if self._exhibits is not None else []
+        return self._exhibits.take() if self._exhibits is not None and outer[0] is None else []
 
     def _stand_back(self, enforced: bool) -> list[Told]:
         """Take our tables away, once, where the firewall is only observed: lock-down, or what was enforced before, is over.
@@ -231,7 +273,7 @@ def _named(kept: Sequence[Exhibit]) -> dict[str, dict[str, str]]:
         record = each.record
         detail = {"kept": each.name} if each.name else {"not_kept": each.why_not}
         if record is not None:
-            detail |= {"sha256": record.sha256, "owner": f"{record.uid}:{record.gid}", "mode": record.mode}
+            detail |= record.said()
         out[each.path] = {key: value for key, value in detail.items() if value}
     return out
 

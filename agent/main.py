@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import click
 
-from agent import VERSION, early, running
+from agent import VERSION, early, grantends, running
 from agent.checking import check
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
 from agent.counting import counters
@@ -132,9 +132,19 @@ def unlock_key(name: str, output: Path | None, timeout_s: float, config_path: Pa
 
 @cli.command("early")
 @_config_option
-def early_command(config_path: Path) -> None:
+@click.option(
+    "--follow", is_flag=True, help="An isolated node stays, and cuts interfaces until the agent is up."
+)
+def early_command(config_path: Path, follow: bool) -> None:
     """Load the rules of the last confirmed baseline, for a unit before the network; lock-down where there are none."""
-    early.main(["--config", str(config_path)])
+    early.main(["--config", str(config_path), *(["--follow"] if follow else [])])
+
+
+@cli.command("end-grants")
+@_config_option
+def end_grants_command(config_path: Path) -> None:
+    """Beside the agent: end USB devices and accounts of grants on time, also when the agent is dead."""
+    grantends.run(load_config(config_path), lambda said: click.echo(said, err=True))
 
 
 cli.add_command(check)
@@ -164,7 +174,7 @@ def _drifts(parsed: Mapping[str, object], config: AgentConfig | None) -> list[Dr
     tpm = None if config is None else tpm_of(config)
     around = Surroundings(
         host=host_of(config),
-        netfilter=Netfilter() if os.geteuid() == 0 else None,
+        netfilter=Netfilter().find() if os.geteuid() == 0 else None,
         tpm=tpm,
         controller=endpoints(config),
         event_log=config.tpm.event_log if config else TpmConfig().event_log,

@@ -10,48 +10,39 @@ throw-away namespace; libnftables.so.1; the network namespace of the thread that
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import os
-import re
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
-import nftables
-
-from agent.firewall import compare, flows, link, netlink, pins, routes, xtables
+from agent.firewall import compare, flows, link, netlink, pins, routes
+from agent.firewall.apart import Apart
 from agent.firewall.compare import Canonical
 from agent.firewall.counts import Count, Tally, counts
 from agent.firewall.events import Culprit, Events
 from agent.firewall.fast import render_fast
-from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
+from agent.firewall.foreign import ForeignChain
 from agent.firewall.granted import seen_set
-from agent.firewall.library import NetfilterError, context, parsed, run, version
+from agent.firewall.kept import Kept
+from agent.firewall.library import NetfilterError, context, parsed, run
+from agent.firewall.listing import foreign, in_own_namespace, is_named_in_text, loaded, own
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
 from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
 from agent.firewall.outrun import Outrun, Outrunning
 from agent.firewall.programs import Program, attached, remove
 from agent.firewall.section import Neighbour
+from agent.firewall.spare import Names, held
 from agent.firewall.tables import Table
 from agent.probes import Difference
 from contract.errors import Rejected
 
 __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render_cut", "render_lockdown"]
 
-T = TypeVar("T")
-_CLONE_NEWNET = 0x40000000
 _REMEMBERED_TEXTS = 16
 _MAX_NOTED = 64
 _ANEW = tuple(f"delete table {family} {TABLE}\n" for family in ("inet", "arp"))
-_TRIES = 8
-"""A manager of containers commits every few milliseconds while it sets up a network."""
-_DORMANT = 1
-_FLAG_NAMES = {_DORMANT: "dormant", 2: "owner", 4: "persist"}
-_FLAGS_SAFE_SINCE = (1, 0, 8)
-"""Before it, libnftables' JSON reads freed memory where a table has flags."""
 
 
 class Cut(NamedTuple):
@@ -59,8 +50,21 @@ class Cut(NamedTuple):
 
     core: str
     """The cut table alone (`render_cut`): always loadable."""
+    kept: Kept
+    """Whose open flows are left alone."""
     links: str = ""
     """The cut of every interface (`agent.firewall.link`): refused where one of them has gone meanwhile."""
+
+
+class Standing(NamedTuple):
+    """The tables that stand under names that are ours."""
+
+    ours: dict[tuple[str, str], netlink.Table]
+    """Those in force, by their own names (`agent.firewall.spare`)."""
+    remains: list[netlink.Table]
+    """What earlier versions, or an agent before this one, have left."""
+    held: list[netlink.Table]
+    """Those that another process owns."""
 
 
 class Netfilter:
@@ -73,8 +77,8 @@ class Netfilter:
         self._talk = netlink.Talk()
         self._sockets = netlink.Talk(netlink.NETLINK_SOCK_DIAG)
         self._routes = netlink.Talk(routes.NETLINK_ROUTE)
+        self._names = Names()
         self._families: dict[str, bool] = {}
-        self._lists_flags = version(self._context) >= _FLAGS_SAFE_SINCE
         self._tally = Tally()
         self._known: dict[str, Canonical] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
@@ -84,6 +88,11 @@ class Netfilter:
         """What our tables were seen to be, and the generation it was seen at; the firewall probe keeps it."""
         self.prepared_cut: Cut | None = None
         """The cut of the baseline in force, ready to be loaded; the firewall probe keeps it."""
+
+    def find(self) -> Netfilter:
+        """Look at our tables under the names that the agent has in force, in another process than the agent's. Raises OSError."""
+        self._names.find(netlink.tables(self._talk))
+        return self
 
     def wake(self) -> None:
         """Ask for another look at the firewall. For any thread."""
@@ -102,13 +111,22 @@ class Netfilter:
         return out
 
     def load(self, text: str) -> None:
-        """Put a batch into force, whole or not at all. Raises NetfilterError."""
+        """Put a batch into force, whole or not at all. Raises NetfilterError.
+
+        One that fails because another process owns a table of ours is tried again under a spare name. One that only changes
+        what stands finds nothing there, and fails.
+        """
         with self._lock:
             anew = any(start in text for start in _ANEW)
             if anew:
                 with contextlib.suppress(Outrun):  # what they had counted since the last look is lost
                     self._add_counts()
-            run(self._context, text)
+            try:
+                run(self._context, self._names.text(text))
+            except NetfilterError:
+                if not self._names.leave(netlink.tables(self._talk)):
+                    raise
+                run(self._context, self._names.text(text))
             if anew:
                 self._tally.begun_anew()
 
@@ -130,8 +148,14 @@ class Netfilter:
         found: list[Count] = []
         for family in ("inet", "arp"):
             with contextlib.suppress(NetfilterError), self._steady("counters"):
-                found += counts(parsed(run(self._context, f"list counters table {family} {TABLE}")))
+                found += self._counters(family)
         self._tally.add(found)
+
+    def _counters(self, family: str) -> list[Count]:
+        place = self._names.real((family, TABLE))
+        if not is_named_in_text(self._talk, place):
+            raise NetfilterError(errno.EILSEQ, f"names in table {' '.join(place)} are no text")
+        return counts(parsed(run(self._context, f"list counters table {' '.join(place)}")))
 
     def _steady(self, what: str) -> contextlib.AbstractContextManager[None]:
         """List within: an end to it where commits come faster than libnftables reads. Raises Outrun."""
@@ -147,7 +171,7 @@ class Netfilter:
         with self._lock, self._steady("grant"):
             for version in (4, 6):
                 listed = f"list set inet {TABLE} {seen_set(grant, version).name}"
-                found += parsed(run(self._context, listed))
+                found += parsed(run(self._context, self._names.text(listed)))
         return compare.counted(found)
 
     def generation(self) -> int:
@@ -161,18 +185,25 @@ class Netfilter:
         Raises NetfilterError, also where libnftables prints something that is no JSON; Outrun.
         """
         with self._lock, self._steady("table"):
-            return _listing(self._context, self._talk, (family, table))
+            return own(self._context, self._talk, ((family, table),), self._names)
 
-    def standing_tables(self) -> list[netlink.Table]:
-        """Return every table that stands and is ours by its name, also of earlier versions. Raises OSError."""
+    def tables(self) -> Standing:
+        """Return every table that stands and is ours by its name. Raises OSError."""
         with self._lock:
-            return [each for each in netlink.tables(self._talk) if is_ours(each.name)]
+            found = [each for each in netlink.tables(self._talk) if is_ours(each.name)]
+            self._names.leave(found)
+            by_others = held(found)
+            free = [each for each in found if each not in by_others]
+            places = [self._names.meant((each.family, each.name)) for each in free]
+        ours = {place: each for place, each in zip(places, free, strict=True) if place is not None}
+        remains = [each for place, each in zip(places, free, strict=True) if place is None]
+        return Standing(ours, remains, by_others)
 
     def cut_devices(self) -> frozenset[str]:
         """Return the interfaces that our netdev chains hold both ways. Raises OSError."""
         with self._lock:
-            held = netlink.chain_devices(self._talk, CUT_TABLE)
-        return frozenset(held[0] & held[1]) if len(held) == 2 else frozenset()
+            found = netlink.chain_devices(self._talk, self._names.real(("netdev", CUT_TABLE))[1])
+        return frozenset(found[0] & found[1]) if len(found) == 2 else frozenset()
 
     def ways(self, meant: Model) -> link.Ways:
         """Return the interfaces of the moment and the ways to whom an isolated node may talk to. Raises OSError."""
@@ -186,7 +217,7 @@ class Netfilter:
         """Tell whether the kernel knows a family of nftables ("arp", "bridge"); tried once, where it harms nobody."""
         if family not in self._families:
             try:
-                _in_own_namespace(lambda: run(context(), f"add table {family} ringfence_cut"))
+                in_own_namespace(lambda: run(context(), f"add table {family} ringfence_cut"))
                 self._families[family] = True
             except NetfilterError:
                 self._families[family] = False
@@ -230,12 +261,12 @@ class Netfilter:
     def counts(self) -> list[Count]:
         """Return what our rules have counted. Raises NetfilterError, also where no rules are loaded; Outrun."""
         with self._lock, self._steady("counters"):
-            return counts(parsed(run(self._context, f"list counters table inet {TABLE}")))
+            return self._counters("inet")
 
     def own(self) -> Canonical:
         """Return the canonical form of our tables as they stand. Raises NetfilterError, Outrun."""
         with self._lock, self._steady("own"):
-            return _own(self._context, self._talk)
+            return own(self._context, self._talk, OWN_TABLES, self._names)
 
     def canonical(self, text: str, tables: tuple[tuple[str, str], ...] = OWN_TABLES) -> Canonical:
         """Return what `own` (or `listing` of each of `tables`) would return with nothing but `text` loaded.
@@ -244,7 +275,7 @@ class Netfilter:
         """
         known = self._known.get(text)
         if known is None:
-            known = _in_own_namespace(lambda: _loaded(text, tables))
+            known = in_own_namespace(lambda: loaded(text, tables))
             while len(self._known) >= _REMEMBERED_TEXTS:
                 del self._known[next(iter(self._known))]
             self._known[text] = known
@@ -255,141 +286,70 @@ class Netfilter:
 
         A dormant table sees no packet and is passed over. One that cannot be listed safely counts as rewriting.
         """
-        objects: list[compare.Object] = []
-        unread: list[ForeignChain] = []
-        leads: dict[tuple[str, str, int], str] = {}
         with self._lock, self._steady("foreign"):
-            for table in netlink.tables(self._talk):
-                if is_ours(table.name) or table.flags & _DORMANT:
-                    continue
-                if _is_plain(table.name) and (not table.flags or self._lists_flags):
-                    try:
-                        listed, found = self._read(table.family, table.name)
-                    except NetfilterError:
-                        if table in netlink.tables(self._talk):
-                            raise
-                        continue  # it went while it was read: firewalld has one for a moment at each reload
-                    objects += parsed(listed)
-                    leads |= {(table.family, table.name, handle): to for handle, to in found.items()}
-                else:
-                    unread.append(unreadable(table.family, table.name))
-        return foreign_chains(objects, (), leads) + unread
+            return foreign(self._context, self._talk)
 
-    def _read(self, family: str, table: str) -> tuple[str, dict[int, str]]:
-        """Return a table's listing and where its xtables DNAT leads, both of one moment."""
-        for _ in range(_TRIES):
-            before = netlink.generation(self._talk)
-            listed = run(self._context, f"list table {family} {table}")
-            found = xtables.destinations(self._talk, family, table) if '"DNAT"' in listed else {}
-            if netlink.generation(self._talk) == before:
-                break
-        return listed, found
+    def remove_tables(self, listed: Sequence[netlink.Table]) -> None:
+        """Delete tables, as the kernel has listed them, in one commit. Raises OSError: EPERM for one that is owned."""
+        with self._lock:
+            netlink.delete_tables(self._talk, listed)
 
-    def remove_table(self, family: str, table: str) -> None:
-        """Delete a foreign table; family and name as listed by the kernel. Raises NetfilterError."""
-        if not _is_plain(table):
-            raise NetfilterError(errno.EINVAL, f"table {table!r} has a name that cannot be written")
-        self.load(f"delete table {family} {table}\n")
+    def remove_named(self, family: str, table: str) -> None:
+        """Delete tables by their name; a name that cannot be written may be that of several. Raises OSError."""
+        with self._lock:
+            found = [
+                each for each in netlink.tables(self._talk) if (each.family, each.name) == (family, table)
+            ]
+            netlink.delete_tables(self._talk, found)
+
+    def remove_rules(self, rules: Sequence[netlink.Rule], generation: int) -> None:
+        """Delete rules in one commit. Raises OSError: ERESTART where somebody has committed since `generation`."""
+        with self._lock:
+            netlink.delete_rules(self._talk, rules, generation)
 
     def withdraw(self) -> bool:
-        """Delete our own tables, all in one batch; return whether one was there. Raises NetfilterError."""
+        """Delete our own tables, all in one commit; return whether one was there. What others hold is theirs. Raises OSError."""
         with self._lock:
-            own = [each for each in netlink.tables(self._talk) if is_ours(each.name)]
-        if own:
-            self.load("".join(f"delete table {each.family} {each.name}\n" for each in own))
+            found = [each for each in netlink.tables(self._talk) if is_ours(each.name)]
+            own = [each for each in found if each not in held(found)]
+            with contextlib.suppress(Outrun):
+                self._add_counts()
+            netlink.delete_tables(self._talk, own)
+            self._tally.begun_anew()
         return bool(own)
 
-    def cut_now(self, cut: Cut, keep: Iterable[flows.Peer]) -> tuple[int, int]:
-        """Isolate at once: commit the cut, then end open flows but those to `keep`.
+    def cut_now(self, cut: Cut) -> tuple[int, int]:
+        """Isolate at once: commit the cut, then end open flows but those that it keeps.
 
-        Returns (connection tracking entries deleted, sockets destroyed). Raises NetfilterError, OSError; once the
-        commit is done packets are dropped whatever fails after it. An interface that has gone since the cut was
-        prepared does not hold it up: then the core stands at once, and the error comes last.
+        Returns (connection tracking entries deleted, sockets destroyed). Raises OSError, and only when every part was
+        tried: an interface that has gone since the cut was prepared holds nothing up.
         """
-        kept = tuple(keep)
-        refused: NetfilterError | None = None
-        self.load(cut.core)
-        try:
+        parts = Apart()
+        ended = [0, 0]
+        with parts.each():
+            self.load(cut.core)
+        with parts.each():
             if cut.links:
                 self.load(cut.links)
-        except NetfilterError as error:
-            refused = error
-        ended = self.flush_conntrack(kept), self.kill_sockets(kept)
-        if refused is not None:
-            raise refused
-        return ended
+        with parts.each():
+            ended[0] = self.flush_conntrack(cut.kept)
+        with parts.each():
+            ended[1] = self.kill_sockets(cut.kept)
+        parts.end()
+        return ended[0], ended[1]
 
-    def flush_conntrack(self, keep: Iterable[flows.Peer]) -> int:
+    def flush_conntrack(self, kept: Kept) -> int:
         """Delete connection tracking entries; see `agent.firewall.flows`."""
         with self._lock:
-            return flows.flush_conntrack(self._talk, keep)
+            return flows.flush_conntrack(self._talk, flows.Here(self._routes), kept)
 
-    def kill_sockets(self, keep: Iterable[flows.Peer]) -> int:
+    def kill_sockets(self, kept: Kept) -> int:
         """Destroy connected sockets; see `agent.firewall.flows`."""
         with self._lock:
-            return flows.kill_sockets(self._sockets, keep)
+            return flows.kill_sockets(self._sockets, flows.Here(self._routes), kept)
 
     def close(self) -> None:
         """Give back the sockets. The rules stay: an agent that ends never opens the fence."""
         self._talk.close()
         self._sockets.close()
         self._routes.close()
-
-
-def _is_plain(name: str) -> bool:
-    """Tell whether a name that others chose can be written into a command as it stands."""
-    return re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name) is not None
-
-
-def _listing(within: nftables.Nftables, talk: netlink.Talk, wanted: tuple[str, str]) -> Canonical:
-    family, table = wanted
-    for present in netlink.tables(talk):
-        if (present.family, present.name) == wanted:
-            if present.flags:
-                # Never listed: ours has no flags, and older libraries read freed memory when they print them.
-                names = [name for bit, name in _FLAG_NAMES.items() if present.flags & bit]
-                return {f"{family} {table} table {table}": (f"flags {' '.join(names) or present.flags}",)}
-            return compare.canonical(parsed(run(within, f"list table {family} {table}")))
-    return {}
-
-
-def _own(
-    within: nftables.Nftables, talk: netlink.Talk, tables: tuple[tuple[str, str], ...] = OWN_TABLES
-) -> Canonical:
-    return {key: lines for table in tables for key, lines in _listing(within, talk, table).items()}
-
-
-def _loaded(text: str, tables: tuple[tuple[str, str], ...]) -> Canonical:
-    own = context()
-    try:
-        run(own, link.on_loopback(text))
-    except NetfilterError as error:
-        raise Rejected("firewall.refused", str(error.strerror)) from None
-    talk = netlink.Talk()
-    try:
-        return _own(own, talk, tables)
-    finally:
-        talk.close()
-
-
-def _in_own_namespace(work: Callable[[], T]) -> T:
-    """Run `work` on a thread with a network namespace of its own, which ends with it."""
-    results: list[T] = []
-    errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            libc = ctypes.CDLL(None, use_errno=True)
-            if libc.unshare(_CLONE_NEWNET) != 0:
-                code = ctypes.get_errno()
-                raise NetfilterError(code, f"unshare: {os.strerror(code)}")
-            results.append(work())
-        except (OSError, Rejected, ValueError) as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, name="nftables-dry-run")
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]

@@ -133,10 +133,10 @@ class PackageDatabase:
         A link, which has no content, is there with an empty digest. Raises OSError if there is no dpkg.
         """
         # The last two parts are what a path has left where `/lib` is a link to `/usr/lib`.
-        needles = [
-            ("/".join(folder.strip("/").split("/")[-2:]) + "/" * folder.endswith("/")).encode()
-            for folder in folders
-        ]
+        ends = dict.fromkeys(
+            "/".join(folder.strip("/").split("/")[-2:]) + "/" * folder.endswith("/") for folder in folders
+        )
+        needles = [end.encode() for end in ends]
         base = self._root / "var/lib/dpkg"
         status = (base / "status").read_text("utf-8", "surrogateescape")
         tails = tuple(needle.decode() for needle in needles)

@@ -34,13 +34,16 @@ class Permits:
     ) -> None:
         """`boottime_s`: now."""
         host, netfilter = around
+        self._store = keeping[0]
         self.grants = GrantBook(hold, netfilter, tell, boot_id=host.boot_id)
         self.glass = BreakGlass(hold, *keeping, tell, boot_id=host.boot_id, boottime_s=boottime_s)
 
     def over(self, planned: Stance, now: float, boottime_s: float) -> tuple[Stance, tuple[OpenGrant, ...]]:
         """Return the stance that is to be held, and the grants that are open under it."""
         held = self.glass.through(planned, boottime_s)
-        return held, self.grants.open_now(held.posture, now, boottime_s)
+        opened = self.grants.open_now(held.posture, now, boottime_s)
+        self._store.mark_grants(is_open=any(grant.usb or grant.accounts for grant in opened))
+        return held, opened
 
 
 def standing(requests: Iterable[Request], held: Stance) -> list[directives.Response]:

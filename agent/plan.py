@@ -3,7 +3,7 @@
 `settle` decides about the baseline (fetch, apply, confirm, revert), `stance` about posture and fences, `contest`
 about a firewall that somebody fights over, `to_repair` about drifts, `tell` about events. The loop carries out what is returned and decides nothing itself.
 
-Refuses: to take back an isolation that was ordered; to read silence of a controller that was away before as
+Refuses: to take back an isolation, whoever brought it about; to read silence of a controller that was away before as
 the fault of a new baseline; to try again, under the same directive, a baseline that failed here.
 """
 
@@ -14,10 +14,15 @@ from typing import Literal, NamedTuple
 
 from agent.responses import Told, Wanted
 from contract.directive import Directive, WantedBaseline
-from contract.messages import BaselineRef, Drift, Mode, Posture
+from contract.messages import BaselineRef, Drift, Mode, Posture, never_more
 
+Occasion = Literal["routine", "boot", "adoption", "order"]
+"""Why it is looked at a section: as always, also when the agent starts again; for the first time in a boot; because
+another baseline was put in force; because an order changed what is wanted."""
 MAX_PENDING_STARTS = 3
 """An agent that came up so often under one unconfirmed baseline is being killed by it."""
+MAX_NAMED = 8
+"""Keys that the summary of one event names; its detail has more."""
 
 
 class Facts(NamedTuple):
@@ -32,6 +37,8 @@ class Facts(NamedTuple):
     pending_had_contact: bool
     pending_answered: bool
     """A report that named it as pending was answered, in a session dialled after it was put in force."""
+    not_in_force: str
+    """What of its firewall rules the kernel does not hold as wanted; empty where it holds all."""
     turned_down: Mapping[str, int]
     ready: WantedBaseline | None
     """Fetched and verified, waiting to be put in force."""
@@ -61,7 +68,9 @@ class Confirm(NamedTuple):
 class Revert(NamedTuple):
     """Put last-good (or lock-down) back in force."""
 
-    code: Literal["baseline.no-confirmation", "baseline.crashes", "baseline.withdrawn"]
+    code: Literal[
+        "baseline.no-confirmation", "baseline.not-in-force", "baseline.crashes", "baseline.withdrawn"
+    ]
     reason: str
 
 
@@ -74,13 +83,18 @@ def same(ref: BaselineRef | None, wanted: WantedBaseline) -> bool:
 
 
 def settle(facts: Facts) -> Step:
-    """Return the next step of the baseline: verify -> pending -> apply -> confirm, or back to last-good."""
+    """Return the next step of the baseline: verify -> pending -> apply -> confirm, or back to last-good.
+
+    An answer alone confirms nothing: it may have come through the rules before, where the new ones were not taken.
+    """
     wanted = facts.directive.baseline if facts.directive is not None else None
     if facts.pending is not None:
-        if facts.pending_answered:
+        if facts.pending_answered and not facts.not_in_force:
             return Confirm()
         if facts.pending_starts > MAX_PENDING_STARTS:
             return Revert("baseline.crashes", f"{facts.pending_starts} starts without a confirmation")
+        if facts.not_in_force and facts.pending_for_s >= facts.confirm_s:
+            return Revert("baseline.not-in-force", f"{facts.confirm_s:g} s on: {facts.not_in_force}")
         if facts.pending_had_contact and facts.pending_for_s >= facts.confirm_s:
             return Revert("baseline.no-confirmation", f"no report went through within {facts.confirm_s:g} s")
         if wanted is not None and not same(facts.pending, wanted):
@@ -106,37 +120,52 @@ MANAGERS = frozenset(
 
 
 class Healing(NamedTuple):
-    """One burst of changes to one of our tables that was undone."""
+    """One burst of changes that was undone, or could not be because somebody holds it."""
 
     at: float
     """Wall clock."""
-    table: str
+    what: str
+    """Which of our tables, whose hold on one, or foreign rewriting."""
     by: str
     """As the culprit is described; empty where nobody knows."""
 
 
 def contest(
-    before: Sequence[Healing], healed: Iterable[Drift], now: float, *, times: int, within_s: float
+    before: Sequence[Healing], fought: Iterable[Drift], now: float, *, times: int, within_s: float
 ) -> tuple[tuple[Healing, ...], str]:
     """Return what is to be remembered, and why the node must isolate itself: empty as long as it need not.
 
     The same table, healed in `times` bursts within `within_s`, is fought over: whoever does it wants these rules gone
-    and will be faster one day. Several commits in a moment are one burst; a clock that jumps forgets.
+    and will be faster one day. So is a table that another process holds, and rewriting past our rules that comes back or cannot be
+    taken out, seen as often. Several commits in a moment are one burst; a clock that jumps forgets.
     """
     kept = [each for each in before if 0 <= now - each.at < within_s]
-    for drift in healed:
-        family, _, rest = drift.key.partition(" ")
-        table = f"{family} {rest.partition(' ')[0]}"
+    for drift in fought:
+        what = _fought_over(drift.key)
         burst_s = MANAGER_BURST_S if _is_manager(drift.culprit) else BURST_S
-        if not any(each.table == table and now - each.at < burst_s for each in kept):
-            kept.append(Healing(now, table, drift.culprit))
-    for table in sorted({each.table for each in kept}):
-        found = [each for each in kept if each.table == table]
+        if not any(each.what == what and now - each.at < burst_s for each in kept):
+            kept.append(Healing(now, what, drift.culprit))
+    for what in sorted({each.what for each in kept}):
+        found = [each for each in kept if each.what == what]
         if len(found) >= times:
             by = found[-1].by or "an unknown process"
             took_s = now - found[0].at
-            return (), f"table {table} was healed {len(found)} times within {took_s:.0f} s, last after {by}"
+            said = f"{what} was found" if what.startswith((_HOLD, _REWRITING)) else f"table {what} was healed"
+            return (), f"{said} {len(found)} times within {took_s:.0f} s, last after {by}"
     return tuple(kept), ""
+
+
+_HOLD = "another process's hold on "
+_REWRITING = "rewriting past our rules"
+
+
+def _fought_over(key: str) -> str:
+    """Return what a drift's key is about; a foreign table is given another name too easily to count by it."""
+    if key.startswith("foreign:"):
+        return _REWRITING
+    family, _, rest = key.partition(" ")
+    name, _, what = rest.partition(" ")
+    return f"{_HOLD if what == 'owner' else ''}{family} {name}"
 
 
 def _is_manager(culprit: str) -> bool:
@@ -150,6 +179,8 @@ class Stance(NamedTuple):
     posture: Posture
     fenced: tuple[str, ...]
     reason: str
+    by_silence: bool = False
+    """Isolated because nobody answers: to be written down, so that no answer ends it."""
 
 
 def stance(
@@ -159,13 +190,13 @@ def stance(
     offline_s: float,
     isolate_after_s: float | None,
     damaged: bool,
-    contested: str = "",
+    self_isolated: str = "",
 ) -> Stance:
-    """Return posture and fences. Isolation by anyone wins; nothing here ends one that a directive ordered."""
+    """Return posture and fences. Isolation by anyone wins; nothing here ends one, ordered or the node's own."""
     wanted = list(wanted)
     fenced = tuple(sorted({address for each in wanted for address in each.fenced}))
-    if contested:
-        return Stance("isolated", fenced, contested)
+    if self_isolated:
+        return Stance("isolated", fenced, self_isolated)
     if directive is None:
         if damaged:
             return Stance("isolated", fenced, "the node's state was damaged")
@@ -178,7 +209,9 @@ def stance(
     if any(each.posture == "isolated" for each in wanted):
         return Stance("isolated", fenced, reason or "ordered by the controller")
     if isolate_after_s is not None and offline_s >= isolate_after_s:
-        return Stance("isolated", fenced, f"no answer of the controller for {offline_s:.0f} s")
+        return Stance(
+            "isolated", fenced, f"no answer of the controller for {offline_s:.0f} s", by_silence=True
+        )
     return Stance(posture, fenced, reason)
 
 
@@ -195,6 +228,33 @@ def to_repair(section: str, mode: Mode, held: Stance, drifts: Sequence[Drift]) -
 def about(key: str, path: str) -> bool:
     """Tell whether a drift's key speaks of a file: "/etc/x", "/etc/x mode"."""
     return key == path or key.startswith(f"{path} ")
+
+
+def put_right(
+    section: str, occasion: Occasion, mended: Sequence[Drift], kept: Mapping[str, Mapping[str, str]]
+) -> list[Told]:
+    """Return one event, or none, for what was mended while a baseline was put in force, at boot or anew.
+
+    A warning where something that stood on disk was removed or overwritten: somebody put it there. `kept` is as for `tell`.
+    """
+    if not (mended or kept):
+        return []
+    keys = [each.key for each in mended if not any(about(each.key, path) for path in kept)]
+    records = [f"{path} ({detail.get('kept') or 'not kept'})" for path, detail in kept.items()]
+    when = "at the first look after a start" if occasion == "boot" else "when the baseline was put in force"
+    named = [*kept, *keys]
+    shown = ", ".join(named[:MAX_NAMED]) + (
+        f" and {len(named) - MAX_NAMED} more" if named[MAX_NAMED:] else ""
+    )
+    detail = {"count": str(len(named)), "keys": ", ".join(keys), "kept": ", ".join(records)}
+    return [
+        Told(
+            kind=f"{section}.put-right",
+            severity="warning" if kept else "info",
+            summary=never_more(f"put right {when}: {shown}", 512),
+            detail={key: never_more(value, 2048) for key, value in detail.items() if value},
+        )
+    ]
 
 
 def tell(

@@ -1,4 +1,4 @@
-"""Processes and sockets as procfs shows them, in words for people. Reads only; used through `agent.host.Host`.
+"""Processes and sockets as procfs shows them, in words for people, and their end. Used through `agent.host.Host`.
 
 A process chooses its own name and arguments: they are made printable and are never taken as proof of anything.
 """
@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from agent.lastlook import LastLook, Program, last_look, program_of
 from agent.sockettable import SocketTable
 
 _MAX_COMMAND_CHARS = 300
 _MAX_STATUS_BYTES = 8192
-_DEATH_S = 0.2
+DEATH_S = 0.2
 """Longest wait for a killed process: the firewall is the same thread's work."""
 
 
@@ -46,6 +48,9 @@ class ProcTree:
 
     def __init__(self, root: Path, breathe: Callable[[], None] = lambda: None) -> None:
         self.root = root
+        self.on_end: Callable[[LastLook, Program], None] | None = None
+        """Called with what a process was, once it was ended."""
+        self._breathe = breathe
         self._sockets = SocketTable(root, breathe)
 
     def describe(self, pid: int) -> str:
@@ -97,8 +102,7 @@ class ProcTree:
             return
         try:
             if listener in self.listeners():
-                signal.pidfd_send_signal(handle, signal.SIGKILL)
-                select.select([handle], [], [], _DEATH_S)  # its sockets are gone when it is
+                self.kill(listener.pid, handle)
         finally:
             os.close(handle)
 
@@ -125,11 +129,37 @@ class ProcTree:
                 continue
             try:
                 if self._belongs(pid, uid):
-                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    self.kill(pid, handle, wait_s=0.0)
             except ProcessLookupError:
                 pass
             finally:
                 os.close(handle)
+
+    def kill(self, pid: int, handle: int, wait_s: float = DEATH_S) -> None:
+        """Kill a process that a descriptor holds, and wait a little until it is gone. Raises OSError.
+
+        It is stopped first: it does nothing more while it is looked at.
+        """
+        signal.pidfd_send_signal(handle, signal.SIGSTOP)
+        with self.ending([pid]):
+            signal.pidfd_send_signal(handle, signal.SIGKILL)
+            select.select([handle], [], [], wait_s)  # its sockets are gone when it is
+
+    @contextmanager
+    def ending(self, pids: Iterable[int]) -> Iterator[None]:
+        """Look at processes that are ended inside, and hand on what was seen after that."""
+        if self.on_end is None:
+            yield
+            return
+        found = [last_look(self.root, pid, self._sockets) for pid in pids]
+        looks = [look for look in found if look is not None]
+        try:
+            yield
+        finally:
+            for look in looks:
+                self.on_end(look, program_of(look, self._breathe))
+                if look.descriptor >= 0:
+                    os.close(look.descriptor)
 
     def _belongs(self, pid: int, uid: int) -> bool:
         try:

@@ -28,6 +28,8 @@ S = TypeVar("S", bound=Struct)
 
 _MAGIC = b"RINGFENCE-STATE-1\n"
 _SUM_BYTES = 32
+_GRANTS_OPEN = "grants-open"
+"""Also in packaging/systemd/ringfence-grants.path."""
 MAX_RECORD_BYTES = 8 * 1024 * 1024
 
 
@@ -95,8 +97,10 @@ class State(Record, frozen=True, kw_only=True):
     """Names of the responses that were applied and must be undone when they are no longer wanted."""
     healings: list[tuple[float, str, str]] = []
     """When (wall clock) which of our tables was healed, and after whom: what `plan.contest` counts."""
-    contested: str = ""
-    """Why this node has isolated itself over its firewall; until a directive that isolates takes over."""
+    self_isolated: str = msgspec.field(default="", name="contested")
+    """Why this node has isolated itself: over its firewall, or in silence. Until a person releases it (`contract.directive`)."""
+    self_isolated_under: int = 0
+    """The highest directive number of then: only a release of a later one is meant."""
     boot_id: str = ""
     """Boot in which the rules were last put in force: a difference found later in the same boot is somebody's doing."""
     grants: dict[int, Kept] = {}
@@ -164,6 +168,20 @@ class Store:
         """Write down that a code was used; on disk when this returns. Raises OSError."""
         lines = "".join(f"{each}\n" for each in sorted({*self.used_codes(), code}))
         replace_file(self.folder / "break-glass.used", lines.encode())
+
+    def mark_grants(self, *, is_open: bool) -> None:
+        """Mark the folder while a grant is open whose end is not the kernel's: `agent.grantends` waits beside the agent.
+
+        Where the disk takes nothing there is no mark; what is open ends by the agent alone.
+        """
+        mark = self.folder / _GRANTS_OPEN
+        with contextlib.suppress(OSError):
+            if is_open != mark.exists():
+                mark.touch(0o600) if is_open else mark.unlink()
+
+    def grants_open(self) -> bool:
+        """Tell whether the folder is marked so."""
+        return (self.folder / _GRANTS_OPEN).exists()
 
     def keys(self, make: Callable[[], Keys]) -> Keys:
         """Return the node's keys, made and stored first where there are none. Raises Damaged, OSError."""

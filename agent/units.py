@@ -1,7 +1,7 @@
 """systemd's unit folders as they lie on disk: unit files, drop-ins, masks, aliases, and links that pull a unit in.
 
-Reads the folders as systemd.unit(5) and `systemctl --root` do; asks no running systemd and never makes it reload. What was
-made at run time by generators and as transient units is not here.
+Reads the folders as systemd.unit(5) and `systemctl --root` do, of the system and of its users; asks no running systemd and never
+makes it reload. What generators write at every boot is not here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,29 @@ LOCAL = (
     "/usr/local/lib/systemd/system",
 )
 VENDOR = ("/usr/lib/systemd/system",)
+XDG_USERS = "/etc/xdg/systemd/user"
+"""By packages a link to the next one, and told as a file; looked into where it is a folder of its own."""
+USERS_LOCAL = (
+    XDG_USERS,
+    "/etc/systemd/user",
+    "/run/systemd/user",
+    "/usr/local/share/systemd/user",
+    "/usr/local/lib/systemd/user",
+)
+USERS_VENDOR = ("/usr/share/systemd/user", "/usr/lib/systemd/user")
+"""Units that run under each user's own systemd."""
+HOME = (".config/systemd/user.control", ".config/systemd/user", ".local/share/systemd/user")
+"""The same of one user, below the home folder."""
+TRANSIENT = "/run/systemd/transient"
+"""What `systemd-run` and programs like it have made since boot."""
+RUN_USERS = "/run/user"
+RUN_USER = ("systemd/user.control", "systemd/transient", "systemd/user")
+"""Below a folder of RUN_USERS that is named after the user's number."""
 ETC = "/etc/systemd/system"
 MASK = "/dev/null"
 _UNIT = re.compile(r".+\.(service|socket|device|mount|automount|swap|target|path|timer|slice|scope)")
+_STARTS = re.compile(r".+\.(service|socket|mount|automount|path|timer)(\.d)?")
+"""Kinds of transient units that start something; a scope takes in what runs already, a slice holds others."""
 _PULL = re.compile(r".+\.(wants|requires|upholds)")
 
 Kind = Literal["unit", "drop-in", "mask", "alias", "pull"]
@@ -44,13 +64,20 @@ class Piece(NamedTuple):
 def pieces(tree: Tree, folders: tuple[str, ...]) -> Iterator[Piece]:
     """Yield what is in some unit folders; one that is not there has nothing. Raises OSError."""
     for folder in folders:
-        local = folder not in VENDOR
+        local = folder not in (*VENDOR, *USERS_VENDOR)
         for entry in listed(tree, folder):
             path = f"{folder}/{entry.name}"
             if entry.kind == "folder":
                 yield from _inner(tree, path, entry.name, local)
             elif _UNIT.fullmatch(entry.name):
                 yield _piece(path, entry, local)
+
+
+def starting(tree: Tree, folder: str) -> Iterator[Piece]:
+    """Yield the transient units in a folder, and their drop-ins, that start something. Raises OSError."""
+    for piece in pieces(tree, (folder,)):
+        if _STARTS.fullmatch(piece.path.removeprefix(f"{folder}/").partition("/")[0]):
+            yield piece
 
 
 def listed(tree: Tree, folder: str) -> list[Entry]:

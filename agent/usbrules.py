@@ -159,6 +159,8 @@ class Verdict(NamedTuple):
     """Why it is shut out."""
     kept: bool = False
     """It stays as it is, whatever that is."""
+    granted: bool = False
+    """It works by a grant."""
 
 
 class _Seats:
@@ -214,7 +216,7 @@ def _judge(policy: Policy, device: UsbDevice, seats: _Seats) -> Verdict:
     granted = policy.granted.get(f"{device.vendor}:{device.product}", ())
     taken = {each.name: any(matches(pattern, each.kind) for pattern in granted) for each in device.interfaces}
     if any(matches(pattern, kind) for pattern in granted for kind in device.kinds()):
-        return Verdict(True, taken, "")
+        return Verdict(True, taken, "", granted=True)
     if present and policy.present == "allow":
         return Verdict(True, {each.name: True for each in device.interfaces}, "")
     if present and policy.present == "block":

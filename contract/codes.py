@@ -85,7 +85,10 @@ CODES: Final[dict[str, tuple[str, str]]] = {
         "the log holds no SHA-256 digests",
         "switch the TPM's SHA-256 bank on in the firmware",
     ),
-    "eventlog.no-bank": ("the log holds no digests of the bank asked for", "ask for a bank that it has"),
+    "eventlog.no-bank": (
+        "the log holds no digests of the bank asked for, or they are of a kind that nothing here makes",
+        "read that bank with another program; no other than SHA-256 is judged",
+    ),
     "eventlog.digests": ("an event's digests are not those of the table", _ANOTHER_FILE),
     "eventlog.pcr-index": ("an event names a PCR that does not exist", _ANOTHER_FILE),
     "eventlog.locality": ("the record of PCR 0's start value is misplaced, doubled or malformed", _TAMPERED),
@@ -93,7 +96,6 @@ CODES: Final[dict[str, tuple[str, str]]] = {
         "the log does not lead to the PCR's value: an event was changed, added, removed or is of another boot",
         "fetch log and quote of the same boot; if the running system extends this PCR, name it in `runtime_pcrs`",
     ),
-    "eventlog.not-quoted": ("the policy names a PCR that the quote does not cover", "quote that PCR as well"),
     "eventlog.data": ("an event's data is not what its digest was made of", _TAMPERED),
     "eventlog.separator": (
         "a PCR has no separator, two, or one that reports an error",

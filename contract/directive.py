@@ -48,6 +48,8 @@ class Directive(Message, frozen=True, kw_only=True):
     responses: Annotated[list[Response], Meta(max_length=64)] = field(default_factory=list)
     grants: Annotated[list[Grant], Meta(max_length=MAX_GRANTS)] = field(default_factory=list)
     """All that are open or to be opened; one that is left out is revoked. The signed baseline bounds each."""
+    release: Count = 0
+    """A person has released this node: what it had isolated itself over before it accepted this number is over. 0: nobody has."""
     break_glass: Annotated[list[CodeHash], Meta(max_length=MAX_CODES)] = field(default_factory=list)
     """Codes that work offline. One that is left out does not, and what it opened is closed."""
 

@@ -148,6 +148,8 @@ def describe(event: Event) -> str:
 
 def _text(kind: int, data: bytes) -> str:
     """Return what the data says, in short. Raises Rejected `uefi.*`."""
+    if kind in _TEXTS:
+        return ipl_text(data)
     if kind in VARIABLES:
         found = uefi.parse_variable(data)
         shown = found.value.hex() if len(found.value) <= 8 else f"{len(found.value)} bytes"
@@ -158,8 +160,6 @@ def _text(kind: int, data: bytes) -> str:
         return f"{name} ({image.size_bytes} bytes)" if name else f"image of {image.size_bytes} bytes"
     if kind == ev.EV_S_CRTM_VERSION:
         return version_text(data)
-    if kind in _TEXTS:
-        return ipl_text(data)
     if kind in (ev.EV_EFI_PLATFORM_FIRMWARE_BLOB, ev.EV_EFI_PLATFORM_FIRMWARE_BLOB2):
         old = kind == ev.EV_EFI_PLATFORM_FIRMWARE_BLOB
         blob = uefi.parse_blob(data) if old else uefi.parse_blob2(data)

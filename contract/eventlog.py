@@ -33,6 +33,17 @@ MAX_EVENTS: Final = 8192
 MAX_ALGORITHMS: Final = 8
 # TPM_ALG_ID to digest size: SHA-1, SHA-256, SHA-384, SHA-512, SM3-256, SHA3-256, SHA3-384, SHA3-512.
 _SIZES: Final = {SHA1: 20, SHA256: 32, 0x0C: 48, 0x0D: 64, 0x12: 32, 0x27: 32, 0x28: 48, 0x29: 64}
+BANKS: Final = {
+    SHA1: "sha1",
+    SHA256: "sha256",
+    0x0C: "sha384",
+    0x0D: "sha512",
+    0x12: "sm3_256",
+    0x27: "sha3_256",
+    0x28: "sha3_384",
+    0x29: "sha3_512",
+}
+"""TPM_ALG_ID to the name that tpm2-tools has for it."""
 _SPEC_ID: Final = b"Spec ID Event03\0"
 _LOCALITY: Final = b"StartupLocality\0"
 _FIRST = Struct("<II20sI")  # TCG_PCClientPCREvent, the old layout: pcrIndex, eventType, SHA-1, eventDataSize
@@ -76,7 +87,7 @@ class Event(Record, frozen=True, gc=False):
     @property
     def type_name(self) -> str:
         """Return the name of the type, or its number."""
-        return eventtypes.EVENT_TYPES.get(self.type, f"{self.type:#010x}")
+        return eventtypes.EVENT_TYPES.get(self.type) or f"{self.type:#010x}"
 
 
 class EventLog(Record, frozen=True):
@@ -85,8 +96,8 @@ class EventLog(Record, frozen=True):
     events: tuple[Event, ...]
     """Without the record that names the algorithms."""
     startup_locality: int
-    sha256: bytes
-    """Of the log's bytes: what `binding.qualifying_data` takes."""
+    replayed: Mapping[int, bytes]
+    """PCR values, of the log's bank, that it leads to, for each PCR that it extends."""
     bank: int = SHA256
     """TPM_ALG_ID of the digests in `events`."""
 
@@ -129,15 +140,19 @@ def parse_event_log(untrusted: bytes, bank: int = SHA256) -> EventLog:
     _check_size(untrusted)
     if _is_crypto_agile(untrusted):
         algorithms, at = _header(untrusted)
-        if bank not in _HASHES or all(algorithm != bank for algorithm, _ in algorithms):
-            raise _no_bank(bank, f"algorithms {[f'{algorithm:#06x}' for algorithm, _ in algorithms]}")
+        present = [algorithm for algorithm, _ in algorithms]
+        if bank not in present:
+            raise _no_bank(bank, f"found {', '.join(BANKS[each] for each in present)}")
+        if bank not in _HASHES:
+            raise _no_bank(bank, "nothing here makes such hashes")
         events = _events(untrusted, at, algorithms, bank)
     elif bank == SHA1:
         events = _old_events(untrusted)
     else:
         # Logs without that record hold SHA-1 digests only.
-        raise _no_bank(bank, "no Spec ID Event03, so a SHA-1 log")
-    return EventLog(tuple(events), _startup_locality(events), sha256(untrusted).digest(), bank)
+        raise _no_bank(bank, "found sha1 (no Spec ID Event03)")
+    locality = _startup_locality(events)
+    return EventLog(tuple(events), locality, _replayed(events, locality, bank), bank)
 
 
 def _check_size(untrusted: bytes) -> None:
@@ -147,10 +162,9 @@ def _check_size(untrusted: bytes) -> None:
         raise Rejected("eventlog.too-large", f"{len(untrusted)} bytes, at most {MAX_EVENT_LOG_BYTES}")
 
 
-def _no_bank(bank: int, found: str) -> Rejected:
-    if bank == SHA256:
-        return Rejected("eventlog.no-sha256", f"offset 0, event 0: {found}")
-    return Rejected("eventlog.no-bank", f"offset 0, event 0: wanted bank {bank:#06x}, found {found}")
+def _no_bank(bank: int, why: str) -> Rejected:
+    code = "eventlog.no-sha256" if bank == SHA256 else "eventlog.no-bank"
+    return Rejected(code, f"offset 0, event 0: wanted bank {BANKS.get(bank, f'{bank:#06x}')}, {why}")
 
 
 def _is_crypto_agile(untrusted: bytes) -> bool:
@@ -309,17 +323,21 @@ def start_value(pcr: int, startup_locality: int = 0, size: int = 32) -> bytes:
     return (startup_locality if pcr == 0 else 0).to_bytes(size, "big")
 
 
-def replay(log: EventLog) -> dict[int, bytes]:
-    """Return the PCR values, of the log's bank, that the log leads to, for each PCR that it extends."""
-    hashed, size, locality = hash_of(log.bank), _SIZES[log.bank], log.startup_locality
+def _replayed(events: list[Event], locality: int, bank: int) -> dict[int, bytes]:
+    hashed, size = hash_of(bank), _SIZES[bank]
     pcrs: dict[int, bytes] = {}
-    for event in log.events:
+    for event in events:
         if event.type == EV_NO_ACTION:
             continue
         pcr = event.pcr
         value = pcrs.get(pcr) or start_value(pcr, locality, size)
         pcrs[pcr] = hashed(value + event.digest).digest()
     return pcrs
+
+
+def replay(log: EventLog) -> Mapping[int, bytes]:
+    """Return the PCR values, of the log's bank, that the log leads to, for each PCR that it extends."""
+    return log.replayed
 
 
 def explain(log: EventLog, quoted_pcrs: Mapping[int, bytes], runtime_pcrs: Collection[int]) -> list[Finding]:
@@ -366,18 +384,3 @@ def coverage(log: EventLog, quoted_pcrs: Mapping[int, bytes], runtime_pcrs: Coll
         frozenset(unexplained),
         frozenset(replayed.keys() - quoted_pcrs.keys()),
     )
-
-
-def unquoted(log: EventLog, quoted_pcrs: Collection[int], wanted_pcrs: Collection[int]) -> list[Finding]:
-    """Return a finding `eventlog.not-quoted` for each PCR that a policy names and the log extends, and no quote proves."""
-    extended = {event.pcr: event.index for event in reversed(log.events) if event.type != EV_NO_ACTION}
-    return [
-        Finding(
-            code="eventlog.not-quoted",
-            detail=f"PCR {pcr}: the log extends it from event {extended[pcr]} on, and the quote does not cover it",
-            pcr=pcr,
-            event=extended[pcr],
-        )
-        for pcr in sorted(wanted_pcrs)
-        if pcr in extended and pcr not in quoted_pcrs
-    ]

@@ -18,8 +18,9 @@ from msgspec import Struct as Record
 from msgspec.structs import replace
 
 from contract.imalog import MAX_LOG_BYTES, where
-from contract.imarules import ImaRules
-from contract.imawalk import NOTHING, PCR, Bank, OpenFile, PackageUpdate, Shown, Walk, unknown_text
+from contract.imanotes import NOTHING, PCR, OpenFile, PackageUpdate, Shown, unknown_text
+from contract.imarules import Explanation, ImaRules
+from contract.imawalk import Bank, Walk
 from contract.messages import Count, Digest, Finding, Message, PackageChange
 
 __all__ = [
@@ -83,6 +84,7 @@ class ImaCounts(Record, frozen=True, kw_only=True):
 
 
 NO_COUNTS: Final = ImaCounts()
+_NO_EXPLANATIONS: Final[dict[tuple[str, bytes], Explanation]] = {}
 
 
 class ImaResult(Record, frozen=True, kw_only=True):
@@ -133,7 +135,7 @@ def follow(
         return _unmet(rules, state, refused)
     if state.pcr == quoted_pcr10 and state.bank and not (changes or state.reports or untrusted_lines):
         return ImaResult(state=state, findings=_findings(state.shown, state.bank), caught_up=True)
-    explanations = rules.explanations(changes)
+    explanations = rules.explanations(changes) if changes else _NO_EXPLANATIONS
     walk = Walk(rules, state.shown, boot_pcrs, explanations)
     bank: Bank = state.bank or "sha256"
     value = state.padded_pcr if bank == "sha1" else state.pcr
@@ -149,7 +151,7 @@ def follow(
         padded = other.value
         bank = "sha256" if walk.met else "sha1" if other.met else ""
         walk = other if other.met else walk
-    shown = walk.shown()
+    shown = walk.notes.shown()
     after = ImaState(
         lines=walk.lines,
         offset=offset + walk.at,
@@ -220,6 +222,8 @@ def _unmet(
 
 def _findings(found: Shown, bank: Bank) -> list[Finding]:
     """Return everything that the proved lines have shown in this boot, upgrades as one."""
+    if found is NOTHING and bank == "sha256":
+        return []
     findings = list(found.findings)
     if bank == "sha1":
         detail = (

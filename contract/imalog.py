@@ -207,6 +207,11 @@ def _usual(layout: tuple[str, ...], data: bytes) -> Fields | None:
     return Fields(b"sha256", data[12:44], name[:-1], b"ima", third)
 
 
+def file_fields(name: bytes, digest: bytes) -> bytes:
+    """Return the fields `d-ng` and `n-ng` of a file with this SHA-256, as they stand in a line."""
+    return b"%b%b%b%b\0" % (_USUAL, digest, _U32.pack(len(name) + 1), name)
+
+
 def _values(layout: tuple[str, ...], data: bytes) -> list[bytes]:
     """Return as many length-prefixed values as the layout has; they fill the data exactly."""
     values = []

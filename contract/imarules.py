@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from struct import Struct
 from typing import Final, NamedTuple
 
 import msgspec
 
-from contract.imalog import Fields, shown
+from contract.imalog import Fields, file_fields, shown
 from contract.imapolicy import ImaPolicy
 from contract.imasig import Signer, key_id_of, load_signer, verifies
 from contract.messages import PackageChange
@@ -26,7 +27,35 @@ MAX_REMEMBERED_LINE_BYTES: Final = 4096
 MAX_NAME_BYTES: Final = 512
 """Of a path that a package change may name."""
 _SHA256: Final = b"sha256"
+_DIGEST_BYTES: Final = 32
 _NUMBERS = re.compile(r"[0-9]+(?:[.~+_-][0-9]+)*")
+
+
+class Plain(NamedTuple):
+    """Lines of one template that can be judged without reading their fields one by one.
+
+    A line of which `raw[head:cut]` is in `ImaRules.files` begins like that of a file that is allowed: those bytes hold their
+    own lengths. It is good if it is of this template and of PCR 10, ends there (`closing`) and has the hash of its data.
+    """
+
+    head: int
+    """Where the data begins."""
+    cut: int | None
+    """Where `d-ng` and `n-ng` end, from the line's end."""
+    unpack: Callable[[bytes], tuple[int, bytes, bytes, int]]
+    """Reads the head of a line: PCR, SHA-1 of the data, template with its length, length of the data."""
+    template: bytes
+    closing: bytes
+    """What stands behind the file's fields: no signature."""
+
+
+_NG, _SIG = Struct("<I20s10sI"), Struct("<I20s11sI")
+PLAIN: Final = {
+    b"ima-ng": Plain(_NG.size, None, _NG.unpack_from, b"\6\0\0\0ima-ng", b""),
+    b"ima-sig": Plain(_SIG.size, -4, _SIG.unpack_from, b"\7\0\0\0ima-sig", bytes(4)),
+}
+NOT_PLAIN: Final = Plain(0, 0, _SIG.unpack_from, b"", b"")
+"""Stands for any other template: no line is found."""
 
 
 class Verdict(NamedTuple):
@@ -63,8 +92,10 @@ class ImaRules:
         "_ignore",
         "_older",
         "_signers",
+        "files",
         "known",
         "policy",
+        "room",
         "sha256",
     )
 
@@ -74,8 +105,13 @@ class ImaRules:
         """A state that was judged by another policy does not fit."""
         self.known: dict[bytes, bytes] = {}
         """Record as it stands in the log to SHA-256 of its data. For the hot loop; see `recall` and `remember`."""
+        self.room = REMEMBERED_LINES // 2
+        """How many lines `known` may hold."""
         self._older: dict[bytes, bytes] = {}
+        self.files: set[bytes] = set()
+        """Files allowed by SHA-256, each as the fields `d-ng` and `n-ng` of its line. For the hot loop; see `Plain`."""
         self._allowed: dict[bytes, tuple[bytes, ...]] = {}
+        """Path to longer digests."""
         self._homes: dict[bytes, bytes] = {}
         self._ignore = policy.unknown_files == "ignore"
         self._exclude = PathRules(policy.exclude)
@@ -96,7 +132,12 @@ class ImaRules:
                 self._allow(raw, sha256)
 
     def _allow(self, path: bytes, digest: bytes) -> None:
-        self._allowed[path] = (*self._allowed.get(path, ()), digest)
+        if b"\0" in path:  # no file is called so, and a line that says it is malformed
+            return
+        if len(digest) == _DIGEST_BYTES:
+            self.files.add(file_fields(path, digest))
+        else:
+            self._allowed[path] = (*self._allowed.get(path, ()), digest)
         self._homes.setdefault(digest, path)
 
     def recall(self, raw: bytes) -> bytes | None:
@@ -110,7 +151,7 @@ class ImaRules:
         """Keep a line that speaks for itself, while there is room; `known` stays the same dict."""
         if len(raw) > MAX_REMEMBERED_LINE_BYTES:
             return
-        if len(self.known) >= REMEMBERED_LINES // 2:
+        if len(self.known) >= self.room:
             self._older = dict(self.known)
             self.known.clear()
         self.known[raw] = extension
@@ -126,7 +167,7 @@ class ImaRules:
         name, digest = fields.name, fields.digest
         if fields.buffer is not None:
             return self._judge_buffer(fields, fields.buffer)  # 1
-        if digest in self._allowed.get(name, ()) and fields.kind == b"ima":  # 2
+        if fields.kind == b"ima" and self._allows(fields):  # 2
             return None
         if self._ignore or self._exclude.match(name):
             return None
@@ -138,6 +179,11 @@ class ImaRules:
                 detail = f"'{shown(name)}': the signature of {signers[0].name} does not fit its content"
                 return Verdict("ima.signature", detail)
         return Unknown(self._homes.get(digest, b""))  # 4
+
+    def _allows(self, fields: Fields) -> bool:
+        if fields.algorithm == _SHA256:
+            return file_fields(fields.name, fields.digest) in self.files
+        return fields.digest in self._allowed.get(fields.name, ())
 
     def _judge_buffer(self, fields: Fields, buffer: bytes) -> Verdict | None:
         label = f"'{shown(fields.name)}'"

@@ -19,11 +19,13 @@ from msgspec import Struct as Record
 from msgspec.structs import replace
 
 from contract.auditkey import AuditKey
+from contract.binding import IMA_PCR
 from contract.boot import BootPolicy, judge_boot
 from contract.errors import Rejected
+from contract.eventlog import coverage
 from contract.imapolicy import ImaPolicy
 from contract.messages import Finding
-from contract.offlineclaims import boot_claims, ima_claims, pcr_claims, quote_claims
+from contract.offlineclaims import boot_claims, coverage_claims, ima_claims, pcr_claims, quote_claims
 from contract.offlinelogs import (
     ADVISORY_CODES,
     NOT_COMPARED,
@@ -85,7 +87,8 @@ def verify(given: Given) -> Verdict:
     4. the logs are well formed (`eventlog.*`, `ima.*`)
     5. the PCR values are those shown or, where none are, those that the logs lead to
     6. all checks of `contract.quote.verify_quote`: nonce, signer, values, untouched PCRs (`quote.*`; q01, q09, q10, q15, q20)
-    7. the logs lead to the quoted PCRs and hold what an honest machine writes (`eventlog.*`, `ima.*`)
+    7. the logs lead to the quoted PCRs and hold what an honest machine writes (`eventlog.*`, `ima.*`); PCRs that the
+       firmware log extends and the quote leaves out stand in the claims, as not proved
     8. boot and files are those of the policy (`boot.*`, `ima.*`), where one was given
 
     Raises Unusable where no PCR values are given and the logs given cannot hold them.
@@ -129,6 +132,7 @@ def _judge(
     claims["pcrs"] = pcr_claims(quote.pcrs, explained)
     if logs.event_log is not None:
         claims.update(boot_claims(logs.event_log, explained))
+        claims["coverage"] = coverage_claims(coverage(logs.event_log, quote.pcrs, runtime | {IMA_PCR}))
     if ima is not None and ima.caught_up:
         claims["ima"] = ima_claims(ima)
 

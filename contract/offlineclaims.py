@@ -12,7 +12,7 @@ import msgspec
 
 from contract.auditkey import AuditKey
 from contract.claims import Claims, claims_of
-from contract.eventlog import EventLog
+from contract.eventlog import Coverage, EventLog
 from contract.ima import ImaResult
 from contract.quote import Attest
 
@@ -60,6 +60,11 @@ def plain_claims(claims: Claims) -> dict[str, object]:
     """Return what a log says as plain data; which PCRs bear it out is told elsewhere, of each by itself."""
     names = (name for name in claims.__struct_fields__ if name != "explained")
     return {name: plain(getattr(claims, name)) for name in names}
+
+
+def coverage_claims(found: Coverage) -> dict[str, object]:
+    """Return which PCRs firmware log and quote explain to each other, both ways; see `eventlog.Coverage`."""
+    return {name: sorted(getattr(found, name)) for name in found.__struct_fields__}
 
 
 def ima_claims(result: ImaResult) -> dict[str, object]:

@@ -7,11 +7,12 @@ on `cryptography` for the signature. Clauses are those of the TPM 2.0 Library sp
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from hashlib import sha256, sha384, sha512
+from operator import itemgetter
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple, NoReturn
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
@@ -28,12 +29,13 @@ PCR_BYTES: Final = 32
 PCR_COUNT: Final = 24
 _SELECT_BYTES: Final = 3
 _ALL_ZERO: Final = bytes(PCR_BYTES)
-_ONE_LENGTH: Final = {PCR_BYTES}
 # Firmware always measures itself into PCR 0 and boot code into PCR 4: zero means that nothing was measured.
 _ALWAYS_EXTENDED: Final = (0, 4)
 
 _HEAD = Struct(">IHH")  # magic, type, size of qualifiedSigner
 _U16 = Struct(">H")
+_U32 = Struct(">I")
+_CLOCK = Struct(">QIIBQ")  # clock, resetCount, restartCount, safe, firmwareVersion
 _MIDDLE = Struct(">QIIBQI")  # clock, resetCount, restartCount, safe, firmwareVersion, count of selections
 _SELECTION = Struct(">HB3sH")  # hash, sizeofSelect, pcrSelect, size of pcrDigest
 _FIXED_BYTES: Final = _HEAD.size + 2 + _MIDDLE.size + _SELECTION.size
@@ -103,13 +105,26 @@ class Attest(Record, frozen=True, gc=False):
 class AttestationKey:
     """An enrolled AK, parsed and loaded once: keep it for as long as the session lives."""
 
-    __slots__ = ("_digest", "_ecc", "_ecdsa", "_hash", "_hash_id", "_rsa", "_size", "qualified_name")
+    __slots__ = (
+        "_digest",
+        "_ecc",
+        "_ecdsa",
+        "_hash",
+        "_hash_id",
+        "_rsa",
+        "_size",
+        "attest_head",
+        "digest_bytes",
+        "qualified_name",
+    )
 
     def __init__(self, key: tpm.PublicKey, scheme_hash: int, qualified_name: bytes) -> None:
         """Take what the key must be: `scheme_hash` is its scheme's TPM_ALG_ID. Raises Rejected `ak.scheme`."""
         if scheme_hash not in _DIGESTS:
             raise Rejected("ak.scheme", f"hash {scheme_hash:#06x} is not SHA-256, SHA-384 or SHA-512")
         self.qualified_name = qualified_name
+        self.attest_head = _HEAD.pack(TPM_GENERATED, ST_ATTEST_QUOTE, len(qualified_name)) + qualified_name
+        """With what every quote of this key begins."""
         self._rsa = key if isinstance(key, rsa.RSAPublicKey) else None
         self._ecc = key if isinstance(key, ec.EllipticCurvePublicKey) else None
         self._size = key.key_size // 8
@@ -117,6 +132,7 @@ class AttestationKey:
         self._hash = tpm.HASHES[scheme_hash]
         self._ecdsa = ec.ECDSA(self._hash)
         self._digest = _DIGESTS[scheme_hash]
+        self.digest_bytes = self._digest().digest_size
 
     @classmethod
     def from_public(cls, ak_public: bytes, ek_public: bytes) -> AttestationKey:
@@ -145,13 +161,39 @@ class AttestationKey:
         return self._digest(values).digest()
 
 
+class _Selection(NamedTuple):
+    """What is the same for every quote over one set of PCRs."""
+
+    bits: bytes
+    """pcrSelect."""
+    order: tuple[int, ...]
+    """Ascending."""
+    lengths: list[int]
+    """Of the values."""
+    values_of: Callable[[Mapping[int, bytes]], Sequence[bytes]]
+    """Takes the values in order; raises KeyError."""
+    selection: bytes
+    """The TPML_PCR_SELECTION, and the size of pcrDigest behind it."""
+
+
 @lru_cache(maxsize=256)
-def _selection(wanted: frozenset[int]) -> tuple[bytes, tuple[int, ...]]:
-    """Return the pcrSelect bit map and the ascending order. Nothing wanted is nothing proved (q08)."""
+def _selection(wanted: frozenset[int], digest_bytes: int) -> _Selection:
+    """Return how these PCRs are quoted. Nothing wanted is nothing proved (q08)."""
     if not wanted or min(wanted) < 0 or max(wanted) >= PCR_COUNT:
         raise Rejected("quote.pcr-selection", f"no set of PCRs that can be quoted: {sorted(wanted)[:24]}")
-    bits = sum(1 << pcr for pcr in wanted)
-    return bits.to_bytes(_SELECT_BYTES, "little"), tuple(sorted(wanted))
+    bits = sum(1 << pcr for pcr in wanted).to_bytes(_SELECT_BYTES, "little")
+    order = tuple(sorted(wanted))
+
+    def one(pcrs: Mapping[int, bytes]) -> Sequence[bytes]:
+        return [pcrs[order[0]]]
+
+    return _Selection(
+        bits,
+        order,
+        [PCR_BYTES] * len(order),
+        itemgetter(*order) if len(order) > 1 else one,
+        _U32.pack(1) + _SELECTION.pack(tpm.ALG_SHA256, _SELECT_BYTES, bits, digest_bytes),
+    )
 
 
 def verify_quote(
@@ -167,7 +209,9 @@ def verify_quote(
     """Verify one quote (TPM2_Quote, Part 3, 18.4) and return what it says.
 
     `attest` is TPMS_ATTEST, `signature` TPMT_SIGNATURE, `pcrs` the unsigned side data (SHA-256 bank), `previous` the
-    counters of the last verified quote of this key. The checks, each with its number again at the code:
+    counters of the last verified quote of this key. Checks 3 to 9 leave one string of bytes, but for the counters: so they are
+    one comparison with it, and only what differs is read part by part, to say which of them failed. The checks, each with
+    its number again at the code:
 
     1. signature scheme and hash are the enrolled ones, lengths exact (`quote.signature-scheme`, `-length`; q12, q14)
     2. the signature is the enrolled AK's over these bytes (`quote.signature`)
@@ -186,16 +230,45 @@ def verify_quote(
     Raises Rejected with those codes; no verdict exists before the last check.
     """
     key.check_signature(signature, attest)  # 1, 2
+    wanted = _selection(wanted_pcrs, key.digest_bytes)
+    values = _side_data(pcrs, wanted)
+    begin = key.attest_head + _U16.pack(len(qualifying_data)) + qualifying_data
+    at = len(begin)
+    if (
+        values is None
+        or attest[:at] != begin  # 3 to 6
+        or attest[at + _CLOCK.size :] != wanted.selection + key.pcr_digest(b"".join(values))  # 3, 7 to 9
+    ):
+        _refuse(key, attest, qualifying_data=qualifying_data, pcrs=pcrs, wanted=wanted)
+    _check_extended(pcrs, wanted_pcrs)  # 10
+    clock, reset, restart, safe, firmware = _CLOCK.unpack_from(attest, at)
+    if safe > 1:
+        raise Rejected("quote.safe", f"{safe} is neither yes nor no (9.3)")
+    counters = Counters(reset=reset, restart=restart, clock=clock, safe=safe == 1, firmware_version=firmware)
+    return _verified(key, counters, dict(pcrs), previous)  # 11
 
+
+def _refuse(
+    key: AttestationKey,
+    attest: bytes,
+    *,
+    qualifying_data: bytes,
+    pcrs: Mapping[int, bytes],
+    wanted: _Selection,
+) -> NoReturn:
+    """Raise the first of the checks 3 to 9 that does not hold. All of them hold for one string of bytes alone."""
     said = parse_attest(attest)  # 3, 4, 7
     if said.signer != key.qualified_name:  # 5
         raise Rejected("quote.signer", "the qualified signer is not the enrolled AK under the enrolled EK")
     if said.extra != qualifying_data:  # 6
         raise Rejected("quote.nonce", "extraData is not what was asked to be quoted over")
-    wanted_bits, order = _selection(wanted_pcrs)
-    if said.selected != wanted_bits:  # 7
-        raise Rejected("quote.pcr-selection", f"bit map {said.selected.hex()}, wanted {wanted_bits.hex()}")
-    values = _side_data(pcrs, order)
+    if said.selected != wanted.bits:  # 7
+        raise Rejected("quote.pcr-selection", f"bit map {said.selected.hex()}, wanted {wanted.bits.hex()}")
+    values = _side_data(pcrs, wanted)
+    if values is None:  # 9
+        shown = {pcr: len(value) for pcr, value in sorted(pcrs.items())}
+        detail = f"values of {shown} bytes shown, wanted {PCR_BYTES} each of {list(wanted.order)}"
+        raise Rejected("quote.pcr-values", detail)
     wanted_digest = key.pcr_digest(b"".join(values))
     if len(said.digest) != len(wanted_digest):  # 8
         raise Rejected(
@@ -203,17 +276,7 @@ def verify_quote(
         )
     if said.digest != wanted_digest:  # 9
         raise Rejected("quote.pcr-digest", "the PCR values shown are not those that the TPM signed")
-    _check_extended(pcrs, wanted_pcrs)  # 10
-    if said.safe > 1:
-        raise Rejected("quote.safe", f"{said.safe} is neither yes nor no (9.3)")
-    counters = Counters(
-        reset=said.reset,
-        restart=said.restart,
-        clock=said.clock,
-        safe=said.safe == 1,
-        firmware_version=said.firmware,
-    )
-    return _verified(key, counters, dict(zip(order, values, strict=True)), previous)  # 11
+    raise AssertionError("a quote that passes every check is the one that was wanted")
 
 
 def parse_attest(untrusted: bytes) -> Attest:
@@ -260,19 +323,13 @@ def parse_attest(untrusted: bytes) -> Attest:
     )
 
 
-def _side_data(pcrs: Mapping[int, bytes], order: tuple[int, ...]) -> list[bytes]:
-    """Return the values in order. Check 9: exactly these PCRs, each of one SHA-256 digest."""
-    if len(pcrs) != len(order):
-        raise Rejected("quote.pcr-values", f"{sorted(pcrs)} shown, {list(order)} quoted")
+def _side_data(pcrs: Mapping[int, bytes], wanted: _Selection) -> Sequence[bytes] | None:
+    """Return the values in order; None unless they are of exactly these PCRs, each of one SHA-256 digest (check 9)."""
     try:
-        values = [pcrs[pcr] for pcr in order]
+        values = wanted.values_of(pcrs)
     except KeyError:
-        raise Rejected("quote.pcr-values", f"{sorted(pcrs)} shown, {list(order)} quoted") from None
-    if set(map(len, values)) != _ONE_LENGTH:
-        raise Rejected(
-            "quote.pcr-values", f"values of {sorted(set(map(len, values)))} bytes, wanted {PCR_BYTES}"
-        )
-    return values
+        return None
+    return values if len(pcrs) == len(wanted.order) and list(map(len, values)) == wanted.lengths else None
 
 
 def _check_extended(pcrs: Mapping[int, bytes], wanted: frozenset[int]) -> None:

@@ -31,7 +31,7 @@ from controller.bell import Bell
 from controller.config import Config, listen_address, outlets_of, url_host
 from controller.delivery import Delivery
 from controller.failures import Failures
-from controller.fleet import Fleet
+from controller.fleet import Fleet, keysheld
 from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
@@ -41,6 +41,7 @@ from controller.listener import Listener, server_context
 from controller.metrics import CONTENT_TYPE, Metrics
 from controller.node_channel import node_app
 from controller.policy import FleetSettings
+from controller.replica import BEAT_S, Replica
 from controller.repository import Repository
 from controller.roots import load_device_trust
 from controller.services import Services
@@ -65,7 +66,7 @@ class Controller:
         self._config = config
         self._directory = directory
         self._names = server_names(config)
-        keys.renew(self._names, now)
+        keys.renew(self._names, now, successor=False)
         self._keys = keys
         self._store = Store(store_url(config, directory))
         settings = FleetSettings(
@@ -98,6 +99,14 @@ class Controller:
             failures=Failures(config.limits.failures_per_minute),
             device_trust=load_device_trust(directory, config.enrolment),
         )
+        self.replica = Replica(
+            fleet,
+            self.services.sessions,
+            bell,
+            name=config.name,
+            own=self._store.identity,
+            url=self._store.url,
+        )
         certificate, key = str(keys.server_certificate), str(keys.server_key)
         self._node_tls = server_context(certificate, key, node_trust=keys.node_trust)
         self._admin_tls = server_context(certificate, key, node_trust=None)
@@ -109,9 +118,14 @@ class Controller:
         self.admins = Listener(admin_app(self.services), self._admin_tls, config.limits)
 
     async def start(self) -> None:
-        """Judge the silence of the time we were away, then listen. Raises StoreUnavailable, OSError."""
+        """Judge the silence of the time we were away, then listen. Raises Rejected `keys.others`, StoreUnavailable, OSError."""
         now = time.time()
-        await self.services.fleet.start()
+        missing = await keysheld.check(self._store, self._keys.fingerprints(), now)
+        if self._keys.successor in missing:
+            raise Rejected(
+                "keys.others", f"another controller has {self._keys.successor}: copy it into keys/"
+            )
+        await self.services.fleet.start(name=self._config.name, now=now)
         await self.services.fleet.sweep(now=now)
         try:
             await self.services.audit.check_kept(now=now)
@@ -129,6 +143,8 @@ class Controller:
         async with asyncio.TaskGroup() as duties:
             duties.create_task(_every(SWEEP_S, self._sweep))
             duties.create_task(_every(ROLLOUT_S, self._roll))
+            duties.create_task(_every(BEAT_S, self.replica.beat))
+            duties.create_task(self.replica.hear())
             duties.create_task(_every(RENEWAL_S, self._renew))
             for delivery in self._deliveries:
                 duties.create_task(delivery.run())
@@ -138,6 +154,8 @@ class Controller:
     async def stop(self) -> None:
         """Stop listening, end the sessions, finish what is queued in the store."""
         await self.services.sessions.stop()
+        with contextlib.suppress(StoreUnavailable):
+            await self.services.fleet.leave()
         await self.nodes.stop()
         await self.admins.stop()
         await asyncio.to_thread(self._store.close)
@@ -154,7 +172,14 @@ class Controller:
             await self.services.sessions.tell(affected, now)
 
     async def _renew(self) -> None:
-        if self._keys.renew(self._names, time.time()):
+        missing = await keysheld.check(self._store, self._keys.fingerprints(), time.time())
+        elsewhere = self._keys.successor in missing
+        if elsewhere:
+            log.critical(
+                "another controller has made %s: copy it into keys/ and start again", self._keys.successor
+            )
+        if self._keys.renew(self._names, time.time(), successor=not elsewhere):
+            await keysheld.check(self._store, self._keys.fingerprints(), time.time())
             certificate, key = str(self._keys.server_certificate), str(self._keys.server_key)
             self._node_tls.load_cert_chain(certificate, key)
             self._admin_tls.load_cert_chain(certificate, key)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import partial
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ from controller.policies import Policies
 from controller.records import MAX_REFERENCE_BYTES, BootRecord, Evidence, SessionRecord
 
 _BOOT_ORDER: Final = tuple(sorted(BOOT_PCRS))
+_boot_values = itemgetter(*_BOOT_ORDER)
 _BOOT_BEGIN: Final = ImaState()
 
 
@@ -133,7 +135,7 @@ class Appraiser:
         )
         seen = BootRecord(
             reset=quote.counters.reset,
-            pcrs_sha256=hashlib.sha256(b"".join(map(quote.pcrs.__getitem__, _BOOT_ORDER))).digest(),
+            pcrs_sha256=hashlib.sha256(b"".join(_boot_values(quote.pcrs))).digest(),
             event_log_sha256=body.event_log_sha256,
             judged_by=self._policies.fingerprint,
         )

@@ -30,7 +30,7 @@ LONGEST_PAUSE_S = 300.0
 LEASE_S = 30.0
 GATHER_S = 0.2
 LOOK_AGAIN_S = 2.0
-"""Another controller over the same database rings no bell here."""
+"""Another controller rings this bell too (controller.replica); a ring may be lost while the database is away."""
 
 
 class Delivery:

@@ -81,6 +81,8 @@ class FleetFacts(Record, frozen=True, kw_only=True):
     site_holds_in_window: int
     node_held: bool
     site_held: bool
+    node_fenced: bool = False
+    """Its neighbours drop its addresses, whether it is isolated or not."""
     others: Mapping[str, int]
     """By suspicion key: nodes that have it, besides the one that is judged."""
     drifting_others: int = 0
@@ -181,7 +183,10 @@ def appraise(
     suspicions: list[Suspicion] = []
     said = list(findings)
     if obeyed and posture != wanted_posture:
-        said.append(Finding(code="posture.differs", detail=f"wanted {wanted_posture}, found {posture}"))
+        detail = f"wanted {wanted_posture}, found {posture}"
+        if posture == "isolated":
+            detail += ": the node has isolated itself, its events say why; a person releases it"
+        said.append(Finding(code="posture.differs", detail=detail))
     for finding in said:
         allowed = weight(finding.code)
         kept.append(finding)
@@ -230,13 +235,13 @@ def decide(
     hold_node, hold_site = "", ""
     grave = [s for s in fresh if s.can_isolate]
     if grave:
-        shared = _shared(grave, limits, facts)
+        common = shared(grave, limits, facts)
         reason = grave[0].title
         if "untrusted" in policy.isolate_node_on and not facts.node_held:
-            hold_node = _try(reason, "node", shared or _node_brake(limits, facts), recommend)
+            hold_node = _try(reason, "node", common or node_brake(limits, facts), recommend)
         if "untrusted" in policy.isolate_site_on and not facts.site_held:
-            hold_site = _try(reason, "site", shared or _site_brake(limits, facts), recommend)
-    drifting = [s for s in fresh if s.kind == "drift" and not _shared([s], limits, facts)]
+            hold_site = _try(reason, "site", common or site_brake(limits, facts), recommend)
+    drifting = [s for s in fresh if s.kind == "drift" and not shared([s], limits, facts)]
     rule = policy.drifting_nodes
     if (
         rule
@@ -246,7 +251,7 @@ def decide(
         and facts.drifting_others + 1 >= rule.count
     ):
         reason = f"{facts.drifting_others + 1} nodes drifted within {rule.window_s:g} s"
-        hold_site = _try(reason, "site", _site_brake(limits, facts), recommend)
+        hold_site = _try(reason, "site", site_brake(limits, facts), recommend)
     questions = {_question(s): facts.others.get(s.key, 0) for s in fresh if s.kind == "update"}
     return Decision(
         fresh=fresh, hold_node=hold_node, hold_site=hold_site, recommend=tuple(recommend), questions=questions
@@ -255,11 +260,11 @@ def decide(
 
 def drifts_alone(fresh: Sequence[Suspicion], limits: BreakerLimits, facts: FleetFacts) -> bool:
     """Whether a node drifted in a way that is not one that many others have as well."""
-    return any(s.kind == "drift" and not _shared([s], limits, facts) for s in fresh)
+    return any(s.kind == "drift" and not shared([s], limits, facts) for s in fresh)
 
 
-def _shared(suspicions: Sequence[Suspicion], limits: BreakerLimits, facts: FleetFacts) -> str:
-    """Return why not, when every one of them is a value that enough other nodes have as well.
+def shared(suspicions: Sequence[Suspicion], limits: BreakerLimits, facts: FleetFacts) -> str:
+    """Return why nothing is done, when every one of them is a value that enough other nodes have as well.
 
     One value of its own is enough to be a suspect: an attacker must not hide behind an update.
     """
@@ -274,13 +279,15 @@ def _question(suspicion: Suspicion) -> str:
     return _short(f"accept it, or look at the nodes: found {found_value(suspicion.finding)}")
 
 
-def _node_brake(limits: BreakerLimits, facts: FleetFacts) -> str:
+def node_brake(limits: BreakerLimits, facts: FleetFacts) -> str:
+    """Return why no further node may be isolated or fenced, or nothing."""
     return may_isolate_node(
         limits, fleet_nodes=facts.fleet_nodes, placed_in_window=facts.node_holds_in_window
     )
 
 
-def _site_brake(limits: BreakerLimits, facts: FleetFacts) -> str:
+def site_brake(limits: BreakerLimits, facts: FleetFacts) -> str:
+    """Return why no further site may be isolated, or nothing."""
     return may_isolate_site(limits, placed_in_window=facts.site_holds_in_window)
 
 

@@ -14,6 +14,7 @@ logged, shown or sent.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -24,6 +25,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.x509.oid import NameOID
 
 from contract.errors import Rejected
 from contract.resultkey import ResultKey
@@ -60,9 +62,7 @@ class Keys:
     @property
     def directive_public(self) -> bytes:
         """SubjectPublicKeyInfo DER of the directive key: goes to every enrolled node."""
-        return self.directive.public_key().public_bytes(
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
+        return _public_der(self.directive)
 
     @property
     def server_certificate(self) -> Path:
@@ -74,10 +74,30 @@ class Keys:
         """PEM file of the listeners' key."""
         return self.directory / "server.key"
 
-    def renew(self, names: Sequence[str], now: float) -> bool:
-        """Make successors for what is due: the server certificate, the node authority. True when something changed."""
+    def fingerprints(self) -> dict[str, str]:
+        """Return the SHA-256 of every public key that nodes, admins or auditors rely on, by the name of its file."""
+        found = {
+            "directive": self.directive_public,
+            "online": _public_der(self.online),
+            "result": self.result.pem,
+            "audit": _public_der(self.audit),
+            "server-ca": self.server_authority.pem,
+        }
+        found |= {f"node-ca-{_number_of(authority)}": authority.pem for authority in self.node_authorities}
+        return {name: hashlib.sha256(public).hexdigest() for name, public in found.items()}
+
+    @property
+    def successor(self) -> str:
+        """Name of the node authority that would follow the one that issues now."""
+        return f"node-ca-{_number_of(self.issuer) + 1}"
+
+    def renew(self, names: Sequence[str], now: float, *, successor: bool = True) -> bool:
+        """Make successors for what is due: the server certificate, the node authority. True when something changed.
+
+        `successor` False: no new node authority, as another controller has made one that must be copied here.
+        """
         changed = False
-        if self.issuer.due(now):
+        if successor and self.issuer.due(now):
             number = max(_node_ca_numbers(self.directory)) + 1
             self.node_authorities.append(_new_node_authority(self.directory, number, now))
             changed = True
@@ -138,6 +158,18 @@ def load(directory: Path, now: float) -> Keys:
         _result_key(directory),
         _audit_key(directory),
     )
+
+
+def _public_der(key: ed25519.Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(
+        serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+
+
+def _number_of(authority: Authority) -> int:
+    """Return N of node-ca-N: the end of its name, as `_new_node_authority` gives it."""
+    [name] = authority.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return int(str(name.value).rpartition(" ")[2])
 
 
 def _new_node_authority(directory: Path, number: int, now: float) -> Authority:

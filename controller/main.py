@@ -33,6 +33,7 @@ from controller.policy import FleetSettings
 from controller.records import Role
 from controller.rootscheck import ek_roots
 from controller.store import Store, StoreUnavailable, migrate
+from controller.upkeep import backup, confirm_restore, migrate_to, restore
 
 DEFAULT_DIRECTORY = "/var/lib/ringfence-controller"
 INIT_ACTOR = "init"
@@ -179,7 +180,8 @@ def token(directory: Path, name: str, role: Role, days: float, token_file: Path 
     _show_token(made, token_file)
 
 
-cli.add_command(ek_roots)
+for command in (ek_roots, backup, restore, confirm_restore, migrate_to):
+    cli.add_command(command)
 
 
 def main() -> NoReturn:

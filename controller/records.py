@@ -22,7 +22,7 @@ from controller.tpmrecord import TpmRecord
 Standing = Literal["healthy", "overdue", "unreachable", "untrusted", "isolated"]
 EkTrust = Literal["certificate", "allow-list", "unverified"]
 IncidentState = Literal["open", "needs-person", "resolved", "closed"]
-IncidentKind = Literal["untrusted", "update", "drift", "identity", "drifting-site"]
+IncidentKind = Literal["untrusted", "update", "drift", "identity", "drifting-site", "event"]
 Role = Literal["viewer", "admin"]
 
 T = TypeVar("T")
@@ -114,6 +114,8 @@ class SessionRecord(Record, frozen=True, kw_only=True):
     """Of the boot that `counters` speak of."""
     baseline: WantedBaseline | None
     """The assigned one: reports are judged by its sections (controller.policies)."""
+    epoch: int = 0
+    """Which of the node's sessions it is; a later one ends it."""
     announced: str = ""
     """Spans of what is announced for the site: reports are judged by that too."""
     directive_number: int
@@ -146,6 +148,8 @@ class HoldView(Record, frozen=True, kw_only=True):
     reason: str
     actor: str
     automatic: bool
+    fence_only: bool = False
+    """The node keeps its posture; the others of its site drop its addresses."""
     incident: int | None
     placed_at: float
     released_at: float | None
@@ -267,6 +271,10 @@ class IncidentView(Record, frozen=True, kw_only=True):
     updated_at: float
     closed_at: float | None
     closed_by: str | None
+    reopened: int = 0
+    """How often it came again within ten minutes of its end."""
+    quiet: bool = False
+    """It comes and goes: that was told once, and the next word is when it has stayed away."""
 
 
 class EventView(Record, frozen=True, kw_only=True):

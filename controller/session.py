@@ -16,7 +16,7 @@ from aiohttp import web
 
 from contract.binding import QUOTED_PCRS
 from contract.errors import Rejected
-from contract.messages import KeyWanted, Message, Report
+from contract.messages import Challenge, KeyWanted, Message, Report
 from contract.quote import Counters
 from contract.wire import encode
 from controller.appraisal import Appraiser, Asked, parsed_body
@@ -49,6 +49,7 @@ class Session:
         "appraiser",
         "asked",
         "closing",
+        "epoch",
         "greeted",
         "identity",
         "keys_wanted",
@@ -56,6 +57,7 @@ class Session:
         "number",
         "pcrs",
         "presented",
+        "reported",
         "shown",
         "socket",
         "stale",
@@ -72,6 +74,8 @@ class Session:
         """`record` is what the store said when it let the session open."""
         self.socket = socket
         self.identity = identity
+        self.epoch = record.epoch
+        """Which of the node's sessions it is: a later one, here or at another controller, ends it."""
         self.appraiser = Appraiser(record, identity.fingerprint, policies)
         self.nonces = Nonces()
         self.closing: asyncio.Future[None] | None = None
@@ -85,6 +89,8 @@ class Session:
         self.stale = False
         """Something outside changed the record: read it again before the next report is judged."""
         self.number = 0
+        self.reported = asyncio.Event()
+        """Set with each report that was judged and answered."""
         self.keys_wanted: tuple[Sequence[KeyWanted], Counters] | None = None
         """What the report accepted last asks of the escrow, and by which quote."""
         self.pcrs: dict[int, bytes] = {}
@@ -119,6 +125,18 @@ class Session:
                 await self.socket.send_bytes(encode(message))
         except (TimeoutError, ConnectionError):
             await self.close(CLOSE_SILENT)
+
+    async def challenged(self, wait_s: float) -> float | None:
+        """Ask for a report and return the seconds until one was answered; None when none was within `wait_s`."""
+        begun = time.perf_counter()
+        self.reported.clear()
+        await self.send(Challenge(nonce=self.nonce()))
+        try:
+            async with asyncio.timeout(wait_s):
+                await self.reported.wait()
+        except TimeoutError:
+            return None
+        return time.perf_counter() - begun
 
     async def close(self, code: int) -> None:
         """Close without waiting for long; a socket that is not open yet sees by itself that it was replaced."""

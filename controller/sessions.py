@@ -13,8 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 
 from aiohttp import WSMsgType, web
 
@@ -79,7 +78,8 @@ class Sessions:
         self._metrics = metrics
         self._bell = bell
         self._open: dict[str, Session] = {}
-        self._opening: Counter[str] = Counter()
+        self._unsaid: dict[str, int] = {}
+        """Ends of sessions that the database has not heard of yet."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
@@ -88,20 +88,14 @@ class Sessions:
 
     async def serve(self, request: web.Request, identity: CertifiedNode) -> web.WebSocketResponse:
         """Run one session from upgrade to end. Raises Rejected `session.*` before the upgrade."""
-        self._opening[identity.node] += 1
+        record = await self._fleet.open_session(identity.node, identity.fingerprint, now=time.time())
         try:
-            record = await self._fleet.open_session(identity.node, identity.fingerprint, now=time.time())
             policies = await self._policies.of(record, now=time.time())
             socket = web.WebSocketResponse(
                 protocols=(PROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=2.0
             )
             session = Session(socket, identity, record, policies)
             self._take_over(session)
-        finally:
-            self._opening[identity.node] -= 1
-            if not self._opening[identity.node]:
-                del self._opening[identity.node]
-        try:
             await socket.prepare(request)
             request[SOCKET] = socket
             if socket.ws_protocol == PROTOCOL:
@@ -111,16 +105,22 @@ class Sessions:
             if session.closing is not None:  # returning now would cut the close frame off
                 await session.closing
         finally:
-            await self._leave(session)
+            await self._leave(identity.node, record.epoch)
         return socket
 
-    async def tell(self, nodes: Sequence[str], now: float) -> None:
-        """Send new directives to those of `nodes` that are connected, at once."""
+    def held(self) -> dict[str, int]:
+        """Epochs of the open sessions, by node."""
+        return {node: session.epoch for node, session in self._open.items()}
+
+    async def tell(self, nodes: Sequence[str], now: float, *, only_due: bool = False) -> None:
+        """Send new directives to those of `nodes` that are connected here, at once; `only_due`: where it is due still."""
         connected = [node for node in dict.fromkeys(nodes) if node in self._open]
         for node in connected:
             self._open[node].stale = True
         for begin in range(0, len(connected), PUSH_AT_ONCE):
-            directives = await self._fleet.directives_for(connected[begin : begin + PUSH_AT_ONCE], now=now)
+            some = connected[begin : begin + PUSH_AT_ONCE]
+            held = {node: self._open[node].epoch for node in some if node in self._open}
+            directives = await self._fleet.directives_to(held, now=now, only_due=only_due)
             orders = [self._order(node, directive) for node, directive in directives.items()]
             await asyncio.gather(*orders)
 
@@ -132,11 +132,33 @@ class Sessions:
         sessions = [session for session in sessions if session.greeted]
         await asyncio.gather(*(session.send(Challenge(nonce=session.nonce())) for session in sessions))
 
+    async def rehearse(self, nodes: Sequence[str], *, wait_s: float) -> dict[str, float | None]:
+        """Challenge those of `nodes` that are connected, and time each until its report was judged, in seconds; None where
+        none was within `wait_s`. Sends no order."""
+        sessions = [self._open[node] for node in dict.fromkeys(nodes) if node in self._open]
+        sessions = [session for session in sessions if session.greeted]
+        took = await asyncio.gather(*(session.challenged(wait_s) for session in sessions))
+        return {session.node: each for session, each in zip(sessions, took, strict=True)}
+
     async def drop(self, node: str) -> None:
         """Close the session of a node that has enrolled anew: its certificate is no longer bound."""
         session = self._open.get(node)
         if session is not None:
             await session.close(CLOSE_REPLACED)
+
+    async def give_up(self, taken: Mapping[str, int]) -> None:
+        """Close the sessions of nodes that another controller has taken over; the epoch is of the session there."""
+        for node, epoch in taken.items():
+            session = self._open.get(node)
+            if session is not None and session.epoch < epoch:
+                self._spawn(session.close(CLOSE_REPLACED))
+
+    async def say_ends(self) -> None:
+        """Tell the database of ends that it could not hear of when they came. Raises StoreUnavailable."""
+        for node, epoch in list(self._unsaid.items()):
+            await self._fleet.end_session(node, epoch=epoch)
+            if self._unsaid.get(node) == epoch:
+                del self._unsaid[node]
 
     async def stop(self) -> None:
         """Close every session; nodes come back by themselves."""
@@ -146,24 +168,32 @@ class Sessions:
 
     def _take_over(self, session: Session) -> None:
         before = self._open.get(session.node)
+        if before is not None and before.epoch > session.epoch:  # opened later, ready sooner
+            self._spawn(session.close(CLOSE_REPLACED))
+            return
         self._open[session.node] = session
         self._metrics.sessions.set(len(self._open))
         if before is not None:
             self._spawn(before.close(CLOSE_REPLACED))
 
-    async def _leave(self, session: Session) -> None:
-        if self._open.get(session.node) is not session:
+    async def _leave(self, node: str, epoch: int) -> None:
+        there = self._open.get(node)
+        if there is not None and there.epoch > epoch:  # another session has replaced it, here
             return
-        del self._open[session.node]
-        self._metrics.sessions.set(len(self._open))
-        if session.node not in self._opening:
-            try:
-                await self._fleet.close_session(session.node, now=time.time())
-            except StoreUnavailable:
-                log.warning("the end of a session of %s is not stored; the sweep will see it", session.node)
+        if there is not None:
+            del self._open[node]
+            self._metrics.sessions.set(len(self._open))
+        try:
+            await self._fleet.end_session(node, epoch=epoch)
+        except StoreUnavailable:
+            self._unsaid[node] = epoch
 
     async def _greet(self, session: Session) -> None:
-        directive = await self._fleet.directive_for(session.node, now=time.time())
+        written = await self._fleet.directives_to({session.node: session.epoch}, now=time.time())
+        if session.node not in written:  # it has gone to another controller while we opened
+            await session.close(CLOSE_REPLACED)
+            return
+        directive = written[session.node]
         wanted = session.appraiser.asking()
         hello = Hello(
             node=session.node,
@@ -260,6 +290,7 @@ class Sessions:
             directive=None if outcome.directive is None else sign_directive(outcome.directive, self._signer),
         )
         await session.send(answer)
+        session.reported.set()
         if session.keys_wanted is not None:
             await self._release_keys(session, *session.keys_wanted)
         self._metrics.reports.labels(outcome.tier).inc()

@@ -4,21 +4,26 @@ packets the kernel does not show us.
 Told and not mended: taking an interface out of a running container, or switching what every bridge of the machine does, is
 for a person (or for the section `[sysctl]`). XDP programs and tc filters are told, and taken out in posture `isolated`:
 there they could rewrite what passes to the controller into what does not. The baseline names those that are meant.
-Namespaces are looked at once a minute, since no event tells of them; programs twice a second at most.
-Relies on: `agent.firewall.namespaces`, `agent.firewall.programs`, `agent.host`.
+A namespace that holds a device of the machine is cut off in posture `isolated`, whether or not it is meant; the response
+`isolate` joins it again. Namespaces are looked at once a minute, since no event tells of them, and in isolation whenever an
+interface comes or goes as well; programs twice a second at most.
+Relies on: `agent.firewall.namespaces`, `agent.firewall.elsewhere`, `agent.firewall.programs`, `agent.host`.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+import socket
+from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING
 
-from agent.firewall import namespaces
+from agent.firewall import compare, elsewhere, namespaces
+from agent.firewall.namespaces import Stray
 from agent.firewall.programs import Program
 from agent.firewall.section import Section, matches
 from agent.host import Host
 from agent.probes import Difference, could_not_look
+from contract.errors import Rejected
 
 if TYPE_CHECKING:
     from agent.netfilter import Netfilter
@@ -37,16 +42,20 @@ class Bypass:
         self._containers = section.containers
         self._known = section.programs
         self._host = host
-        self._last: tuple[float, list[Difference]] | None = None
+        self._last: tuple[float, object, list[Difference]] | None = None
+        self._open: list[Stray] = []
+        """Isolated: devices of the machine that still have a way out, elsewhere."""
         self._programs: tuple[float, list[Difference]] | None = None
 
-    def differences(self, now: float, netfilter: Netfilter) -> list[Difference]:
+    def differences(self, now: float, netfilter: Netfilter, *, isolated: bool) -> list[Difference]:
         """Return what was found; of namespaces by the last look, which is at most a minute old."""
-        if self._last is None or abs(now - self._last[0]) >= EVERY_S:
-            self._last = (now, [*self._strays(), *self._bridged()])
+        # A card that was given away a moment ago has left this namespace.
+        about = tuple(socket.if_nameindex()) if isolated else None
+        if self._last is None or abs(now - self._last[0]) >= EVERY_S or self._last[1] != about:
+            self._last = (now, about, [*self._strays(netfilter, isolated=isolated), *self._bridged()])
         if self._programs is None or abs(now - self._programs[0]) >= PROGRAMS_EVERY_S:
             self._programs = (now, self._attached(netfilter))
-        return [*self._last[1], *self._programs[1]]
+        return [*self._last[2], *self._programs[1]]
 
     def _attached(self, netfilter: Netfilter) -> list[Difference]:
         try:
@@ -58,8 +67,15 @@ class Bypass:
         except OSError as error:
             return [could_not_look(PROGRAM, "no program before or after the rules", error)]
 
-    def repair(self, netfilter: Netfilter, keys: Iterable[str]) -> None:
-        """Take out the programs and filters that `keys` name; for posture `isolated`. What cannot be taken out stays told."""
+    def repair(self, netfilter: Netfilter, keys: Iterable[str], remembered: MutableMapping[str, str]) -> None:
+        """Cut other namespaces off, take out the programs and filters that `keys` name; for posture `isolated`.
+
+        What cannot be cut or taken out stays told.
+        """
+        for stray in self._open:
+            with contextlib.suppress(OSError):
+                elsewhere.shut(stray.path, stray.number, remembered)
+            self._last = None
         wanted = {key for key in keys if key.startswith(PROGRAM)}
         self._programs = None
         for each in netfilter.programs() if wanted else ():
@@ -73,21 +89,26 @@ class Bypass:
             known.hook == hook and matches(known.interface, program.interface) for known in self._known
         )
 
-    def _strays(self) -> list[Difference]:
+    def _strays(self, netfilter: Netfilter, *, isolated: bool) -> list[Difference]:
         allowed = self._containers.parents if self._containers else []
+        self._open = []
         try:
             found = namespaces.strays()
         except OSError as error:
             return [could_not_look("netns:", "no interface past the rules", error)]
-        return [
-            Difference(
-                f"netns:{each.where} {each.name}",
-                "absent",
-                each.kind if each.kind == namespaces.DEVICE else f"{each.kind} of {each.parent}",
-            )
-            for each in found
-            if each.parent not in allowed
-        ]
+        out = []
+        for each in found:
+            key, device = f"netns:{each.where} {each.name}", each.kind == namespaces.DEVICE
+            what = each.kind if device else f"{each.kind} of {each.parent}"
+            if device and isolated:
+                wrong = _not_cut(netfilter, each)
+                what += f", {wrong}" if wrong else ", cut off"
+                self._open += [each] if wrong else []
+                if wrong and each.parent in allowed:
+                    out.append(Difference(key, "cut off", what))
+            if each.parent not in allowed:
+                out.append(Difference(key, "absent", what))
+        return out
 
     def _bridged(self) -> list[Difference]:
         if self._containers is None:
@@ -102,6 +123,18 @@ class Bypass:
             if value.strip() != "1":
                 out.append(Difference(key, "1", value.strip()))
         return out
+
+
+def _not_cut(netfilter: Netfilter, stray: Stray) -> str:
+    """Return what is missing of the cut of a stray's namespace; "" where it is whole."""
+    try:
+        there = elsewhere.standing(stray.path, stray.number)
+        wanted = netfilter.canonical(elsewhere.apart(there.interfaces), (elsewhere.PLACE,))
+    except (OSError, Rejected, ValueError) as error:
+        return f"cannot be cut off: {error}"
+    if there.up and (there.interfaces - there.held or compare.changes(wanted, there.listing)):
+        return "not cut off"
+    return ""
 
 
 def _key(program: Program) -> str:

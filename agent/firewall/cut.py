@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from agent.firewall.match import (
     CUT_TABLE,
+    LOOPBACK,
     NEIGHBOURS,
     STATELESS,
     controller_sets,
@@ -29,7 +30,7 @@ def cut_table(meant: Model) -> Table:
     ):
         way = meant.controller_interface
         start = f'{interface_key}name "{way}" ' if way else ""
-        lines = [f'{interface_key} "lo" accept', "jump neighbours"]
+        lines = [f"{interface_key} {LOOPBACK} accept", "jump neighbours"]
         lines += [
             f"{start}{family} {peer} . tcp {remote} @controller{version} accept"
             for family, version in (("ip", 4), ("ip6", 6))

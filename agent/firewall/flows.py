@@ -1,27 +1,27 @@
 """Ends flows that are open: deletes their connection tracking entries and destroys their sockets.
 
 Used after the cut table stands, so nothing it misses can pass; it makes the state say what the packets already do.
-Refuses to touch loopback, listening sockets, and the flows to the controller.
+Refuses to touch loopback, listening sockets, and the flows that are kept (`agent.firewall.kept`).
 Relies on: CAP_NET_ADMIN; CONFIG_INET_DIAG_DESTROY for sockets (absent: 0 are destroyed, the packets still die).
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterable
+from typing import NamedTuple
 
-from agent.firewall import netlink
+from agent.firewall import netlink, routes
+from agent.firewall.kept import Flow, Kept
 from agent.firewall.netlink import NFGENMSG_BYTES, SUBSYSTEM_CONNTRACK, Talk
-
-Peer = tuple[str, int]
-"""An IP address and a TCP port."""
 
 _CT_GET = SUBSYSTEM_CONNTRACK << 8 | 1
 _CT_DELETE = SUBSYSTEM_CONNTRACK << 8 | 2
 _TUPLE_ORIG = 1
+_TUPLE_REPLY = 2
 _CT_ZONE = 18
 _CT_ID = 12
 _NESTED = 0x8000
@@ -35,20 +35,48 @@ _STATES = 0xFFF & ~(1 << 10 | 1 << 6)
 _CONNECTED_UDP = 1 << 1
 
 
-def flush_conntrack(talk: Talk, keep: Iterable[Peer]) -> int:
-    """Delete every entry but those of loopback and those to `keep`; return how many went. Raises OSError.
+class Here:
+    """What flows are judged by of one network namespace: its addresses, and which way leads where. Asked for once each.
+
+    `talk` speaks NETLINK_ROUTE in that namespace, which is the calling thread's own. Methods raise OSError.
+    """
+
+    def __init__(self, talk: Talk) -> None:
+        self._talk = talk
+        self._own: frozenset[bytes] | None = None
+        self._ways: dict[bytes, str] = {}
+
+    def has(self, address: bytes) -> bool:
+        """Tell whether an address is one of the namespace's own."""
+        if self._own is None:
+            self._own = routes.addresses(self._talk)
+        return address in self._own
+
+    def interface_to(self, address: bytes) -> str:
+        """Return the interface that leads to an address; "" where none does."""
+        if address not in self._ways:
+            hop = routes.next_hop(self._talk, str(ipaddress.ip_address(address)))
+            self._ways[address] = ""
+            if hop is not None:
+                with contextlib.suppress(OSError):  # it has gone meanwhile
+                    self._ways[address] = socket.if_indextoname(hop.interface)
+        return self._ways[address]
+
+
+def flush_conntrack(talk: Talk, here: Here, kept: Kept) -> int:
+    """Delete every entry but those of loopback and those of `kept`; return how many went. Raises OSError.
 
     `talk` speaks NETLINK_NETFILTER in the network namespace that is meant.
     """
-    kept = {(_packed(address), port) for address, port in keep}
     orders = []
     for message in talk.dump(_CT_GET, struct.pack("!BBH", socket.AF_UNSPEC, 0, 0)):
         found = netlink.attributes(message.payload[NFGENMSG_BYTES:])
         original = found.get(_TUPLE_ORIG, b"")
-        source, destination, protocol, port = _tuple(original)
-        if _is_loopback(source) or _is_loopback(destination):
+        asked = _tuple(original)
+        if _is_loopback(asked.source) or _is_loopback(asked.destination):
             continue
-        if protocol == socket.IPPROTO_TCP and (destination, port) in kept:
+        flow = _tracked(asked, _tuple(found.get(_TUPLE_REPLY, b"")), here)
+        if flow is not None and kept.spares(flow, here.interface_to):
             continue
         again = message.payload[:NFGENMSG_BYTES] + netlink.attribute(_TUPLE_ORIG | _NESTED, original)
         for kind in (_CT_ID, _CT_ZONE):
@@ -58,12 +86,11 @@ def flush_conntrack(talk: Talk, keep: Iterable[Peer]) -> int:
     return talk.order(orders)
 
 
-def kill_sockets(talk: Talk, keep: Iterable[Peer]) -> int:
-    """Destroy every connected TCP and UDP socket but those of loopback and those to `keep`; return how many.
+def kill_sockets(talk: Talk, here: Here, kept: Kept) -> int:
+    """Destroy every connected TCP and UDP socket but those of loopback and those of `kept`; return how many.
 
     `talk` speaks NETLINK_SOCK_DIAG in the network namespace that is meant. Raises OSError.
     """
-    kept = {(_packed(address), port) for address, port in keep}
     orders = []
     for family in (socket.AF_INET, socket.AF_INET6):
         for protocol, states in ((socket.IPPROTO_TCP, _STATES), (socket.IPPROTO_UDP, _CONNECTED_UDP)):
@@ -77,39 +104,57 @@ def kill_sockets(talk: Talk, keep: Iterable[Peer]) -> int:
             orders += [
                 (_DIAG_DESTROY, _destroy(family, protocol, states, message.payload))
                 for message in found
-                if not _spared(family, protocol, message.payload, kept)
+                if not _spared(family, protocol, message.payload, here, kept)
             ]
     return talk.order(orders)
-
-
-def _packed(address: str) -> bytes:
-    return ipaddress.ip_address(address).packed
 
 
 def _is_loopback(packed: bytes) -> bool:
     return len(packed) in {4, 16} and ipaddress.ip_address(packed).is_loopback
 
 
-def _tuple(original: bytes) -> tuple[bytes, bytes, int, int]:
-    """Return (source, destination, IP protocol, destination port) of CTA_TUPLE_ORIG."""
-    parts = netlink.attributes(original)
+class _Tuple(NamedTuple):
+    source: bytes
+    destination: bytes
+    protocol: int
+    from_port: int
+    to_port: int
+
+
+def _tuple(nested: bytes) -> _Tuple:
+    """Return what a CTA_TUPLE says; ports of 0 where the protocol has none."""
+    parts = netlink.attributes(nested)
     address = netlink.attributes(parts.get(1, b""))
     transport = netlink.attributes(parts.get(2, b""))
-    source = address.get(1) or address.get(3, b"")
-    destination = address.get(2) or address.get(4, b"")
-    protocol = (transport.get(1) or b"\0")[0]
-    return source, destination, protocol, int.from_bytes(transport.get(3, b""), "big")
+    return _Tuple(
+        address.get(1) or address.get(3, b""),
+        address.get(2) or address.get(4, b""),
+        (transport.get(1) or b"\0")[0],
+        int.from_bytes(transport.get(2, b""), "big"),
+        int.from_bytes(transport.get(3, b""), "big"),
+    )
 
 
-def _spared(family: int, protocol: int, diag: bytes, kept: set[tuple[bytes, int]]) -> bool:
+def _tracked(asked: _Tuple, answered: _Tuple, here: Here) -> Flow | None:
+    """Return the flow of an entry; None for what passes through this node, and for what NAT leads elsewhere."""
+    if (answered.source, answered.from_port) != (asked.destination, asked.to_port):
+        return None
+    if here.has(asked.source):
+        return Flow(asked.protocol, asked.from_port, asked.destination, asked.to_port, "here")
+    if here.has(asked.destination):
+        return Flow(asked.protocol, asked.to_port, asked.source, asked.from_port, "there")
+    return None
+
+
+def _spared(family: int, protocol: int, diag: bytes, here: Here, kept: Kept) -> bool:
     """Tell whether a socket (struct inet_diag_msg) is to be left alone."""
-    _, port = struct.unpack_from("!HH", diag, _DIAG_ID_AT)
+    local_port, remote_port = struct.unpack_from("!HH", diag, _DIAG_ID_AT)
     length = 4 if family == socket.AF_INET else 16
-    source = _plain(diag[_DIAG_ID_AT + 4 : _DIAG_ID_AT + 4 + length])
-    destination = _plain(diag[_DIAG_ID_AT + 20 : _DIAG_ID_AT + 20 + length])
-    if _is_loopback(source) or _is_loopback(destination):
+    local = _plain(diag[_DIAG_ID_AT + 4 : _DIAG_ID_AT + 4 + length])
+    remote = _plain(diag[_DIAG_ID_AT + 20 : _DIAG_ID_AT + 20 + length])
+    if _is_loopback(local) or _is_loopback(remote):
         return True
-    return protocol == socket.IPPROTO_TCP and (destination, port) in kept
+    return kept.spares(Flow(protocol, local_port, remote, remote_port), here.interface_to)
 
 
 def _plain(packed: bytes) -> bytes:

@@ -13,7 +13,7 @@ neighbour discovery (`agent.firewall.nft`); docs/adr/0015-guard-table.md.
 
 from __future__ import annotations
 
-from agent.firewall.match import GUARD_TABLE, NEIGHBOURS
+from agent.firewall.match import GUARD_TABLE, LOOPBACK, NEIGHBOURS
 from agent.firewall.tables import Chain, Table, replacing
 
 _BEHIND = 10
@@ -26,7 +26,7 @@ def guard_table() -> Table:
     for hook, loopback_key in (("input", "iif"), ("forward", ""), ("output", "oif")):
         rules = [_MARKED]
         if loopback_key:
-            rules.append(f'{loopback_key} "lo" accept')
+            rules.append(f"{loopback_key} {LOOPBACK} accept")
         rules.append("jump neighbours")  # untracked; forwarded between the ports of a filtered bridge
         head = f"type filter hook {hook} priority {_BEHIND}; policy drop;"
         chains.append(Chain(name=f"guard_{hook}", rules=(*rules, "counter drop"), head=head))

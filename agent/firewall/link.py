@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from agent.firewall.match import CUT_TABLE, controller_sets, ranges, zone_sets
+from agent.firewall.match import CUT_TABLE, LOOPBACK, controller_sets, ranges, zone_sets
 from agent.firewall.model import Model, Peer, Zone
 from agent.firewall.routes import Hop, Link, beneath
 from agent.firewall.tables import Chain, Set, Table, replacing
@@ -55,7 +55,7 @@ def ways(links: Sequence[Link], hops: Iterable[Hop], named: Iterable[str]) -> Wa
 
     Where no hop is known (no route yet), every interface counts as one that leads there: the controller comes first.
     """
-    real = [each for each in links if each.name != "lo"]
+    real = [each for each in links if each.number != LOOPBACK]
     names = {each.number: each.name for each in real if not cannot_be_written(each.name)}
     indexes = {name: index for index, name in names.items()}
     carriers = {
@@ -158,11 +158,12 @@ def _netdev(meant: Model, ways: Ways) -> Table:
         if ways.toward:
             names = ", ".join(f'"{each}"' for each in ways.toward)
             rules.append(f"{key} {{ {names} }} jump {neighbours}")
-        chains += _base_chains(hook, priority, ways.devices, (*rules, "counter drop"))
+        chains += on_every(hook, priority, ways.devices, (*rules, "counter drop"))
     return Table(name=CUT_TABLE, sets=tuple(sets), chains=tuple(chains), family="netdev")
 
 
-def _base_chains(hook: str, priority: int, devices: Sequence[str], rules: tuple[str, ...]) -> list[Chain]:
+def on_every(hook: str, priority: int, devices: Sequence[str], rules: tuple[str, ...]) -> list[Chain]:
+    """Return the base chains that hold these interfaces."""
     chains = []
     for number, start in enumerate(range(0, len(devices), _DEVICES_PER_CHAIN), start=1):
         listed = ", ".join(f'"{each}"' for each in devices[start : start + _DEVICES_PER_CHAIN])

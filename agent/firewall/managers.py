@@ -51,7 +51,7 @@ def is_managers(containers: Containers | None, family: str, table: str) -> bool:
 
 def is_expected(containers: Containers | None, chain: ForeignChain) -> bool:
     """Tell whether a chain is the manager's and does only what such a program does."""
-    if containers is None or not is_managers(containers, chain.family, chain.table):
+    if containers is None or not is_managers(containers, chain.family, chain.table) or chain.past:
         return False
     manager = _MANAGERS[containers.manager]
     own = (chain.family, chain.table) in manager.tables or manager.chains.fullmatch(chain.chain) is not None

@@ -19,6 +19,9 @@ OWN_TABLES = (("inet", TABLE), ("inet", CUT_TABLE))
 """The tables that a batch of rules replaces, (family, name)."""
 _OURS = re.compile(r"ringfence(_[A-Za-z0-9_.-]*)?")
 
+LOOPBACK = 1
+"""Its index in every network namespace. Its name is anybody's choice, and a card may take it."""
+
 STATELESS = -310
 """Before raw (-300) and connection tracking (-200): nothing has classified the packet yet."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 NETLINK_SOCK_DIAG = 4
@@ -26,9 +26,12 @@ _ATTRIBUTE = struct.Struct("=HH")
 _ERROR = 2
 _DONE = 3
 _ORDERS_AT_ONCE = 64
-_GETTABLE = 1
+_GETTABLE, _DELTABLE = 1, 2
 _GETCHAIN = 4
+_DELRULE = 8
 _GETGEN = 16
+_BATCH_BEGIN, _BATCH_END = 16, 17
+_BATCH_GENERATION = 1
 _TYPE_MASK = 0x3FFF
 """Upper bits: nested, network byte order."""
 
@@ -136,13 +139,33 @@ class Talk:
                     done += answer.kind == _ERROR and answer.payload[:4] == b"\0\0\0\0"
         return done
 
+    def commit(self, orders: Sequence[tuple[int, bytes]], generation: int | None = None) -> None:
+        """Carry out orders to nftables in one commit, all or none; payloads with their nfgenmsg. Raises OSError.
+
+        With a `generation`, ERESTART where somebody has committed since it was read.
+        """
+        head = struct.pack("!BBH", 0, 0, SUBSYSTEM_NFTABLES)
+        known = b"" if generation is None else attribute(_BATCH_GENERATION, struct.pack("!I", generation))
+        parts = [(_BATCH_BEGIN, head + known, 0)]
+        parts += [(SUBSYSTEM_NFTABLES << 8 | kind, payload, NLM_ACK) for kind, payload in orders]
+        first = self._sequence + 1
+        self._put([*parts, (_BATCH_END, head, 0)])
+        answered = 0
+        while answered < len(orders):
+            for answer in self._answers(first):
+                _raise_error(answer)
+                answered += 1
+
     def _answers(self, first: int) -> list[Message]:
         """Return the messages of the next datagram, without late answers to what was asked before `first`."""
         return [each for each in messages(self._socket.recv(1 << 20)) if each.sequence >= first]
 
     def _send(self, parts: list[tuple[int, bytes]], flags: int) -> None:
+        self._put([(kind, payload, flags) for kind, payload in parts])
+
+    def _put(self, parts: Sequence[tuple[int, bytes, int]]) -> None:
         out = b""
-        for kind, payload in parts:
+        for kind, payload, flags in parts:
             self._sequence += 1
             one = frame(kind, flags, payload, self._sequence)
             out += one + b"\0" * (-len(one) % 4)
@@ -169,10 +192,16 @@ class Table(NamedTuple):
     name: str
     flags: int
     """1 dormant, 2 owner, 4 persist."""
+    handle: int = 0
+    owner: int = 0
+    """The port of the netlink socket that owns it; 0 where nobody does."""
 
 
+OWNED = 2
+"""Flag of a table that only its owner can change, for as long as that has its socket open (kernel 5.12)."""
 _NETDEV = 5
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+_NUMBERS = {name: number for number, name in FAMILIES.items()}
 
 
 def tables(talk: Talk) -> list[Table]:
@@ -182,7 +211,72 @@ def tables(talk: Talk) -> list[Table]:
         found = attributes(message.payload[NFGENMSG_BYTES:])
         family = FAMILIES.get(message.payload[0], str(message.payload[0]))
         name = found.get(1, b"").rstrip(b"\0").decode("utf-8", "replace")
-        out.append(Table(family, name, int.from_bytes(found.get(2, b""), "big")))
+        flags, handle, owner = (int.from_bytes(found.get(kind, b""), "big") for kind in (2, 4, 7))
+        out.append(Table(family, name, flags, handle, owner if flags & OWNED else 0))
+    return out
+
+
+def delete_tables(talk: Talk, listed: Iterable[Table]) -> None:
+    """Delete tables in one commit, all or none, whatever their names are made of. Raises OSError.
+
+    They are named by handle, so one of the same name that was made since stays.
+    """
+    orders = [
+        (_DELTABLE, _head(each.family) + attribute(4, struct.pack("!Q", each.handle))) for each in listed
+    ]
+    if orders:
+        talk.commit(orders)
+
+
+class Rule(NamedTuple):
+    """Where one rule stands."""
+
+    family: str
+    table: str
+    chain: str
+    handle: int
+
+
+def delete_rules(talk: Talk, listed: Iterable[Rule], generation: int) -> None:
+    """Delete rules in one commit, all or none. Raises OSError: ERESTART where somebody has committed since `generation`."""
+    orders = []
+    for each in listed:
+        names = [attribute(kind, name.encode() + b"\0") for kind, name in ((1, each.table), (2, each.chain))]
+        body = b"".join([_head(each.family), *names, attribute(3, struct.pack("!Q", each.handle))])
+        orders.append((_DELRULE, body))
+    if orders:
+        talk.commit(orders, generation)
+
+
+def _head(family: str) -> bytes:
+    return struct.pack("!BBH", _NUMBERS[family] if family in _NUMBERS else int(family), 0, 0)
+
+
+_SPELT = {4: (3, 12), 7: (2, 7), 10: (2, 0), 19: (2, 0), 23: (2, 0)}
+"""By question (chains, rules, sets, objects, flowtables): the attribute that names one, and that of its user data."""
+
+
+def spelt(talk: Talk, place: tuple[str, str]) -> Iterator[bytes]:
+    """Yield how what stands in a table, (family, name), is called, and the comments of its chains and rules."""
+    question = _head(place[0]) + attribute(1, place[1].encode() + b"\0")
+    for kind, (name, user_data) in _SPELT.items():
+        # To its end, whoever stops listening: a dump that is left open refuses the next.
+        for message in list(talk.dump(SUBSYSTEM_NFTABLES << 8 | kind, question)):
+            found = attributes(message.payload[NFGENMSG_BYTES:])
+            if found.get(1, b"").rstrip(b"\0") == place[1].encode():
+                yield found.get(name, b"")
+                said = found.get(user_data, b"")
+                if said[:1] == b"\0":  # NFTNL_UDATA_RULE_COMMENT: type, length, text
+                    yield said[2 : 2 + said[1]]
+
+
+def chains(talk: Talk, table: Table) -> list[str]:
+    """Return the names of a table's chains."""
+    out = []
+    for message in talk.dump(SUBSYSTEM_NFTABLES << 8 | _GETCHAIN, _head(table.family)):
+        found = attributes(message.payload[NFGENMSG_BYTES:])
+        if found.get(1, b"").rstrip(b"\0") == table.name.encode():
+            out.append(found.get(3, b"").rstrip(b"\0").decode("utf-8", "replace"))
     return out
 
 

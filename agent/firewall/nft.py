@@ -34,6 +34,7 @@ from agent.firewall.granted import granted
 from agent.firewall.limit import limit_of
 from agent.firewall.match import (
     CUT_TABLE,
+    LOOPBACK,
     NEIGHBOURS,
     OWN_TABLES,
     STATELESS,
@@ -98,9 +99,11 @@ def render(section: Section, posture: Posture, around: Around, local: Local = NO
     return rules(section, posture, around, local).text()
 
 
-def render_cut(section: Section, around: Around) -> str:
+def render_cut(section: Section, around: Around, local: Local = NOWHERE) -> str:
     """Return the small batch that isolates at once: the cut table alone, beside whatever rules are in force."""
-    return GONE + replacing([("inet", CUT_TABLE)]) + cut_table(model(section, "isolated", around)).text()
+    return (
+        GONE + replacing([("inet", CUT_TABLE)]) + cut_table(model(section, "isolated", around, local)).text()
+    )
 
 
 def render_lockdown(around: Around) -> str:
@@ -275,7 +278,7 @@ def _base_chain(
     ours = f"ct mark & 0xffff0000 == {_EPOCH}"
     lines = [f"ct state established,new {ours} accept"]
     if loopback_key:
-        lines.append(f'{loopback_key} "lo" accept')
+        lines.append(f"{loopback_key} {LOOPBACK} accept")
         lines.append(f"jump {neighbours}")
     lines += [
         f"ct state related meta l4proto {{ icmp, ipv6-icmp }} {ours} accept",

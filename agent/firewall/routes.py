@@ -18,8 +18,11 @@ from agent.firewall.netlink import Talk
 
 NETLINK_ROUTE = 0
 _GETLINK = 18
+_GETADDR = 22
 _GETROUTE = 26
 _IFINFOMSG = struct.Struct("=BxHiII")
+_IFADDRMSG = struct.Struct("=BBBBI")
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO, _IFLA_LINK_NETNSID = 3, 5, 10, 18, 37
 _INFO_KIND = 1
@@ -96,6 +99,15 @@ def next_hop(talk: Talk, address: str) -> Hop | None:
     if len(gateway) not in (4, 16):
         return None
     return Hop(str(ipaddress.ip_address(gateway)), interface)
+
+
+def addresses(talk: Talk) -> frozenset[bytes]:
+    """Return every address of the namespace itself, packed. Raises OSError."""
+    found = set()
+    for message in talk.dump(_GETADDR, _IFADDRMSG.pack(socket.AF_UNSPEC, 0, 0, 0, 0)):
+        told = netlink.attributes(message.payload[_IFADDRMSG.size :])
+        found.add(told.get(_IFA_LOCAL) or told.get(_IFA_ADDRESS, b""))
+    return frozenset(found)
 
 
 def gateways(talk: Talk) -> tuple[tuple[str, str], ...]:

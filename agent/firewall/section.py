@@ -257,7 +257,8 @@ class Section(SectionBase, frozen=True, kw_only=True):
     """`[firewall]`."""
 
     foreign: Literal["report", "remove"] = "report"
-    """What is done about other tables that accept, drop or rewrite: tell, or delete them."""
+    """What is done about other tables that accept, drop or rewrite: tell, or delete them. Rules that can lead packets past
+    ours are deleted either way (`agent.firewall.foreigners`)."""
     controller: WayToController = WayToController()
     zones: Annotated[dict[Name, Zone], Meta(max_length=256)] = field(default_factory=dict)
     inbound: Annotated[list[InboundRule], Meta(max_length=MAX_RULES)] = field(default_factory=list)

@@ -28,3 +28,8 @@ def weak(section: Section) -> Iterator[Contradiction]:
         if zone.names_private:
             text = "an answer may lead to neighbours inside (DNS rebinding): with your own name server only"
             yield Contradiction(("firewall", "zones", name, "names_private"), text)
+    for way, rules in (("inbound", section.isolated.inbound), ("outbound", section.isolated.outbound)):
+        for place, rule in enumerate(rules):
+            if section.zones[rule.zone].names:
+                text = f"zone {rule.zone!r} has names, which an isolated node cannot ask for: its addresses alone are kept"
+                yield Contradiction(("firewall", "isolated", way, place, "zone"), text)

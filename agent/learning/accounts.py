@@ -10,15 +10,25 @@ from collections.abc import Iterator
 from agent.accountfiles import parse_group, parse_passwd, parse_shadow, password_state
 from agent.learning import Draft, entry, section
 from agent.probes import Surroundings, accounts
+from agent.sshdconfig import key_files, other_ways
 
 _MAX_BYTES = 1024 * 1024
 
 
 def draft(around: Surroundings) -> Draft:
     """Return the accounts of the files below the root. Raises OSError without /etc/passwd."""
-    text = [section("accounts", {"unknown": "report"}), *_users(around), *_groups(around)]
-    left_out = []
     probe = accounts.Probe(accounts.Section(), around)
+    settings = probe.sshd_settings()
+    keys_in = accounts.Section().authorized_keys
+    if settings:
+        keys_in = list(dict.fromkeys([*keys_in, *(pattern for _, pattern in key_files(settings))]))
+    ways = sorted({each.text for each in other_ways(settings)})
+    keys: dict[str, object] = {"unknown": "report"}
+    keys |= {"authorized_keys": keys_in} if keys_in != accounts.Section().authorized_keys else {}
+    keys |= {"sshd": ways} if ways else {}
+    text = [section("accounts", keys), *_users(around), *_groups(around)]
+    left_out = []
+    probe = accounts.Probe(accounts.Section(authorized_keys=keys_in), around)
     for each in probe.unlisted():
         sha256 = each.found.removeprefix("sha256 ").partition(":")[0]
         if not each.found.startswith("sha256 "):
@@ -26,8 +36,11 @@ def draft(around: Surroundings) -> Draft:
         elif each.key.startswith("/etc/sudoers"):
             decide = "who may become root, and for what?"
             text.append(entry("accounts.sudoers", {"path": each.key, "sha256": sha256}, decide=decide))
-        else:
+        elif each.key.startswith((*(f"{folder}/" for folder in accounts.PAM_FOLDERS), "/etc/pam.conf")):
             text.append(entry("accounts.pam", {"path": each.key, "sha256": sha256}))
+        else:
+            decide = "no package brought this: who did?"
+            text.append(entry("accounts.file", {"path": each.key, "sha256": sha256}, decide=decide))
     seen: set[tuple[str, str, str]] = set()
     for user, key in probe.authorized():
         if (user, key.fingerprint, key.options) in seen:
@@ -36,8 +49,8 @@ def draft(around: Surroundings) -> Draft:
         if not key.fingerprint:
             left_out.append(f"accounts: line {key.number} of the keys of {user} is no key")
             continue
-        keys = {"user": user, "fingerprint": key.fingerprint, "options": key.options or None}
-        text.append(entry("accounts.key", keys, decide="whose key is this?"))
+        said = {"user": user, "fingerprint": key.fingerprint, "options": key.options or None}
+        text.append(entry("accounts.key", said, decide="whose key is this?"))
     return Draft("\n".join(text), left_out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from agent import units
 from agent.learning import LEARNED, Draft, entry, section
 from agent.probes import Surroundings, services
-from agent.units import LOCAL, VENDOR
+from agent.units import LOCAL, USERS_LOCAL, VENDOR
 
 _UNIT_STATES = {"enabled": "enabled", "masked": "masked"}
 
@@ -15,7 +15,14 @@ def draft(around: Surroundings) -> Draft:
     pieces = [each for folder in (*LOCAL, *VENDOR) for each in units.pieces(around.host.tree, (folder,))]
     states = units.states(pieces)
     text = [section("services", {"unknown": "report", "vendor": "check"})]
-    named = {piece.unit for piece in pieces if piece.local and piece.kind in ("pull", "alias", "mask")}
+    users = [
+        each
+        for folder in USERS_LOCAL
+        if folder != units.XDG_USERS
+        for each in units.pieces(around.host.tree, (folder,))
+    ]
+    links = [each for each in (*pieces, *users) if each.local and each.kind in ("pull", "alias", "mask")]
+    named = {piece.unit for piece in links}
     for unit in sorted(named):
         state = _UNIT_STATES.get(states.get(unit, ""), "any")
         text.append(entry("services.unit", {"name": unit, "state": state}))

@@ -16,6 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, M
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar, cast
 
+import msgspec
+
 from contract import baseline as baselines
 from contract.baseline import SectionBase
 from contract.messages import Drift, Mode, Posture, Severity, never_more
@@ -225,8 +227,9 @@ Advise = Callable[[Mapping[str, SectionBase], Collection[str] | None], Iterable[
 class ProbeModule(Protocol):
     """What a file in this folder exposes; besides, where sections must agree, `contradictions(sections)`.
 
-    That is called for baselines that have the module's section, with all sections, and yields `Contradiction`. A module
-    that names `SUBSYSTEMS` (of the kernel's uevents) is looked at again as soon as a device of one of them comes or goes.
+    That is called for baselines that have the module's section, with all sections, each with the mode that holds for it, and
+    yields `Contradiction`. A module that names `SUBSYSTEMS` (of the kernel's uevents) is looked at again as soon as a
+    device of one of them comes or goes.
     And, where there is something to warn an author of, `advice(sections, interfaces)`, which yields the same and refuses
     nothing; `interfaces` are those of this machine, or None where it is not such a node.
     """
@@ -262,9 +265,10 @@ def parse_sections(baseline: baselines.Baseline) -> dict[str, SectionBase]:
         if name not in known:
             raise baselines.refuse(baseline, (name,), f"unknown section; expected one of: {', '.join(known)}")
         parsed[name] = baselines.section(baseline, name, known[name].Section)
+    in_force = _in_force(parsed, baseline.head)
     for name in parsed:
         check: Check | None = getattr(known[name], "contradictions", None)
-        for found in check(parsed) if check is not None else ():
+        for found in check(in_force) if check is not None else ():
             raise baselines.refuse(baseline, found.at, found.expected)
     return parsed
 
@@ -277,12 +281,21 @@ def warnings(
     """Return what an author should look at again, by line."""
     known = sections()
     found = []
+    in_force = _in_force(parsed, baseline.head)
     for name in parsed:
         advise: Advise | None = getattr(known[name], "advice", None)
-        for each in advise(parsed, interfaces) if advise is not None else ():
+        for each in advise(in_force, interfaces) if advise is not None else ():
             line = baselines.line_of(baseline.text, each.at)
             found.append(Warned(line, dotted(each.at), each.expected))
     return sorted(found)
+
+
+def _in_force(parsed: Mapping[str, SectionBase], head: baselines.Head) -> dict[str, SectionBase]:
+    """Return the sections, each with the mode that holds for it."""
+    return {
+        name: section if section.mode else msgspec.structs.replace(section, mode=head.mode)
+        for name, section in parsed.items()
+    }
 
 
 def mode_of(section: SectionBase, head: baselines.Head) -> Mode:

@@ -18,6 +18,7 @@ from agent import probes
 from agent.devicenodes import SHUT, Access, Holder, Node
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
+from agent.probes._gone import Departures, Removed
 from agent.usbrules import Hex4, Reason
 from agent.userdb import group_id, user_id
 from contract.messages import Drift, never_more
@@ -97,6 +98,8 @@ class NodeSection(probes.SectionBase, frozen=True, kw_only=True):
     """`close`: take the node of a device that no rule names from everybody but root."""
     strangers: Literal["report", "kill"] = "report"
     """`kill`: kill a process that has a device open and may not."""
+    removed: Removed = "tell"
+    """Whether a device that a rule names and that went is told, and how loudly."""
     allow: Annotated[list[Allow], Meta(max_length=256)] = field(default_factory=list)
     """Devices that may be there."""
 
@@ -119,6 +122,7 @@ class NodeProbe(probes.Probe[S]):
         self._closed: dict[tuple[str, str], Notice] = {}
         self._told: set[tuple[str, str]] = set()
         self._strangers: dict[str, Holder] = {}
+        self._gone = Departures(self.name, section.removed)
 
     def nodes(self) -> tuple[list[Node], list[str]]:
         """Return the nodes to judge, and paths of what is no device. Raises OSError."""
@@ -172,10 +176,10 @@ class NodeProbe(probes.Probe[S]):
         return node is not None and self._wanted(node) is not None
 
     def notices(self, now: float) -> list[Notice]:
-        """Return `<section>.closed` once for each node that is kept shut."""
+        """Return `<section>.closed` once for each node that is kept shut, `<section>.gone` for each that went."""
         fresh = [notice for key, notice in self._closed.items() if key not in self._told]
         self._told = set(self._closed)
-        return fresh
+        return fresh + self._gone.take()
 
     def _rule(self, node: Node) -> Allow | None:
         return next((rule for rule in self.section.allow if rule.names(node)), None)
@@ -193,6 +197,8 @@ class NodeProbe(probes.Probe[S]):
         except OSError as error:
             yield could_not_look("nodes", f"a list of {self.LIKELY} nodes", error)
             return
+        named = [node for node in nodes if self._rule(node) is not None]
+        self._gone.look({f"{n.path} {n.serial}": f"{self.LIKELY} {n.path} ({n.describe()})" for n in named})
         yield from bounded("nodes", self._node_differences(nodes, others), MAX_TOLD)
         for number, rule in enumerate(self.section.allow):
             if rule.required and not any(self._rule(node) is rule for node in nodes):

@@ -5,7 +5,7 @@ The entries are bounds, no rules: they open nothing. A grant that comes with a d
 
 Refuses: an entry that names nothing (none is never all), two entries of one name, a zone that `[firewall]` lacks, an
 account that is also allowed nothing else than grants to keep it from being the administrator's (`root`).
-Relies on: `agent.grants` for the decision, `Surroundings.grants` for what is open now.
+Relies on: `agent.grants` for the decision, `Surroundings.grants` for what is open now, `agent.loginsessions` for who is logged in.
 """
 
 from __future__ import annotations
@@ -20,11 +20,14 @@ from msgspec import Meta, Struct, field
 from agent import probes
 from agent.accountfiles import parse_expiry, parse_passwd, with_expiry
 from agent.firewall.section import PortRange, port_range
-from agent.probes import Contradiction, Difference, could_not_look
+from agent.grants import OpenGrant
+from agent.host import Watched
+from agent.loginsessions import FOLDER, sessions
+from agent.probes import Contradiction, Difference, Notice, could_not_look
 from agent.tree import file_of
 from agent.usbrules import Kind
 from contract.grant import MAX_GRANT_S, Account, Door, UsbId
-from contract.messages import Drift, Name
+from contract.messages import Drift, Name, never_more
 
 Limit = Annotated[float, Meta(ge=1, le=MAX_GRANT_S)]
 Reason = Annotated[str, Meta(min_length=3, max_length=512)]
@@ -149,8 +152,15 @@ class Probe(probes.Probe[Section]):
     there to do it; to the second it is shut by the pass after the grant's end.
     """
 
+    def __init__(self, section: Section, around: probes.Surroundings) -> None:
+        super().__init__(section, around)
+        self._told: set[tuple[int, str, str]] = set()
+        """Grant, account and who used it."""
+
     def observe(self, now: float) -> list[Drift]:
         """Return one drift for each account that is not as the grants of the moment want it."""
+        open_now = any(grant.accounts for grant in self.around.grants)
+        self.around.host.watch_files(self.name, Watched(folders=frozenset([FOLDER] if open_now else [])))
         return self.drifts(self._differences(), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
@@ -178,6 +188,36 @@ class Probe(probes.Probe[Section]):
     def governs(self, key: str) -> bool:
         """True if the section shuts the account too."""
         return key in self._wanted()
+
+    def notices(self, now: float) -> list[Notice]:
+        """Return `grant.used` for whoever works under an account that a grant has opened, each once.
+
+        A login that begins wakes this section; one without a session (no systemd-logind) is seen by its processes, if it
+        lasts until the next look.
+        """
+        opened = [(grant, name) for grant in self.around.grants for name in grant.accounts]
+        there = {grant.id for grant, _ in opened}
+        self._told = {each for each in self._told if each[0] in there}
+        return [notice for grant, name in opened for notice in self._uses(grant, name)]
+
+    def _uses(self, grant: OpenGrant, name: str) -> Iterator[Notice]:
+        host = self.around.host
+        try:
+            uid = self._users().get(name)
+            if uid is None:
+                return
+            by = {f"account {name} {each.describe()}" for each in sessions(host) if each.uid == uid}
+            running = [] if by else host.processes.of_user(uid)
+        except OSError:
+            return  # the look has told of it
+        if running and not any(known[:2] == (grant.id, name) for known in self._told):
+            by = {f"account {name}: {host.describe_process(running[0])}"}
+        for source in sorted(by):
+            if (grant.id, name, source) not in self._told:
+                self._told.add((grant.id, name, source))
+                detail = {"grant": str(grant.id), "source": never_more(source, 2048)}
+                summary = never_more(f"grant {grant.id}: used by {source}", 2048)
+                yield Notice("grant.used", "info", summary, detail)
 
     def _wanted(self) -> dict[str, str]:
         """Return the expiry that each account is to have."""

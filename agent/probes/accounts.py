@@ -1,4 +1,4 @@
-"""`[accounts]`: who may log in and become root: users, groups, passwords, sudo rules, keys, PAM files.
+"""`[accounts]`: who may log in and become root: users, groups, passwords, sudo rules, keys, PAM, polkit, sshd's own ways.
 
 Reads the files below the root, not the name service: an account that only a directory server knows is not seen here.
 Default deny: what is not listed is drift. Repairs only with `unknown = "repair"`, and only two things that open a
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
-from agent import probes
+from agent import probes, sshdconfig
 from agent.accountfiles import (
     SUDOERS_FOLDER,
     Key,
@@ -24,18 +24,30 @@ from agent.accountfiles import (
     password_state,
 )
 from agent.accountsection import Section
+from agent.homes import home_of
+from agent.host import Watched
 from agent.probes import Difference, could_not_look
 from agent.probes._bounds import bounded
 from agent.probes._kept import PackagedFiles, Reader, Small, aside, put_aside, put_asides, remember
+from agent.probes._logins import PAM_FOLDERS, Logins, files_in
+from agent.sshdconfig import Setting
 from agent.tree import Kept, file_of
 from contract.messages import Drift
 
-__all__ = ["Probe", "Section"]
+__all__ = ["PAM_FOLDERS", "Probe", "Section"]
 
 MAX_TOLD = 16
 """Differences of one kind told one by one."""
-PAM_FOLDERS = ("/etc/pam.d", "/usr/lib/pam.d")
-_SINGLE = ("/etc/pam.conf", "/etc/sudoers")
+_SINGLE = (
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/shadow",
+    "/etc/gshadow",
+    "/etc/sudoers",
+    "/etc/pam.conf",
+    sshdconfig.MAIN,
+)
+_PACKAGED = (*(f"{each}/" for each in (*PAM_FOLDERS, SUDOERS_FOLDER)), "/etc/sudoers", "/etc/pam.conf")
 
 
 class Probe(probes.Probe[Section]):
@@ -48,10 +60,11 @@ class Probe(probes.Probe[Section]):
         self._shadow = Reader(parse_shadow)
         self._sudoers = Reader(parse_sudoers)
         self._keys = Reader(parse_authorized_keys)
-        self._pam = Reader(lambda content: bool(content.strip()))
-        folders = (*PAM_FOLDERS, SUDOERS_FOLDER)
-        self._packaged = PackagedFiles(around.host, [*(f"{each}/" for each in folders), *_SINGLE])
+        self._packaged = PackagedFiles(around.host, _PACKAGED)
+        self._logins = Logins(section, around.host, self._packaged)
         self._allowed = {(key.user, key.fingerprint, key.options) for key in section.key}
+        self._homes: set[str] = set()
+        """Of users who log in."""
         self._owners: dict[str, set[str]] = {}
         """Files of authorized_keys, and whose they are."""
         self._strange: dict[str, set[str]] = {}
@@ -59,8 +72,22 @@ class Probe(probes.Probe[Section]):
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each account, member, rule, key and file that is not listed, or that cannot be read."""
+        self._packaged.cover([*_PACKAGED, *(f"{each}/" for each in self._logins.folders())])
         self._packaged.refresh()
-        return self.drifts(self._differences(), now)
+        with self.around.host.glance() as glance, self._logins.quickly(glance):
+            found = self.drifts(self._differences(), now)
+        self.around.host.watch_files(self.name, self._watched())
+        return found
+
+    def _watched(self) -> Watched:
+        """Return what is worth a look at once; of homes only whether a folder of keys comes."""
+        listed = {entry.path for entry in self.section.sudoers} | {entry.path for entry in self.section.pam}
+        firsts = {pattern.partition("/")[0] for pattern in self.section.authorized_keys}
+        return Watched(
+            paths=frozenset({*_SINGLE, *self._owners, *listed, *(entry.path for entry in self.section.file)}),
+            folders=frozenset({SUDOERS_FOLDER, PAM_FOLDERS[0], *self._logins.watched()}),
+            appearing=frozenset(f"{home}/{first}" for home in self._homes for first in firsts if first),
+        )
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
         """Take away unknown files of sudoers.d and unknown lines of authorized_keys, where the section asks for it."""
@@ -134,7 +161,8 @@ class Probe(probes.Probe[Section]):
         yield from bounded("groups", self._groups(users), MAX_TOLD)
         yield from bounded("sudo rules", self._sudo(), MAX_TOLD)
         yield from bounded("authorized keys", self._authorized(users), MAX_TOLD)
-        yield from bounded("PAM files", self._pam_files(), MAX_TOLD)
+        yield from bounded("PAM files", self._logins.pam_files(), MAX_TOLD)
+        yield from self._logins.differences()
 
     def _users(self, users: list[User], shadow: dict[str, str]) -> Iterator[Difference]:
         listed = {each.name: each for each in self.section.user}
@@ -200,7 +228,7 @@ class Probe(probes.Probe[Section]):
     def _sudo(self) -> Iterator[Difference]:
         listed = {each.path: each for each in self.section.sudoers}
         there: set[str] = set()
-        for entry in self._folder_entries(SUDOERS_FOLDER):
+        for entry in files_in(self.around.host, SUDOERS_FOLDER):
             if isinstance(entry, Difference):
                 yield entry
             elif not ("." in entry.rpartition("/")[2] or entry.endswith("~")):  # sudo passes those over
@@ -229,8 +257,13 @@ class Probe(probes.Probe[Section]):
                         yield Difference(f"{path} {line}", "no such rule", line)
 
     def unlisted(self) -> list[Difference]:
-        """Return every file of sudo's rules and of PAM that no entry names and no package brought."""
-        return [*self._sudo(), *self._pam_files()]
+        """Return every file of sudo's rules, of PAM and of logins that no entry names and no package brought."""
+        self._packaged.cover([*_PACKAGED, *(f"{each}/" for each in self._logins.folders())])
+        return [*self._sudo(), *self._logins.pam_files(), *self._logins.unlisted()]
+
+    def sshd_settings(self) -> list[Setting]:
+        """Return the lines of sshd's configuration. Raises OSError."""
+        return self._logins.settings()
 
     def authorized(self) -> Iterator[tuple[str, Key]]:
         """Yield every key that opens an account, with the account's name. Raises OSError without /etc/passwd."""
@@ -252,13 +285,17 @@ class Probe(probes.Probe[Section]):
 
     def _key_files(self, users: list[User]) -> Iterator[Difference | tuple[str, set[str], Small[list[Key]]]]:
         """Yield path, whose it is, and content of each file of keys; or the difference that it cannot be read."""
+        host = self.around.host
+        self._homes = set()
         whose: dict[str, set[str]] = {}
         for user in users:
             try:
-                home = self._home(user)
+                home = home_of(host.tree, user)
             except OSError as error:
                 yield could_not_look(f"home of {user.name}", "a look at its keys", error)
                 home = None
+            if home is not None and user.logs_in():
+                self._homes.add(home)
             for pattern in self.section.authorized_keys:
                 path = pattern.replace("%u", user.name)
                 if path.startswith("/") or home is not None:
@@ -282,56 +319,8 @@ class Probe(probes.Probe[Section]):
     def _may(self, users: set[str], key: Key) -> bool:
         return any((user, key.fingerprint, key.options) in self._allowed for user in users)
 
-    def _home(self, user: User) -> str | None:
-        """Return the home folder without links, or None if there is none. Raises OSError if it cannot be told."""
-        tree = self.around.host.tree
-        try:
-            home = tree.real_folder("/" + user.home.lstrip("/"))
-            if home == "/":
-                return ""
-            entry = tree.entry(home)
-        except FileNotFoundError:
-            return None
-        return home if entry is not None and entry.kind in ("folder", "link") else None
-
-    def _pam_files(self) -> Iterator[Difference]:
-        listed = {each.path: each.sha256 for each in self.section.pam}
-        there = {"/etc/pam.conf"}
-        for folder in PAM_FOLDERS:
-            for entry in self._folder_entries(folder):
-                if isinstance(entry, Difference):
-                    yield entry
-                else:
-                    there.add(entry)
-        for path in sorted(there | set(listed)):
-            try:
-                found = self._pam.read(self.around.host, path)
-            except FileNotFoundError:
-                if path in listed:
-                    yield Difference(path, "there", "not there")
-                continue
-            except OSError as error:
-                yield could_not_look(path, "a look at the PAM file", error)
-                continue
-            if path in listed:
-                if found.sha256 != listed[path]:
-                    yield Difference(f"{path} sha256", listed[path], found.sha256)
-            elif self.section.packaged == "report" or not self._packaged.has(path, found.md5):
-                yield Difference(path, "a listed file", f"sha256 {found.sha256}")
-
-    def _folder_entries(self, folder: str) -> Iterator[str | Difference]:
-        """Yield the paths of files and links in a folder, or the difference that it cannot be read."""
-        try:
-            for entry in self.around.host.tree.entries(folder):
-                if entry.kind != "folder":
-                    yield f"{folder}/{entry.name}"
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            yield could_not_look(folder, "a list of its files", error)
-
     def _in_folder(self, folder: str, wrong: set[str]) -> list[str]:
-        paths = [entry for entry in self._folder_entries(folder) if isinstance(entry, str)]
+        paths = [entry for entry in files_in(self.around.host, folder) if isinstance(entry, str)]
         more = "sudo rules" in wrong  # more of them than are named
         return [path for path in paths if path in wrong or (more and self._is_strange(path))]
 

@@ -17,6 +17,7 @@ from msgspec import Meta, Struct, field
 from agent import probes
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
+from agent.probes._gone import Departures, Removed
 from agent.probes._vital import vital_parts
 from agent.sysfsbuses import Disk
 from agent.usbrules import Reason
@@ -66,6 +67,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 
     unknown: Literal["report", "read-only", "remove"] = "report"
     """What becomes of a disk that no rule names."""
+    removed: Removed = "tell"
+    """Whether a device that a rule names and that went is told, and how loudly."""
     allow: Annotated[list[Allow], Meta(max_length=256)] = field(default_factory=list)
     """Disks that may be there."""
 
@@ -79,6 +82,7 @@ class Probe(probes.Probe[Section]):
         super().__init__(section, around)
         self._held: dict[tuple[str, ...], Notice] = {}
         self._told: set[tuple[str, ...]] = set()
+        self._gone = Departures(self.name, section.removed)
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each disk that no rule names, that can be written and must not, and for each that is missing."""
@@ -127,10 +131,10 @@ class Probe(probes.Probe[Section]):
         return self._held_read_only(disk) or self._rule(disk) is None
 
     def notices(self, now: float) -> list[Notice]:
-        """Return `blocks.read-only` once for each unknown disk that is held read-only."""
+        """Return `blocks.read-only` once for each unknown disk that is held read-only, `blocks.gone` for each that went."""
         fresh = [notice for key, notice in self._held.items() if key not in self._told]
         self._told = set(self._held)
-        return fresh
+        return fresh + self._gone.take()
 
     def _rule(self, disk: Disk) -> Allow | None:
         return next((rule for rule in self.section.allow if rule.names_it(disk)), None)
@@ -151,6 +155,8 @@ class Probe(probes.Probe[Section]):
         except OSError as error:
             yield could_not_look("disks", "a list of disks", error)
             return
+        named = [disk for disk in disks if self._rule(disk) is not None]
+        self._gone.look({f"{d.name} {d.serial} {d.wwid}": f"disk {d.name} ({d.describe()})" for d in named})
         yield from bounded("disks", self._each(disks), MAX_TOLD)
         for number, rule in enumerate(self.section.allow):
             if rule.required and not any(self._rule(disk) is rule for disk in disks):

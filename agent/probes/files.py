@@ -31,7 +31,7 @@ from agent.fileaccess import (
 )
 from agent.filehashing import RACY_NS, BackgroundHashing, Digest, hash_open
 from agent.filesection import File, Section
-from agent.host import FileFacts, Identity, Wanted, facts_of
+from agent.host import FileFacts, Identity, Wanted, Watched, facts_of
 from agent.imawitness import ImaWitness
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
@@ -77,7 +77,7 @@ class Probe(probes.Probe[Section]):
         self._failed: dict[str, OSError] = {}
         self._background = BackgroundHashing(around.host)
         weakref.finalize(self, self._background.stop)
-        self._paths = frozenset(file.path for file in section.file)
+        self._watched = Watched(paths=frozenset(file.path for file in section.file))
         self._judged = {file.path: file.sha256 for file in section.file if file.sha256 is not None}
         self._witness = ImaWitness(around.host, around.ima_log)
         weakref.finalize(self, self._witness.close)
@@ -94,7 +94,7 @@ class Probe(probes.Probe[Section]):
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each file that is not as wanted in some way, or that cannot be read."""
-        self.around.host.watch_files(self.name, self._paths)
+        self.around.host.watch_files(self.name, self._watched)
         self._left_bytes = PASS_BYTES
         self._unproved = set()
         self._ids = {}

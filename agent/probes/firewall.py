@@ -3,7 +3,9 @@
 Every observation compares the whole of our tables with a fresh load of the wanted text in a throw-away
 namespace, unless the kernel's generation number says that no commit happened since the last one. Repair is
 one atomic batch. Chains of other programs that accept, drop or rewrite are drift under the key
-"foreign:<family> <table> <chain>"; repair deletes their table only with `foreign = "remove"`.
+"foreign:<family> <table> <chain>"; rules that may lead packets past ours are taken out, whole tables only with `foreign =
+"remove"`. A table under a name of ours that another process owns is drift "<family> <name> owner"; ours then stands under
+another name, and everything else here speaks of it by its own (`agent.firewall.spare`).
 
 Refuses to take the fence down: `undo` leaves the rules, and the next baseline replaces them in one batch.
 Relies on: `agent.netfilter`; the loop passing on culprits with `Netfilter.note`.
@@ -19,13 +21,18 @@ from dataclasses import replace
 
 from agent import probes
 from agent.firewall import advice as advices
-from agent.firewall import compare, link, local, managers, nft, tables
+from agent.firewall import compare, link, local, nft, tables
+from agent.firewall.apart import Apart
 from agent.firewall.beneath import Beneath, is_beneath
+from agent.firewall.blame import Blame
 from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
 from agent.firewall.fast import GONE, Fast
-from agent.firewall.match import GUARD_TABLE, is_ours
-from agent.firewall.model import Local
+from agent.firewall.foreigners import Foreigners
+from agent.firewall.holds import Holds, is_hold
+from agent.firewall.kept import Kept
+from agent.firewall.match import GUARD_TABLE
+from agent.firewall.model import Local, model
 from agent.firewall.names import Change, Names, Snapshot, terms_of
 from agent.firewall.outrun import Outrun
 from agent.firewall.section import Section
@@ -38,13 +45,11 @@ from contract.messages import Drift, never_more
 
 __all__ = ["Probe", "Section", "advice", "contradictions"]
 
-_FOREIGN = "foreign:"
 _RULESET = "ruleset"
 _FAMILIES = frozenset(family for family, _ in nft.OWN_TABLES)
 _FULL_LOOK_S = 60.0
 _FULL_LOOK_SHARE = 0.001
 """Of the time that may go into full looks which nothing asked for: a list of 100,000 takes half a second each."""
-_MAX_BLAMED = 4
 
 
 def contradictions(parsed: Mapping[str, SectionBase]) -> Iterable[Contradiction]:
@@ -68,7 +73,7 @@ class Probe(probes.Probe[Section]):
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
-        self._rendered: tuple[object, nft.Rules, str] | None = None
+        self._rendered: tuple[object, nft.Rules, Cut] | None = None
         self._last: tuple[int, nft.Rules, list[Difference]] | None = None
         self._looked_at = 0.0
         self._look_took_s = 0.0
@@ -79,12 +84,12 @@ class Probe(probes.Probe[Section]):
         self._renewed = 0
         self._settled_at = -1.0
         self._watching = False
-        self._blame = ""
-        self._foreign_blame: dict[tuple[str, ...], str] = {}
-        self._notices: list[Notice] = []
+        self._blame = Blame(lambda key: (_is_ours(key) or is_beneath(key)) and not is_hold(key))
         self._bypass = Bypass(section, around.host)
         self._beneath = Beneath(section)
         self._fast = Fast(section)
+        self._foreigners = Foreigners(section)
+        self._holds = Holds()
         self._foreign: list[Difference] = []
         self._unseen_at = -1.0
         """Of the look in which everything was loaded without a listing."""
@@ -97,13 +102,14 @@ class Probe(probes.Probe[Section]):
         """Return our tables as they are wanted under the posture and fences of the moment, on this node."""
         return self._made()[0]
 
-    def _made(self) -> tuple[nft.Rules, str]:
-        """Return the rules and the batch of the cut table alone."""
+    def _made(self) -> tuple[nft.Rules, Cut]:
+        """Return the rules, and the cut without that of the interfaces."""
         around, here = self.around, self._here()
         key = (around.posture, around.controller, around.fenced, around.grants, here)
         if self._rendered is None or self._rendered[0] != key:
             made = nft.rules(self.section, around.posture, around, here)
-            self._rendered = (key, made, nft.render_cut(self.section, around))
+            kept = Kept(model(self.section, "isolated", around, here))
+            self._rendered = (key, made, Cut(nft.render_cut(self.section, around, here), kept))
         return self._rendered[1:]
 
     def _timed(self) -> nft.Rules:
@@ -186,65 +192,72 @@ class Probe(probes.Probe[Section]):
         self._watch(netfilter)
         if self._settled_at != now:
             self._named = self._gateways = None
-        core = self._made()[1]
-        netfilter.prepared_cut = Cut(core)
+        cut = self._made()[1]
+        netfilter.prepared_cut = cut
         if netfilter.outrunning.on and self._unseen_at == now:
             return self.drifts(self._foreign, now)  # who commits since then is seen by the next look
         culprits = netfilter.noted()
+        held: list[Difference] = []
         try:
+            standing = netfilter.tables()
+            held = self._holds.differences(standing.held)
             here = self.rules().here
-            netfilter.prepared_cut = Cut(core, self._beneath.links(netfilter, self.around, here))
+            netfilter.prepared_cut = cut._replace(links=self._beneath.links(netfilter, self.around, here))
             differences = [*self._differences(netfilter, now), *self._unresolved(here)]
-            beneath = self._beneath.differences(netfilter, self.around, here)
+            beneath = self._beneath.differences(netfilter, self.around, here, standing)
             beneath += self._fast.differences(netfilter, self.around.posture)
             differences += [Difference(*each) for each in beneath]
-            differences += self._bypass.differences(now, netfilter)
+            isolated = self.around.posture == "isolated"
+            differences += self._bypass.differences(now, netfilter, isolated=isolated)
         except Outrun as error:
             self._last = None
             differences = self._outrun(netfilter, culprits, str(error.strerror))
         except (OSError, Rejected, ValueError) as error:
             self._last = None
             differences = [could_not_look(_RULESET, "our tables", error)]
-        return self.drifts(self._blamed(differences, culprits), now)
+        return self.drifts(self._blame.given([*differences, *held], culprits), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
-        """Load the whole batch where anything of ours differs; delete foreign tables where the section says so.
+        """Load what differs of ours, and take out what of others may not stand beside it. No part waits for another.
 
-        Where this brings isolation about, open flows are ended as well. Raises OSError, Rejected.
+        Where this brings isolation about, open flows are ended as well. Raises OSError, Rejected, when all was tried.
         """
         netfilter = self.around.netfilter
         if netfilter is None:
             return
         self._last = None
         keys = [drift.key for drift in drifts]
-        beneath = [key for key in keys if is_beneath(key)]
-        self._beneath.repair(netfilter, self.around, self._here(), beneath)
-        if any(map(_is_ours, keys)):
-            self._load(netfilter, [key for key in keys if _is_ours(key)], now)
-            if self.around.posture == "isolated" and any(_is_cut(key) for key in keys):
-                netfilter.flush_conntrack(self.around.controller)
-                netfilter.kill_sockets(self.around.controller)
-        with contextlib.suppress(OSError):  # what it does not bring about is seen by the look that follows
-            self._fast.repair(netfilter, self.around.posture)
         isolated = self.around.posture == "isolated"
-        if isolated:
-            self._bypass.repair(netfilter, keys)
-        if self.section.foreign == "remove" or isolated:
-            foreign = [drift for drift in drifts if drift.key.startswith(_FOREIGN)]
-            if self.section.foreign != "remove":
-                foreign = [drift for drift in foreign if _rewrites_below(drift)]
-            for family, table in sorted({_foreign_table(drift.key) for drift in foreign}):
-                if managers.is_managers(self.section.containers, family, table):
-                    continue  # other chains of it carry the containers' traffic
-                netfilter.remove_table(family, table)
+        parts = Apart()
+        with parts.each():
+            beneath = [key for key in keys if is_beneath(key)]
+            self._beneath.repair(netfilter, self.around, self._here(), beneath)
+        with parts.each():
+            if any(map(_is_ours, keys)):
+                self._load(netfilter, [key for key in keys if _is_ours(key)], now)
+        with parts.each():
+            self._beneath.clear(netfilter, keys)
+        with parts.each():
+            if isolated and any(_is_cut(key) for key in keys):
+                kept = self._made()[1].kept
+                netfilter.flush_conntrack(kept)
+                netfilter.kill_sockets(kept)
+        with parts.each():
+            if isolated:
+                self._bypass.repair(netfilter, keys, self.around.remembered)
+        with parts.each():
+            self._foreigners.repair(netfilter, drifts, isolated=isolated)
+        with parts.each():
+            self._fast.repair(netfilter, self.around.posture)
+        parts.end()
 
     def _load(self, netfilter: Netfilter, keys: Sequence[str], now: float) -> None:
         """Bring our tables to what is wanted: only what differs where that can be, and whole where it is not enough."""
         self._named = None  # the seconds that are left, not those that were
         wanted = self._timed()
         if netfilter.outrunning.on:
-            self._unseen_at = now
             netfilter.load(wanted.text())
+            self._unseen_at = now
             return
         standing = netfilter.standing
         if standing is not None and standing[0] == netfilter.generation():
@@ -262,9 +275,9 @@ class Probe(probes.Probe[Section]):
         netfilter.load(wanted.text())
 
     def notices(self, now: float) -> list[Notice]:
-        """Return one notice for each commit on our tables that left no difference: changed and put back."""
-        out, self._notices = self._notices, []
-        return out + [_leads_elsewhere(change) for change in (self._names.changes() if self._names else [])]
+        """Return one notice for each commit on our tables that left no difference, and for each name that leads elsewhere."""
+        changes = self._names.changes() if self._names else []
+        return self._blame.notices() + [_leads_elsewhere(change) for change in changes]
 
     def _differences(self, netfilter: Netfilter, now: float) -> list[Difference]:
         wanted = self.rules()
@@ -282,13 +295,7 @@ class Probe(probes.Probe[Section]):
         ]
         differences = [each for each in differences if not self._over(each.key)]
         netfilter.standing = None if differences else (generation, wanted.tables)
-        known = {(each.family, each.table) for each in self.section.known}
-        self._foreign = [
-            Difference(f"{_FOREIGN}{chain.family} {chain.table} {chain.chain}", "absent", chain.describe())
-            for chain in netfilter.foreign()
-            if (chain.family, chain.table) not in known
-            and not managers.is_expected(self.section.containers, chain)
-        ]
+        self._foreign = self._foreigners.differences(netfilter)
         differences += self._foreign
         # Only what was true at one generation may be remembered under it.
         self._last = (generation, wanted, differences) if netfilter.generation() == generation else None
@@ -345,38 +352,6 @@ class Probe(probes.Probe[Section]):
         pause_s = max(_FULL_LOOK_S, self._look_took_s / _FULL_LOOK_SHARE)
         return abs(now - self._looked_at) < pause_s
 
-    def _blamed(self, differences: list[Difference], culprits: list[Culprit]) -> list[Difference]:
-        """Give each difference the processes that committed to its table; tell of those that left none."""
-        touching = [each for each in culprits if any(is_ours(name) for _, name in each.tables)]
-        ours = [each for each in differences if _is_ours(each.key) or is_beneath(each.key)]
-        if not ours:
-            self._blame = ""
-            self._notices += [_touched(culprit) for culprit in touching[:_MAX_BLAMED]]
-        elif touching:
-            self._blame = "; ".join(culprit.describe() for culprit in touching[-_MAX_BLAMED:])
-        places = {each.key: _foreign_table(each.key) for each in differences if each.key.startswith(_FOREIGN)}
-        fresh = {
-            table: "; ".join(each.describe() for each in culprits if each.touched(table[0], table[1]))
-            for table in set(places.values())
-        }
-        # Kept while the difference stands, so that every report can name who made it.
-        self._foreign_blame = {table: fresh[table] or self._foreign_blame.get(table, "") for table in fresh}
-        out = []
-        for each in differences:
-            blame = self._foreign_blame[places[each.key]] if each.key in places else self._blame
-            out.append(each._replace(culprit=blame) if blame else each)
-        return out
-
-
-def _rewrites_below(drift: Drift) -> bool:
-    """Tell whether a foreign chain sends frames elsewhere below IP: nothing that an isolated node could need."""
-    return drift.key.startswith(f"{_FOREIGN}netdev ") and "rewrites" in drift.found
-
-
-def _foreign_table(key: str) -> tuple[str, ...]:
-    """Return (family, table) of "foreign:<family> <table> <chain>"."""
-    return tuple(key.removeprefix(_FOREIGN).split(" ")[:2])
-
 
 def _is_ours(key: str) -> bool:
     """Tell whether a drift is of our tables, so that loading them mends it."""
@@ -392,9 +367,3 @@ def _leads_elsewhere(change: Change) -> Notice:
     detail = {key: never_more(text, 2048) for key, text in detail.items()}
     summary = f"{change.name} leads to {', '.join(change.now[:8]) or 'nothing'}"
     return Notice("firewall.name-changed", "info", summary, detail)
-
-
-def _touched(culprit: Culprit) -> Notice:
-    summary = f"our firewall tables were changed and put back by {culprit.describe()}"
-    detail = {"pid": str(culprit.pid), "name": culprit.name, "command": culprit.command}
-    return Notice("firewall.touched", "warning", never_more(summary, 2048), detail)

@@ -9,29 +9,27 @@ from here; prompts and guardrails whose text the baseline carries are written an
 from __future__ import annotations
 
 import errno
-import ipaddress
 import os
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
 
 from agent import probes
-from agent.firewall.section import ForwardRule, Rule, checked_network
-from agent.firewall.section import Section as FirewallSection
-from agent.host import Identity
+from agent.host import Identity, Watched
 from agent.models.folder import files_below
 from agent.models.hashing import Hashed, Verifier, hash_now, identity_of
 from agent.models.quiet import verity_of
 from agent.models.section import CARRIED, File, Model, Section
+from agent.models.ways import doubtful_ways, refused_ways
 from agent.probes import Contradiction, Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
 from agent.probes.files import Section as FilesSection
 from agent.tree import Kept, file_of
 from contract.messages import Drift
 
-__all__ = ["Probe", "Section", "contradictions"]
+__all__ = ["Probe", "Section", "advice", "contradictions"]
 
 SMALL_FILE_BYTES = 1024 * 1024
 """Up to this size a file is hashed in the pass itself (some 1 to 5 ms)."""
@@ -45,13 +43,10 @@ MAX_DRIFTS = 64
 """For one model; past it one more tells how many."""
 MAX_NAMED = 8
 """Unlisted files that are named; the others are counted."""
+MAX_WATCHED = 512
+"""Folders that are watched as a whole; what is added to others is seen by the next look of the interval."""
 _NOT_KEPT = "?"
 """Remembered where nothing can be put back."""
-_PRIVATE_4 = [
-    ipaddress.IPv4Network(text)
-    for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16")
-]
-_PRIVATE_6 = [ipaddress.IPv6Network(text) for text in ("fc00::/7", "fe80::/10")]
 
 
 class Known(NamedTuple):
@@ -66,6 +61,7 @@ class Probe(probes.Probe[Section]):
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
+        self._watched = _watched(section)
         self._known: dict[str, Known] = {}
         self._failed: dict[str, OSError] = {}
         self._verifier = Verifier(around.host, read_bytes_s=section.read_mb_s * 1e6)
@@ -78,6 +74,7 @@ class Probe(probes.Probe[Section]):
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each file that is not as listed, is missing, or cannot be read, and for what is not listed."""
+        self.around.host.watch_files(self.name, self._watched)
         self._left_bytes, self._left_files = PASS_BYTES, PASS_FILES
         for path, result in self._verifier.take().items():
             self._failed.pop(path, None)
@@ -250,14 +247,21 @@ class Probe(probes.Probe[Section]):
         tree.put(path, file_of(content, like))
 
 
+def _watched(section: Section) -> Watched:
+    """Return the files of all models, and the whole folders of those to which nothing may be added."""
+    paths = {model.at(file) for model in section.model for file in model.file}
+    shut = {
+        model.at(file).rpartition("/")[0] for model in section.model if model.complete for file in model.file
+    }
+    shut |= {model.root for model in section.model if model.complete}
+    return Watched(paths=frozenset(paths), folders=frozenset(sorted(shut)[:MAX_WATCHED]))
+
+
 def contradictions(sections: Mapping[str, probes.SectionBase]) -> Iterator[Contradiction]:
-    """Yield what no node can keep: a restricted model beside a way out, a file with two digests."""
+    """Yield what no node can keep: a model beside a way out that its class shuts, a file with two digests."""
     models = sections.get("models")
     assert isinstance(models, Section)  # noqa: S101  (called for baselines that have the section)
-    restricted = [f"{m.name} {m.version}" for m in models.model if m.classification == "restricted"]
-    firewall = sections.get("firewall")
-    if restricted and isinstance(firewall, FirewallSection):
-        yield from _ways_out(restricted[0], models.restricted_zones, firewall)
+    yield from refused_ways(sections)
     files = sections.get("files")
     if isinstance(files, FilesSection):
         digests = {model.at(file): file.sha256 for model in models.model for file in model.file}
@@ -267,36 +271,8 @@ def contradictions(sections: Mapping[str, probes.SectionBase]) -> Iterator[Contr
                 yield Contradiction(("files", "file", place, "sha256"), expected)
 
 
-def _ways_out(model: str, allowed: list[str], firewall: FirewallSection) -> Iterator[Contradiction]:
-    rules: list[tuple[tuple[str, ...], Sequence[Rule | ForwardRule]]] = [
-        (("outbound",), firewall.outbound),
-        (("forward",), firewall.forward),
-        (("isolated", "outbound"), firewall.isolated.outbound),
-        (("maintenance", "outbound"), firewall.maintenance.outbound),
-        (("maintenance", "forward"), firewall.maintenance.forward),
-    ]
-    expected = (
-        f"expected no way out beside the restricted model {model!r}: one of the zones {', '.join(allowed)}"
-    )
-    used = set()
-    for at, listed in rules:
-        for place, rule in enumerate(listed):
-            zone, key = (rule.zone, "zone") if isinstance(rule, Rule) else (rule.destination, "to")
-            used.add(zone)
-            if zone not in allowed:
-                yield Contradiction(("firewall", *at, place, key), f"{expected}; got {zone!r}")
-    for zone in sorted(used & set(allowed)):
-        for place, text in enumerate(firewall.zones[zone].addresses):
-            if _too_wide(text):
-                yield Contradiction(
-                    ("firewall", "zones", zone, "addresses", place),
-                    "expected private addresses, or a prefix of at least /16 (IPv6: /48), "
-                    f"beside the restricted model {model!r}; {text} is no enclave",
-                )
-
-
-def _too_wide(text: str) -> bool:
-    network = checked_network(text)
-    if isinstance(network, ipaddress.IPv4Network):
-        return network.prefixlen < 16 and not any(network.subnet_of(private) for private in _PRIVATE_4)
-    return network.prefixlen < 48 and not any(network.subnet_of(private) for private in _PRIVATE_6)
+def advice(
+    sections: Mapping[str, probes.SectionBase], interfaces: Collection[str] | None
+) -> Iterator[Contradiction]:
+    """Yield what the firewall leaves open beside the models."""
+    yield from doubtful_ways(sections)

@@ -2,13 +2,14 @@
 
 Refuses to load anything, to unload by force, and to unload at all unless `unload` says so. A blocked module is kept
 out by a modprobe.d file (`install NAME /bin/false`); that stops modprobe and the kernel's own requests, but not
-root's insmod: lockdown, signatures and `loading = "closed"` do. Lockdown and signatures are set at boot and are reported
-only. A module that was loaded and unloaded between two looks leaves a taint if it was unsigned or forced.
+root's insmod: lockdown, signatures and `loading = "closed"` do. These are raised one way only, and hold until the next boot:
+the kernel lowers none of them, not even for us. A module that was loaded and unloaded between two looks leaves a taint if it was unsigned or forced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Annotated, Literal
 
 import msgspec
@@ -66,9 +67,9 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
     unload: bool = False
     """In mode `enforce`: try to unload what is blocked and, with `unknown = "repair"`, what no entry names."""
     lockdown: Literal["none", "integrity", "confidentiality"] = "none"
-    """Kernel lockdown must be at least so strict."""
+    """Kernel lockdown must be at least so strict; raised in mode `enforce`."""
     signatures: Literal["any", "required"] = "any"
-    """`required`: the kernel refuses unsigned modules, and none was loaded since boot."""
+    """`required`: the kernel refuses unsigned modules (made so in mode `enforce`), and none was loaded since boot."""
     loading: Literal["open", "closed"] = "open"
     """`closed`: kernel.modules_disabled must be 1; in mode `enforce` it is set."""
     closed_after_s: Annotated[float, Meta(ge=0, le=86400)] = 600.0
@@ -100,13 +101,19 @@ class Probe(probes.Probe[Section]):
         return self.drifts(self._differences(), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
-        """Write the modprobe.d file; unload and close the door where the section asks for it."""
+        """Write the modprobe.d file; unload, raise guards and close the door where the section asks for it."""
         wrong = {drift.key for drift in drifts}
         host = self.around.host
         if MODPROBE_FILE in wrong:
             self._write()
         if self.section.unload:
             self._unload(wrong)
+        with suppress(OSError):  # a kernel without it: the next observation reports it
+            if "signatures" in wrong:
+                host.modules.enforce_signatures()
+        with suppress(OSError):
+            if "lockdown" in wrong:
+                host.modules.raise_lockdown(self.section.lockdown)
         if "loading" in wrong:  # the last: nothing can be loaded after it before the next boot
             try:
                 host.set_sysctl("kernel.modules_disabled", "1")

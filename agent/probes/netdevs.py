@@ -18,6 +18,7 @@ from agent import probes
 from agent.netlinks import Link
 from agent.probes import Contradiction, Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
+from agent.probes._gone import Departures, Removed
 from agent.probes._vital import vital_parts
 from agent.usbrules import Reason
 from contract.messages import Drift, never_more
@@ -64,6 +65,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 
     unknown: Literal["report", "down"] = "report"
     """`down`: set an interface down that no rule names."""
+    removed: Removed = "ignore"
+    """Whether a device that a rule names and that went is told, and how loudly."""
     allow: Annotated[list[Allow], Meta(max_length=256)] = field(default_factory=list)
     """Interfaces that may be there."""
 
@@ -92,6 +95,7 @@ class Probe(probes.Probe[Section]):
         super().__init__(section, around)
         self._kept_down: dict[tuple[str, str], Notice] = {}
         self._told: set[tuple[str, str]] = set()
+        self._gone = Departures(self.name, section.removed)
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each interface that no rule names, and for each that is missing."""
@@ -136,10 +140,10 @@ class Probe(probes.Probe[Section]):
         return all(self._unknown(link) and not vital.keeps(link) for link in there)
 
     def notices(self, now: float) -> list[Notice]:
-        """Return `netdevs.down` once for each interface that is kept down."""
+        """Return `netdevs.down` once for each interface that is kept down, `netdevs.gone` for each that went."""
         fresh = [notice for key, notice in self._kept_down.items() if key not in self._told]
         self._told = set(self._kept_down)
-        return fresh
+        return fresh + self._gone.take()
 
     def _rule(self, link: Link) -> Allow | None:
         return next((rule for rule in self.section.allow if rule.names_it(link)), None)
@@ -153,6 +157,13 @@ class Probe(probes.Probe[Section]):
         except OSError as error:
             yield could_not_look("interfaces", "a list of network interfaces", error)
             return
+        named = [link for link in links if self._rule(link) is not None]
+        self._gone.look(
+            {
+                f"{each.name} {each.mac}": f"network interface {each.name} ({each.describe()})"
+                for each in named
+            }
+        )
         yield from bounded("interfaces", self._each(links), MAX_TOLD)
         for number, rule in enumerate(self.section.allow):
             if rule.required and not any(rule.names_it(link) for link in links):

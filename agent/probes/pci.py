@@ -16,6 +16,7 @@ from msgspec import Meta, Struct, field
 from agent import probes
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
+from agent.probes._gone import Departures, Removed
 from agent.probes._vital import vital_parts
 from agent.sysfsbuses import PciDevice
 from agent.usbrules import Hex4, Reason
@@ -71,6 +72,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
     """`remove`: take a device from the kernel that no rule names, but no bridge."""
     arrivals: Literal["bind", "wait"] = "bind"
     """`wait`: a device that comes gets no driver before its rule was found."""
+    removed: Removed = "tell"
+    """Whether a device that a rule names and that went is told, and how loudly."""
     allow: Annotated[list[Allow], Meta(max_length=1024)] = field(default_factory=list)
     """Devices that may be there."""
 
@@ -83,6 +86,7 @@ class Probe(probes.Probe[Section]):
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._fresh: list[Notice] = []
+        self._gone = Departures(self.name, section.removed)
 
     def settle(self, now: float) -> None:
         """Have drivers found for devices that a rule names and that wait: that is what `arrivals = "wait"` is for."""
@@ -144,9 +148,9 @@ class Probe(probes.Probe[Section]):
             return True
 
     def notices(self, now: float) -> list[Notice]:
-        """Return `pci.removed` for each device that was taken away."""
+        """Return `pci.removed` for each device that was taken away, `pci.gone` for each that went."""
         fresh, self._fresh = self._fresh, []
-        return fresh
+        return fresh + self._gone.take()
 
     def _rule(self, device: PciDevice) -> Allow | None:
         return next((rule for rule in self.section.allow if rule.names(device)), None)
@@ -158,6 +162,10 @@ class Probe(probes.Probe[Section]):
         except OSError as error:
             yield could_not_look("devices", "a list of PCI devices", error)
             return
+        named = [device for device in devices if self._rule(device) is not None]
+        self._gone.look(
+            {f"{d.address} {d.vendor}:{d.device}": f"PCI device {d.address} ({d.describe()})" for d in named}
+        )
         if self.section.arrivals == "wait" and autoprobe:
             yield Difference(_AUTOPROBE, "0", "1")
         yield from bounded("devices", self._each(devices), MAX_TOLD)

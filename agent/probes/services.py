@@ -1,20 +1,26 @@
-"""`[services]`: what starts by itself: systemd units, timers, drop-ins, cron tables, start scripts, generators.
+"""`[services]`: what starts by itself: systemd units of system and users, timers, drop-ins, and what `agent.startpaths` names.
 
 Reads what lies on disk; systemd is not asked and never made to reload (that takes GPUs away from containers), so a repair
 counts from the next boot or reload on, and stops nothing that runs. Default deny: a unit that is enabled, and a
-file that no package brought, must be listed. Units made at run time (transient ones, a generator's output) are not seen.
+file that no package brought, must be listed. A transient unit is told and left alone: taking its file away would hide what goes
+on running. What generators write is not seen; the generators are.
 """
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
-from agent import probes, units
+from agent import probes, startpaths, units
+from agent.accountfiles import parse_passwd
+from agent.homes import home_of
+from agent.host import Watched
 from agent.probes import Difference, could_not_look
 from agent.probes._bounds import bounded
 from agent.probes._kept import (
@@ -29,7 +35,7 @@ from agent.probes._kept import (
     remember,
 )
 from agent.tree import Kept
-from agent.units import ETC, LOCAL, MASK, VENDOR, Piece, State
+from agent.units import ETC, LOCAL, MASK, USERS_LOCAL, USERS_VENDOR, VENDOR, Piece, State
 from contract.messages import Drift
 
 UnitName = Annotated[
@@ -40,13 +46,7 @@ UnitName = Annotated[
     ),
 ]
 MAX_TOLD = 32
-_CRON = tuple(f"/etc/cron.{each}" for each in ("d", "hourly", "daily", "weekly", "monthly", "yearly"))
-_SPOOLS = ("/var/spool/cron", "/var/spool/cron/crontabs", "/var/spool/cron/atjobs", "/var/spool/at")
-_GENERATORS = tuple(f"{each}/systemd/system-generators" for each in ("/etc", "/run", "/usr/local/lib"))
-_VENDOR_GENERATORS = "/usr/lib/systemd/system-generators"
-FOLDERS = (*_CRON, *_SPOOLS, *_GENERATORS, "/etc/systemd/user", "/etc/init.d", _VENDOR_GENERATORS)
-SINGLE = ("/etc/crontab", "/etc/anacrontab", "/etc/rc.local", "/etc/rc.d/rc.local")
-_PACKAGED = (*VENDOR, *LOCAL, *_CRON, "/etc/systemd/user", "/etc/init.d", _VENDOR_GENERATORS)
+_PACKAGED = (*VENDOR, *LOCAL, *USERS_VENDOR, *USERS_LOCAL, *startpaths.PACKAGED)
 _GOOD: dict[str, tuple[State, ...]] = {
     "enabled": ("enabled", "static"),
     "disabled": ("disabled", "masked", "not there"),
@@ -106,16 +106,28 @@ class Probe(probes.Probe[Section]):
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._files = Reader(units.parse_install)
-        self._packaged = PackagedFiles(around.host, [*(f"{each}/" for each in _PACKAGED), *SINGLE])
+        self._passwd = Reader(parse_passwd)
+        folders = [f"{each}/" for each in _PACKAGED]
+        self._packaged = PackagedFiles(around.host, [*folders, *startpaths.SINGLE])
         self._listed = {each.path: each.sha256 for each in section.file}
         self._pieces: list[Piece] = []
+        self._users: list[Piece] = []
+        """Of the users' own systemd."""
+        self._transient: list[Piece] = []
+        self._homes: list[str] = []
+        """Folders of units below homes."""
+        self._logins: list[str] = []
+        """Homes of users who log in."""
         self._strange: list[str] = []
         """Paths of what nobody listed, where it may be taken away."""
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each unit in another state, each unknown file or link, and each that cannot be read."""
         self._packaged.refresh()
-        return self.drifts(self._differences(), now)
+        with self.around.host.glance() as glance, self._files.quickly(glance):
+            found = self.drifts(self._differences(), now)
+        self.around.host.watch_files(self.name, self._watched())
+        return found
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
         """Link and unlink units; take away what is unknown where the section asks for it. Counts from the next boot."""
@@ -141,7 +153,11 @@ class Probe(probes.Probe[Section]):
     def unlisted(self) -> list[Difference]:
         """Return everything that no entry names and no package brought, however much it is."""
         list(self._differences())
-        return [*self._unknown_pieces(), *self._unknown_files()]
+        return [
+            *self._unknown_pieces(self._pieces),
+            *self._unknown_pieces(self._users),
+            *self._unknown_files(),
+        ]
 
     def governs(self, key: str) -> bool:
         """True if the section would not have a thing back that was put aside, or wants a link that was made."""
@@ -158,12 +174,14 @@ class Probe(probes.Probe[Section]):
 
     def _differences(self) -> Iterator[Difference]:
         tree = self.around.host.tree
-        self._pieces, self._strange = [], []
+        self._pieces, self._users, self._transient, self._strange = [], [], [], []
+        self._homes, self._logins = [], []
         for folder in (*LOCAL, *VENDOR):
             try:
                 self._pieces += units.pieces(tree, (folder,))
             except OSError as error:
                 yield could_not_look(folder, "a list of its units", error)
+        yield from bounded("users' units", self._look_at_users(), MAX_TOLD)
         found = units.states(self._pieces)
         for unit in self.section.unit:
             state = found.get(unit.name) or self._template(unit.name, found)
@@ -178,18 +196,86 @@ class Probe(probes.Probe[Section]):
                 yield Difference(path, "there", "not there")
             except OSError as error:
                 yield could_not_look(path, "a look at the file", error)
-        yield from bounded("units", self._unknown_pieces(), MAX_TOLD)
+        yield from bounded("units", self._unknown_pieces(self._pieces), MAX_TOLD)
+        yield from bounded("units of users", self._unknown_pieces(self._users), MAX_TOLD)
+        yield from bounded("transient units", self._unknown_transient(), MAX_TOLD)
         yield from bounded("start files", self._unknown_files(), MAX_TOLD)
+
+    def _watched(self) -> Watched:
+        """Return what is worth a look at once. Not the packages' folders, nor what every login and container makes."""
+        seen = [piece.path.rpartition("/")[0] for piece in (*self._pieces, *self._users) if piece.local]
+        folders = {
+            *LOCAL,
+            *USERS_LOCAL,
+            *startpaths.LOCAL,
+            *(each for each in seen if not each.startswith("/run/user/")),
+        }
+        return Watched(
+            paths=frozenset({*startpaths.SINGLE, *self._listed}),
+            folders=frozenset({*folders, *self._homes}),
+            appearing=frozenset(f"{home}/.config" for home in self._logins),
+        )
 
     def _template(self, name: str, found: dict[str, State]) -> State:
         stem, at, _ = name.partition("@")
         return "disabled" if at and f"{stem}@.{name.rpartition('.')[2]}" in found else "not there"
 
-    def _unknown_pieces(self) -> Iterator[Difference]:
-        for piece in self._pieces:
+    def _look_at_users(self) -> Iterator[Difference]:
+        """Find the pieces of the users' units and the transient ones; yield what could not be looked at."""
+        tree = self.around.host.tree
+        transient = [units.TRANSIENT]
+        own: list[str] = []
+        try:
+            for entry in units.listed(tree, units.RUN_USERS):
+                control, made, runtime = (f"{units.RUN_USERS}/{entry.name}/{each}" for each in units.RUN_USER)
+                own += [control, runtime]
+                transient.append(made)
+            users, _ = self._passwd.read(self.around.host, "/etc/passwd").parsed
+        except FileNotFoundError:
+            users = []
+        except OSError as error:
+            users = []
+            yield could_not_look("homes", "a look at the users' units", error)
+        for user in users:
+            try:
+                home = home_of(tree, user)
+            except OSError as error:
+                yield could_not_look(f"home of {user.name}", "a look at its units", error)
+                continue
+            if home is not None:
+                self._homes += [f"{home}/{each}" for each in units.HOME]
+                self._logins += [home] if user.logs_in() else []
+        for folder in (*USERS_LOCAL, *USERS_VENDOR, *dict.fromkeys([*own, *self._homes])):
+            try:
+                self._users += units.pieces(tree, (folder,))
+            except OSError as error:
+                if folder != units.XDG_USERS or not self._is_link(folder):
+                    yield could_not_look(folder, "a list of its units", error)
+        for folder in transient:
+            try:
+                self._transient += units.starting(tree, folder)
+            except OSError as error:
+                yield could_not_look(folder, "a list of its units", error)
+
+    def _is_link(self, path: str) -> bool:
+        try:
+            entry = self.around.host.tree.entry(path)
+        except OSError:
+            return False
+        return entry is not None and entry.kind == "link"
+
+    def _unknown_transient(self) -> Iterator[Difference]:
+        for piece in self._transient:
+            if not any(fnmatchcase(piece.unit, unit.name) for unit in self.section.unit):
+                yield Difference(piece.path, "a listed unit", f"transient {piece.kind}, left alone")
+
+    def _unknown_pieces(self, pieces: list[Piece]) -> Iterator[Difference]:
+        # An alias under the name of a unit that packages have would stand in its place.
+        taken = frozenset(each.path.rpartition("/")[2] for each in pieces if each.kind == "unit")
+        for piece in pieces:
             if piece.path in self._listed or (not piece.local and self.section.vendor == "trust"):
                 continue
-            if piece.local and piece.kind in ("pull", "alias", "mask") and self._may(piece):
+            if piece.local and piece.kind in ("pull", "alias", "mask") and self._may(piece, pieces, taken):
                 continue
             is_link = piece.kind in ("pull", "alias", "mask") or bool(piece.target)
             if piece.local and is_link:
@@ -197,25 +283,26 @@ class Probe(probes.Probe[Section]):
             else:
                 yield from self._unless_packaged(piece.path, piece.target if is_link else None, piece.local)
 
-    def _may(self, piece: Piece) -> bool:
+    def _may(self, piece: Piece, pieces: list[Piece], taken: frozenset[str]) -> bool:
         """True if a link is one that a listed unit may have: inside the unit folders, under no other unit's name."""
-        where = piece.target.rpartition("/")[0]
-        inside = where in ("", "..", "/lib/systemd/system", *LOCAL, *VENDOR)
+        above = PurePosixPath(piece.path).parent
+        own = above.parent if piece.kind == "pull" else above
+        where = posixpath.normpath(above / PurePosixPath(piece.target).parent)
+        folders = (*USERS_LOCAL, *USERS_VENDOR) if pieces is self._users else (*LOCAL, *VENDOR)
+        inside = where in (str(own), *folders) or f"/usr{where}" in folders
         if piece.kind != "mask" and not inside:
             return False
         names = {piece.unit} if piece.kind != "alias" else {piece.unit, piece.path.rpartition("/")[2]}
         named = [u for u in self.section.unit if any(fnmatchcase(name, u.name) for name in names)]
         if piece.kind == "mask":
             return any(unit.state in ("masked", "disabled", "any") for unit in named)
-        # An alias under the name of a unit that packages have would stand in its place.
-        taken = {each.path.rpartition("/")[2] for each in self._pieces if each.kind == "unit"}
         shadows = piece.kind == "alias" and piece.path.rpartition("/")[2] in taken
         return bool(named) and not shadows
 
     def _unknown_files(self) -> Iterator[Difference]:
         tree = self.around.host.tree
         paths: list[tuple[str, str | None]] = []
-        for folder in FOLDERS:
+        for folder in (*startpaths.LOCAL, *startpaths.VENDOR):
             try:
                 for entry in units.listed(tree, folder):
                     if entry.kind != "folder" and not entry.name.startswith("."):
@@ -223,13 +310,13 @@ class Probe(probes.Probe[Section]):
                         paths.append((f"{folder}/{entry.name}", target))
             except OSError as error:
                 yield could_not_look(folder, "a list of its files", error)
-        for path in SINGLE:
+        for path in startpaths.SINGLE:
             with suppress(OSError):  # its folder: told above, or not there
                 if (single := tree.entry(path)) is not None:
                     paths.append((path, single.target if single.kind == "link" else None))
         for path, target in paths:
             if path not in self._listed:
-                vendor = path.startswith(_VENDOR_GENERATORS)
+                vendor = startpaths.is_vendor(path)
                 if not (vendor and self.section.vendor == "trust"):
                     yield from self._unless_packaged(path, target, not vendor)
 
@@ -250,7 +337,7 @@ class Probe(probes.Probe[Section]):
 
     def _may_go(self, path: str) -> bool:
         """False where packages put files and nobody can say which: without dpkg's database, everything would be unknown."""
-        return self._packaged.missing is None or not path.startswith((*_PACKAGED, *SINGLE))
+        return self._packaged.missing is None or not path.startswith((*_PACKAGED, *startpaths.SINGLE))
 
     def _unknown(self, path: str, found: str, local: bool = True) -> Difference:
         if local:

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, field
 from agent import probes
 from agent.probes import Difference, Notice, could_not_look
 from agent.probes._bounds import bounded
+from agent.probes._gone import Departures, Removed
 from agent.sysfsbuses import ThunderboltDevice
 from agent.usbrules import Reason
 from contract.messages import Drift, Severity, never_more
@@ -75,6 +76,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
     """Which levels a host controller may be set to, in the firmware. With `none` every device has its tunnel at once."""
     dma_protection: Literal["required", "any"] = "any"
     """Whether the IOMMU must stand before the memory."""
+    removed: Removed = "tell"
+    """Whether a device that a rule names and that went is told, and how loudly."""
     allow: Annotated[list[Allow], Meta(max_length=256)] = field(default_factory=list)
     """Devices that may have their tunnel."""
 
@@ -89,6 +92,7 @@ class Probe(probes.Probe[Section]):
         self._refused: dict[tuple[str, ...], Notice] = {}
         self._told: set[tuple[str, ...]] = set()
         self._admitted: list[Notice] = []
+        self._gone = Departures(self.name, section.removed)
 
     def settle(self, now: float) -> None:
         """Open the tunnels of devices that a rule allows: an arrival is no drift."""
@@ -123,7 +127,7 @@ class Probe(probes.Probe[Section]):
         fresh = [notice for key, notice in self._refused.items() if key not in self._told]
         self._told = set(self._refused)
         admitted, self._admitted = self._admitted, []
-        return fresh + admitted
+        return fresh + admitted + self._gone.take()
 
     def _allowed(self, device: ThunderboltDevice) -> bool:
         return any(rule.names(device) for rule in self.section.allow)
@@ -135,6 +139,10 @@ class Probe(probes.Probe[Section]):
         except OSError as error:
             yield could_not_look("devices", "a list of Thunderbolt devices", error)
             return
+        named = [device for device in devices if self._allowed(device)]
+        self._gone.look(
+            {f"{d.name} {d.uuid}": f"Thunderbolt device {d.device_name} at {d.name}" for d in named}
+        )
         for domain in domains:
             if domain.security not in self.section.security:
                 yield Difference(

@@ -91,6 +91,8 @@ class Probe(probes.Probe[Section]):
         self._told: set[tuple[str, ...]] = set()
         self._worked: dict[tuple[str, ...], UsbDevice] = {}
         self._fresh: list[Notice] = []
+        self._under: dict[tuple[str, ...], int] = {}
+        """Devices that were let in by a grant, and which."""
 
     def settle(self, now: float) -> None:
         """Let in what a rule allows and the kernel shut out because it was told to: an arrival is no drift."""
@@ -101,7 +103,11 @@ class Probe(probes.Probe[Section]):
             if verdict.allowed and not verdict.kept and _waits(device, verdict):
                 done = self._set_device(device, verdict)
                 if done and not device.authorized:
-                    self._fresh.append(_notice("usb.admitted", "info", device, device.kinds(), "is let in"))
+                    grant = self._note_use(device, verdict)
+                    what = "is let in" + (f" under grant {grant}" if grant else "")
+                    self._fresh.append(
+                        _notice("usb.admitted", "info", device, device.kinds(), what, grant=grant)
+                    )
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each switch that is not as the rules want it, and for each that cannot be read."""
@@ -120,8 +126,9 @@ class Probe(probes.Probe[Section]):
             self._repair_defaults(hub, wrong)
         devices, _ = self._look()
         for device, verdict in sorted(self._judged(devices), key=lambda each: each[1].allowed):
-            if any(key == _key(device) or key.startswith(f"{device.name}:") for key in wrong):
-                self._set_device(device, verdict)
+            meant = any(key == _key(device) or key.startswith(f"{device.name}:") for key in wrong)
+            if meant and self._set_device(device, verdict) and verdict.allowed > device.authorized:
+                self._note_use(device, verdict)
 
     def undo(self) -> None:
         """Put the kernel's defaults back. Devices stay as they are: the next baseline judges them."""
@@ -135,10 +142,13 @@ class Probe(probes.Probe[Section]):
 
     def governs(self, key: str) -> bool:
         """True if the section shuts the kernel's defaults too."""
-        return self.section.default == "block"
+        return self.section.shuts()
 
     def notices(self, now: float) -> list[Notice]:
-        """Return `usb.refused`, `usb.admitted` and `usb.removed`, once for each device, again after it was plugged in anew."""
+        """Return `usb.refused`, `usb.admitted` and `usb.removed`, once for each device, again after it was plugged in anew.
+
+        A device that is let in by a grant is a use of it: `grant.used`.
+        """
         fresh = [notice for identity, notice in self._refused.items() if identity not in self._told]
         self._told = set(self._refused)
         others, self._fresh = self._fresh, []
@@ -200,9 +210,12 @@ class Probe(probes.Probe[Section]):
     def _device_differences(self, device: UsbDevice, verdict: Verdict) -> Iterator[Difference]:
         if verdict.kept:
             return
+        grant = self._under.get(_identity(device), 0)
         if not verdict.allowed:
+            over = f"; grant {grant} is over" if grant else ""
+            what = f"is refused: {verdict.why}{over}"
             self._refused[_identity(device)] = _notice(
-                "usb.refused", "warning", device, device.kinds(), f"is refused: {verdict.why}"
+                "usb.refused", "warning", device, device.kinds(), what, grant=grant
             )
         if device.authorized != verdict.allowed:
             wanted = _IN if verdict.allowed else f"{_OUT} ({verdict.why})"
@@ -219,6 +232,7 @@ class Probe(probes.Probe[Section]):
                     device,
                     (interface.kind,),
                     f"has interface {interface.name} refused",
+                    grant=grant,
                 )
             if interface.authorized != may:
                 found = _IN if interface.authorized else _OUT
@@ -231,10 +245,28 @@ class Probe(probes.Probe[Section]):
             severity: Severity = "warning" if self.section.removed == "warn" else "info"
             for identity, device in self._worked.items():
                 if identity not in there:
+                    grant = self._under.get(identity, 0)
                     self._fresh.append(
-                        _notice("usb.removed", severity, device, device.kinds(), "was pulled out")
+                        _notice(
+                            "usb.removed", severity, device, device.kinds(), "was pulled out", grant=grant
+                        )
                     )
         self._worked = worked
+        self._under = {identity: grant for identity, grant in self._under.items() if identity in there}
+
+    def _note_use(self, device: UsbDevice, verdict: Verdict) -> int:
+        """Put on record which grant a device was let in by; return its id, 0 for none."""
+        if not verdict.granted:
+            return 0
+        name = f"{device.vendor}:{device.product}"
+        # The last of those that name it, as `_judged` has it.
+        grant = [each.id for each in self.around.grants if any(name == known for known, _ in each.usb)][-1]
+        self._under[_identity(device)] = grant
+        source = f"USB {name} at {device.name}" + (f", serial {device.serial}" if device.serial else "")
+        detail = {"grant": str(grant), "source": never_more(source, 2048)}
+        summary = never_more(f"grant {grant}: used by {source}", 2048)
+        self._fresh.append(Notice("grant.used", "info", summary, detail))
+        return grant
 
     def _repair_defaults(self, hub: str, wrong: set[str]) -> None:
         usb = self.around.host.usb
@@ -285,7 +317,9 @@ def _key(device: UsbDevice) -> str:
     return f"{device.name} {device.vendor}:{device.product}"
 
 
-def _notice(kind: str, severity: Severity, device: UsbDevice, kinds: Sequence[str], what: str) -> Notice:
+def _notice(
+    kind: str, severity: Severity, device: UsbDevice, kinds: Sequence[str], what: str, *, grant: int = 0
+) -> Notice:
     name = f"{device.vendor}:{device.product}" + (f" ({device.label})" if device.label else "")
     detail = {
         "port": device.name,
@@ -296,5 +330,7 @@ def _notice(kind: str, severity: Severity, device: UsbDevice, kinds: Sequence[st
         "interfaces": " ".join(kinds) or "unknown",
         "digest": device.digest or "",
     }
+    if grant:
+        detail["grant"] = str(grant)
     cut = {key: never_more(value, 2048) for key, value in detail.items()}
     return Notice(kind, severity, never_more(f"USB device {name} at {device.name} {what}", 2048), cut)

@@ -10,6 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from agent import responses
+from agent.firewall import elsewhere
+from agent.firewall.kept import Kept
+from agent.firewall.model import model
 from agent.firewall.nft import render_cut
 from agent.firewall.section import Section
 from agent.netfilter import Cut
@@ -37,9 +40,11 @@ class Response(responses.Response):
         if netfilter is None:
             return [_failed("no access to nftables")]
         # Without a prepared cut no baseline was ever in force: the controller alone.
-        cut = netfilter.prepared_cut or Cut(render_cut(Section(), around))
+        cut = netfilter.prepared_cut or Cut(
+            render_cut(Section(), around), Kept(model(Section(), "isolated", around))
+        )
         try:
-            entries, sockets = netfilter.cut_now(cut, around.controller)
+            entries, sockets = netfilter.cut_now(cut)
         except OSError as error:
             return [_failed(str(error))]
         detail = {"conntrack_deleted": str(entries), "sockets_destroyed": str(sockets)}
@@ -47,7 +52,13 @@ class Response(responses.Response):
         return [Told(kind="isolate.applied", severity="critical", summary=reason, detail=detail)]
 
     def undo(self, around: Surroundings) -> list[Told]:
-        """Nothing is left to put away: the pass loads the rules of the new posture, without the cut table."""
+        """Join other namespaces that were cut off. Here the pass loads the rules of the new posture, without the cut."""
+        try:
+            elsewhere.rejoin(around.remembered)
+        except OSError as error:
+            return [
+                Told(kind="isolate.failed", severity="warning", summary=f"still cut off elsewhere: {error}")
+            ]
         return []
 
 

@@ -12,8 +12,8 @@ from controller.api.route import MAX_ID, AnyRoute, Call, Limit, Nothing, Route
 from controller.records import EventView, Record
 
 MAX_WAIT_S = 30.0
-LOOK_AGAIN_S = 0.5
-"""Another controller over the same database rings no bell here."""
+LOOK_AGAIN_S = 2.0
+"""Another controller rings this bell too (controller.replica); a ring may be lost while the database is away."""
 
 After = Annotated[int, Meta(ge=0, le=MAX_ID)]
 

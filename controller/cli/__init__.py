@@ -29,6 +29,7 @@ from controller.cli.keys import keys
 from controller.cli.nodes import label, nodes
 from controller.cli.outlets import outlets
 from controller.cli.references import reference
+from controller.cli.responses import drill, response, suppress, suppressions
 from controller.cli.rollouts import plan, rollout
 from controller.cli.show import harmless
 from controller.faults import log_fault
@@ -48,6 +49,10 @@ for command in (
         incidents,
         isolate,
         release,
+        response,
+        suppress,
+        suppressions,
+        drill,
         accept_boot,
         plan,
         rollout,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from typing import Final
 
 from msgspec import Struct as Record
 
@@ -15,7 +16,8 @@ from contract.claims import Claims, claims_of
 from contract.codes import cure_of
 from contract.errors import Rejected
 from contract.eventdata import covered, describe, oddities
-from contract.eventlog import Event, EventLog, parse_event_log
+from contract.eventdata import fields as parts
+from contract.eventlog import BANKS, SHA1, SHA256, Event, EventLog, banks_of, parse_event_log, replay
 from contract.imalog import VIOLATION, Fields, ImaRecord, read_lines, shown
 from contract.messages import Finding
 from contract.offline import Given, Verdict
@@ -31,34 +33,67 @@ _MAX_TEXT_CHARS = 600
 class Shown(Record, frozen=True, kw_only=True):
     """Logs as read, with what is wrong with them."""
 
-    event_log: EventLog | None
+    event_logs: dict[str, EventLog]
+    """By bank, in the log's order, as far as they can be read."""
     ima_log: bytes | None
     """Read again line by line: as objects it would take ten times its size."""
     findings: list[Finding]
     """Why a log cannot be read; empty when all can."""
-    oddities: list[Finding]
+    notes: list[Finding]
+    """What is worth knowing of a log that can be read: other banks than the one that is judged, and oddities."""
+
+    @property
+    def event_log(self) -> EventLog | None:
+        """The bank that is judged; where the log does not have it any other, SHA-1 last."""
+        others = sorted(self.event_logs.values(), key=lambda log: log.bank == SHA1)
+        return self.event_logs.get(BANKS[SHA256]) or next(iter(others), None)
 
 
 def read_shown(untrusted_event_log: bytes | None, untrusted_ima_log: bytes | None) -> Shown:
     """Read the logs as far as they go; raises nothing for what is in them."""
     findings: list[Finding] = []
-    log: EventLog | None = None
+    notes: list[Finding] = []
+    logs: dict[str, EventLog] = {}
     if untrusted_event_log is not None:
-        try:
-            log = parse_event_log(untrusted_event_log)
-        except Rejected as refused:
-            findings.append(Finding(code=refused.code, detail=refused.detail))
+        logs = _read_banks(untrusted_event_log, findings, notes)
     try:
         for _ in read_lines(untrusted_ima_log or b""):
             pass
     except Rejected as refused:
         findings.append(Finding(code=refused.code, detail=refused.detail))
-    return Shown(
-        event_log=log,
-        ima_log=untrusted_ima_log,
-        findings=findings,
-        oddities=oddities(log) if log else [],
-    )
+    shown = Shown(event_logs=logs, ima_log=untrusted_ima_log, findings=findings, notes=notes)
+    if shown.event_log is not None:
+        notes += oddities(shown.event_log)
+    return shown
+
+
+def _read_banks(untrusted: bytes, findings: list[Finding], notes: list[Finding]) -> dict[str, EventLog]:
+    """Return every bank of a firmware log that can be read. A log is malformed where the judged bank is, or all are."""
+    logs: dict[str, EventLog] = {}
+    refused: dict[int, Finding] = {}
+    try:
+        present = banks_of(untrusted)
+    except Rejected as fault:
+        findings.append(Finding(code=fault.code, detail=fault.detail))
+        return logs
+    for bank in present:
+        try:
+            logs[BANKS[bank]] = parse_event_log(untrusted, bank)
+        except Rejected as fault:
+            refused[bank] = Finding(code=fault.code, detail=f"{BANKS[bank]}: {fault.detail}")
+    against = refused.pop(SHA256, None) or (None if logs else refused.pop(present[0]))
+    if against is not None:
+        findings.append(against)
+    if SHA256 not in present:
+        notes.append(Finding(code="eventlog.no-sha256", detail=_UNJUDGED.format(", ".join(logs) or "none")))
+    notes += refused.values() if logs else ()
+    return logs
+
+
+_UNJUDGED: Final = (
+    "banks that can be read: {}. No quote over another bank than SHA-256 is accepted, so nothing in this log can be proved "
+    "here; SHA-1 alone proves nothing to us"
+)
 
 
 def verdict_json(verdict: Verdict) -> dict[str, object]:
@@ -132,6 +167,9 @@ def _claim_lines(claims: Mapping[str, object], given: Given) -> Iterator[str]:
             of_it = [int(pcr) for pcr, value in pcrs.items() if at(value, "explained_by") == by]
             if of_it:
                 yield _line("PCRs", f"{numbers(of_it)}: {text}")
+    unquoted = [pcr for pcr in items(at(claims, "coverage", "unquoted")) if isinstance(pcr, int)]
+    if unquoted:
+        yield _line("PCRs", f"{numbers(unquoted)}: in the firmware log and not quoted: only the log's word")
     if "secure_boot" in claims:
         yield from _boot_lines(claims)
     if "ima" in claims:
@@ -183,10 +221,16 @@ def _cut(text: str) -> str:
 
 def logs_json(log: Shown) -> dict[str, object]:
     """Return the logs as `--json` shows them."""
-    found: dict[str, object] = {"findings": [finding_json(f) for f in (*log.findings, *log.oddities)]}
+    found: dict[str, object] = {"findings": [finding_json(f) for f in (*log.findings, *log.notes)]}
     if log.event_log is not None:
         found["claims"] = plain_claims(claims_of(log.event_log))
-        found["events"] = [_event_json(event) for event in log.event_log.events]
+        found["banks"] = {name: {"pcrs": _pcrs_json(each)} for name, each in log.event_logs.items()}
+        found["bank"] = BANKS[log.event_log.bank]
+        each_bank = zip(*(each.events for each in log.event_logs.values()), strict=True)
+        found["events"] = [
+            _event_json(event, dict(zip(log.event_logs, digests, strict=True)))
+            for event, digests in zip(log.event_log.events, each_bank, strict=True)
+        ]
     if log.ima_log is not None:
         found["ima"] = [_ima_json(number, *line) for number, line in enumerate(_lines(log.ima_log), 1)]
     return found
@@ -198,14 +242,21 @@ def _lines(ima_log: bytes) -> Iterator[tuple[ImaRecord, Fields | Rejected]]:
         yield from read_lines(ima_log)
 
 
-def _event_json(event: Event) -> dict[str, object]:
+def _pcrs_json(log: EventLog) -> dict[str, str]:
+    return {str(pcr): value.hex() for pcr, value in sorted(replay(log).items())}
+
+
+def _event_json(event: Event, banks: Mapping[str, Event]) -> dict[str, object]:
+    """Return an event with its digest in each bank; `covered` is said of the bank that the log is read by."""
     return {
         "event": event.index,
         "pcr": event.pcr,
         "type": event.type_name,
-        "sha256": event.sha256.hex(),
+        **({"sha256": banks["sha256"].digest.hex()} if "sha256" in banks else {}),
+        "digests": {name: of_bank.digest.hex() for name, of_bank in banks.items()},
         "covered": covered(event),
         "description": describe(event),
+        "fields": [{"name": f.name, "text": f.text, "covered": f.covered} for f in parts(event)],
     }
 
 
@@ -224,20 +275,27 @@ def _ima_json(number: int, record: ImaRecord, fields: Fields | Rejected) -> dict
 
 def logs_text(log: Shown) -> Iterator[str]:
     """Yield the logs for people, line by line."""
-    for finding in log.findings:
+    for finding in (*log.findings, *log.notes):
         yield from _finding_lines(finding)
     if log.event_log is not None:
         yield "what the firmware log says (a claim: only a quote proves it, see `ringfence attest verify`)"
         yield from (f"  {line}" for line in _said_lines(claims_of(log.event_log)))
-        for finding in log.oddities:
-            yield from (f"  {line}" for line in _finding_lines(finding))
         yield ""
-        yield "covered: whether the digest is that of the data; `-` where by its type it need not be"
+        yield (
+            f"covered: whether the {BANKS[log.event_log.bank]} digest is that of the data; `-` where by its type it need "
+            "not be"
+        )
         yield f"{'EVENT':>5} {'PCR':>4} {'TYPE':<32} {'COVERED':<8} DESCRIPTION"
         for event in log.event_log.events:
             pcr = "-" if event.pcr > 23 else event.pcr
             marked = _COVERED[covered(event)]
             yield f"{event.index:>5} {pcr:>4} {event.type_name:<32} {marked:<8} {harmless(describe(event))}"
+        yield from (
+            "",
+            "where each bank of the log leads (only sha256 is judged: SHA-1 alone proves nothing to us)",
+        )
+        for name, each in log.event_logs.items():
+            yield from (f"  {name:<8} PCR {pcr:>2}  {value}" for pcr, value in _pcrs_json(each).items())
     if log.ima_log is not None:
         yield from ("", f"{'LINE':>6} {'TEMPLATE':<10} {'SIGNED':<7} DIGEST  NAME")
         for number, (record, fields) in enumerate(_lines(log.ima_log), 1):

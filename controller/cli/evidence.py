@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from contract.errors import Rejected
+from contract.names import checked_name
 from controller.cli.client import Client, segment
 from controller.cli.inputs import Amiss, read_evidence, read_own
 from controller.cli.profile import load_profile
@@ -49,25 +50,26 @@ def list_(node: str, as_json: bool) -> None:
 @evidence.command()
 @click.argument("node")
 @click.option("--id", "number", type=int, help="Which one; default: the newest.")
-@click.option("--out", type=FOLDER, required=True, help="Folder for the files; made, or empty.")
+@click.option("--out", type=FOLDER, help="Folder for the files; made, or empty. Default: ./NODE-evidence.")
 @json_option
-def export(node: str, number: int | None, out: Path, as_json: bool) -> None:
-    """Write one piece of evidence as the files that `ringfence attest verify` takes."""
+def export(node: str, number: int | None, out: Path | None, as_json: bool) -> None:
+    """Write one piece of evidence as the files that `ringfence attest verify` takes. Writes over nothing."""
+    folder = Path(f"{checked_name(node, 'node')}-evidence") if out is None else out
     which = "newest" if number is None else str(number)
     with Client(load_profile()) as client:
         found = client.get(f"/nodes/{segment(node)}/evidence/{which}")
     files = _files(found.get("files"))
-    if out.exists() and any(out.iterdir()):
-        raise Rejected("export.exists", f"{out} is not empty; choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Rejected("export.exists", f"{folder} is there and not empty; choose another folder with --out")
+    folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        descriptor = os.open(out / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
+        descriptor = os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644)
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
     if as_json:
-        show_json({"node": found["node"], "id": found["id"], "folder": str(out), "files": sorted(files)})
+        show_json({"node": found["node"], "id": found["id"], "folder": str(folder), "files": sorted(files)})
     else:
-        click.echo(f"evidence {found['id']} of {found['node']} in {out}; read README there")
+        click.echo(f"evidence {found['id']} of {found['node']} in {folder}; read README there")
 
 
 @evidence.command()

@@ -309,9 +309,15 @@ def _act(act: str, node_: str | None, site_: str | None, reason: str, as_json: b
 def _show_holds(holds: list[object]) -> None:
     if holds:
         show_table(
-            ("ISOLATED SINCE", "BY", "REASON", "RELEASED"),
+            ("SINCE", "WHAT", "BY", "REASON", "RELEASED"),
             [
-                (when(at(h, "placed_at")), at(h, "actor"), at(h, "reason"), when(at(h, "released_at")))
+                (
+                    when(at(h, "placed_at")),
+                    "fenced" if at(h, "fence_only") else "isolated",
+                    at(h, "actor"),
+                    at(h, "reason"),
+                    when(at(h, "released_at")),
+                )
                 for h in holds
             ],
         )

@@ -18,12 +18,13 @@ from contract.baseline import SectionBase, parse_baseline
 from contract.boot import BootPolicy
 from contract.errors import Rejected
 from contract.imapolicy import ImaPolicy
-from contract.toml import convert_toml, parse_toml
+from contract.toml import MAX_TOML_BYTES, convert_toml, parse_toml
 from controller.cli.show import harmless
 
 MAX_NONCE_BYTES = 64
 MAX_PCRS_BYTES = 64 * 1024
-MAX_POLICY_BYTES = 1024 * 1024
+MAX_POLICY_BYTES = MAX_TOML_BYTES
+"""A baseline may be a policy, and holds an allow-list."""
 _PCR = re.compile(r"0|[1-9][0-9]{0,2}", re.ASCII)
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2})*", re.ASCII)
 

@@ -27,6 +27,9 @@ from controller.fleet.enrolling import Enrolling
 from controller.fleet.granting import Granting
 from controller.fleet.outlets import Outlets
 from controller.fleet.referencing import Referencing
+from controller.fleet.replicating import Replicating
+from controller.fleet.responding import Responding
+from controller.fleet.restoring import Restoring
 from controller.fleet.rolling import Rolling
 from controller.policy import SitePolicy
 from controller.presented import Presented
@@ -59,12 +62,8 @@ from controller.store import audit
 from controller.store.selecting import SortKey
 
 
-class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets):
+class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Restoring, Responding):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
-
-    async def start(self) -> None:
-        """Call once before listening: no session of an earlier process is open any more."""
-        await self._store.run(nodes.disconnect_all)
 
     # -- sites ---------------------------------------------------------------------------------------------
 
@@ -92,15 +91,13 @@ class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets):
 
     async def open_session(self, node: str, certificate_sha256: bytes, *, now: float) -> SessionRecord:
         """Raises Rejected `session.unknown-node`, `session.certificate` (b04, b09): recorded."""
-        return await self._store.run(lambda tx: sessions.open_session(tx, node, certificate_sha256, now=now))
+        return await self._store.run(
+            lambda tx: sessions.open_session(tx, node, certificate_sha256, own=self._store.identity, now=now)
+        )
 
     async def check_certificate(self, node: str, certificate_sha256: bytes) -> None:
         """For the file routes: raises Rejected as open_session does, records nothing."""
         await self._store.run(lambda tx: sessions.check_certificate(tx, node, certificate_sha256))
-
-    async def close_session(self, node: str, *, now: float) -> None:
-        """The socket is gone; silence is judged by `sweep`."""
-        await self._store.run(lambda tx: sessions.close_session(tx, node, now=now))
 
     async def session(self, node: str) -> SessionRecord:
         """Read again what a session holds, after a Change named the node. Raises Rejected `session.unknown-node`."""

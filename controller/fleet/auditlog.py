@@ -65,6 +65,7 @@ class AuditLog:
         await self._store.run(lambda tx: _compare(tx, kept, now))
 
     def _sign(self, tx: Transaction, now: float) -> tuple[str, bool]:
+        audit.lock(tx)  # two controllers sign at the same hour
         size, last = audit.size(tx), audit.last_checkpoint(tx)
         if last is not None and last[0] == size:
             return last[1], False

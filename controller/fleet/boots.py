@@ -11,7 +11,7 @@ from contract.wire import decode, encode
 from controller import judge
 from controller.fleet import acts
 from controller.records import MAX_REFERENCE_BYTES, Change, Evidence
-from controller.store import Transaction, events, nodes
+from controller.store import Transaction, events, nodes, notices
 from controller.store import boots as rows
 from controller.store.nodes import NodeRow
 
@@ -105,4 +105,5 @@ def accept_boot(tx: Transaction, node: str, *, actor: str, reason: str, now: flo
         node=node,
         site=row.site,
     )
+    notices.ask(tx, [node])
     return Change(affected=[node])

@@ -80,30 +80,31 @@ def keep(
     verdict: Verdict,
     *,
     now: float,
-) -> None:
-    """Store evidence that is the first of its boot, whose verdict differs from the one before, or that was refused anew.
+) -> int | None:
+    """Store evidence that is the first of its boot, whose verdict differs from the one before, or that was refused anew;
+    return its id, None where none was stored.
 
     `row` is the node before this report. Called once the boot has been remembered: the accepted boot that is stored beside
     is the one that holds from now on.
     """
     before, appraisal = row.state, verdict.appraisal
-    known = set(before.suspicions)
+    known = {*before.suspicions, *before.muted}
     if verdict.evidence is None:
         if {suspicion.key for suspicion in appraisal.suspicions} <= known:
-            return
+            return None
         kind: Kind = "refused"
     elif before.boot is None or before.boot.reset != verdict.evidence.boot.reset:
         kind = "boot"
     elif appraisal.tier != row.tier or set(verdict.lasting) != known:
         kind = "change"
     else:
-        return
+        return None
     parts = [(digest, packed) for digest, packed in presented.prepare() if digest]
     for digest, packed in parts:
         rows.add_blob(tx, digest, packed, now)
     stored = presented.stored(reference_pcrs(boots.reference(tx, row.node)))
     facts = _facts_of(tx, row, presented, verdict, kind=kind, stored=stored, now=now)
-    rows.add(
+    made = rows.add(
         tx,
         EvidenceRow(
             id=0,
@@ -121,6 +122,7 @@ def keep(
         ),
     )
     rows.keep_newest(tx, row.node, kind, limits.of(kind))
+    return made
 
 
 def _facts_of(

@@ -71,6 +71,7 @@ def record(
         severity = _worst([s.severity for s in of_kind])
         if there:
             incident = min(there.values())
+            _again(tx, incident, node, new=not set(keys).issubset(there), severity=severity, now=now)
         else:
             incident = rows.open_(
                 tx, kind=kind, severity=severity, site=site, title=of_kind[0].title, now=now
@@ -104,6 +105,50 @@ def record(
     return made
 
 
+def _again(tx: Transaction, incident: int, node: str, *, new: bool, severity: Severity, now: float) -> None:
+    """An incident grows, or comes again: that is told once, and then it is quiet until it has stayed away. Whatever is new in
+    it, or graver, ends the quiet: nothing hides behind something that flaps."""
+    view = get(tx, incident)
+    if view.quiet and (new or severity != view.severity):
+        rows.flap(tx, incident, reopened=view.reopened, quiet=False)
+    if view.state != "resolved":
+        return
+    rows.flap(tx, incident, reopened=view.reopened + 1, quiet=not new)
+    if view.quiet and not new:
+        return
+    event_rows.add(
+        tx,
+        "incident.reopened",
+        severity,
+        f"incident {incident} came again: {node}: {view.title}"[:2048],
+        now=now,
+        node=node,
+        site=view.site,
+        detail={"incident": str(incident), "reopened": str(view.reopened + 1)},
+    )
+
+
+def settle_calm(tx: Transaction, now: float) -> None:
+    """Tell of incidents that came and went, and have stayed away for long enough."""
+    for incident, site, title in rows.calm(tx, before=now - REOPEN_WINDOW_S):
+        _tell_resolved(tx, incident, title, site=site, node=None, now=now)
+
+
+def _tell_resolved(
+    tx: Transaction, incident: int, title: str, *, site: str, node: str | None, now: float
+) -> None:
+    event_rows.add(
+        tx,
+        "incident.resolved",
+        "info",
+        f"incident {incident} resolved: {title}"[:2048],
+        now=now,
+        node=node,
+        site=site,
+        detail={"incident": str(incident)},
+    )
+
+
 def note(
     tx: Transaction,
     incident: int,
@@ -113,19 +158,21 @@ def note(
     done: Sequence[str] = (),
     recommend: Sequence[str] = (),
     questions: Mapping[str, int] | None = None,
+    gone: bool = False,
     now: float,
 ) -> None:
     """Add to an incident and settle its state: it needs a person once something was recommended, it is resolved
-    when no node shows any of its suspicions any more."""
+    when no node shows any of its suspicions any more; where a person was asked, not before something is `gone`."""
     view = rows.load(tx, incident)
     if view is None or view.state == "closed":
         return
     state: IncidentState = "open"
-    if not rows.still_active(tx, incident):
+    settled = not recommend and (gone or view.state != "needs-person")
+    if settled and not rows.still_active(tx, incident):
         state = "resolved"
     elif recommend or questions or view.state == "needs-person":
         state = "needs-person"
-    if recommend and view.state != "needs-person":
+    if recommend and view.state != "needs-person" and not view.quiet:
         event_rows.add(
             tx,
             "isolation.recommended",
@@ -135,7 +182,7 @@ def note(
             site=view.site,
             detail={"incident": str(incident)},
         )
-    if questions and view.state != "needs-person":
+    if questions and view.state != "needs-person" and not view.quiet:
         event_rows.add(
             tx,
             "update.unannounced",
@@ -172,17 +219,9 @@ def withdraw(tx: Transaction, node: str, site: str, keys: Sequence[str], now: fl
         before = rows.load(tx, incident)
         if before is None or before.state == "closed" or rows.still_active(tx, incident):
             continue
-        note(tx, incident, done=[f"{node}: no longer found"], now=now)
-        event_rows.add(
-            tx,
-            "incident.resolved",
-            "info",
-            f"incident {incident} resolved: {before.title}"[:2048],
-            now=now,
-            node=node,
-            site=site,
-            detail={"incident": str(incident)},
-        )
+        note(tx, incident, done=[f"{node}: no longer found"], gone=True, now=now)
+        if not before.quiet:
+            _tell_resolved(tx, incident, before.title, site=site, node=node, now=now)
 
 
 def _worst(severities: Sequence[Severity]) -> Severity:

@@ -2,29 +2,34 @@
 
 A node is held by a hold of its own or of its site. While a node has a hold of its own, every other node of the
 site fences its addresses: a suspect need not obey. A directive says the whole of what is wanted and is written
-anew, with a higher number, whenever anything in it changes.
+anew, with a higher number, whenever anything in it changes. A hold may also only fence: the node keeps its posture.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+import msgspec
 
 from contract.directive import MAX_FENCED_ADDRESSES, Directive, Response
 from contract.errors import Rejected
 from contract.grant import CodeHash, Grant
 from contract.messages import Posture
-from controller.fleet import acts, grants, sites
+from controller.fleet import acts, grants, sessions, sites
 from controller.fleet.paging import cut, number
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
 from controller.standing import standing
-from controller.store import Transaction, audit, events, holds, nodes
+from controller.store import Transaction, audit, events, holds, nodes, replicas, restores
 from controller.store import grants as grant_rows
 from controller.store.nodes import NodeRow
+from controller.store.restores import Restore
 
 Granted = tuple[list[Grant], list[CodeHash]]
 """What a directive lets somebody do for a while."""
+Written = dict[str, Directive]
+"""Directives by node."""
 
 
 def place(
@@ -37,11 +42,16 @@ def place(
     automatic: bool,
     incident: int | None,
     now: float,
+    fence_only: bool = False,
 ) -> tuple[HoldView, list[str]]:
     """Isolate a node, or the whole site when `node` is None; return the hold and the nodes whose directive is due.
 
-    The caller has made sure that the target is not held, and holds the breaker's lock when nobody asked for it.
+    The caller has made sure that the target is not isolated, and holds the breaker's lock when nobody asked for it. A node
+    that was only fenced is isolated in place of that. `fence_only`: the others of the site drop the node's addresses.
     """
+    before = None if node is None else _hold_on(tx, site, node)
+    if before is not None:
+        holds.release(tx, before.id, actor=actor, reason="isolated in place of the fence", now=now)
     hold = holds.place(
         tx,
         node=node,
@@ -51,23 +61,26 @@ def place(
         automatic=automatic,
         incident=incident,
         now=now,
+        fence_only=fence_only,
     )
     names = [row.node for row in nodes.of_site(tx, site)]
     held = names if node is None else [node]
     nodes.set_due(tx, names)
-    nodes.set_posture(tx, held, "isolated", "isolated", now)
-    kind, target = ("site.isolated", f"site {site}") if node is None else ("node.isolated", f"node {node}")
+    if not fence_only:
+        nodes.set_posture(tx, held, "isolated", "isolated", now)
+    target = f"site {site}" if node is None else f"node {node}"
+    act = "fenced" if fence_only else "isolated"
     events.add(
         tx,
-        kind,
+        f"{target.partition(' ')[0]}.{act}",
         "critical",
-        f"{target} isolated by {actor}: {reason}",
+        f"{target} {act} by {actor}: {reason}"[:2048],
         now=now,
         node=node,
         site=site,
         detail={"actor": actor, "reason": reason, "hold": str(hold.id)},
     )
-    audit.note(tx, actor=actor, act="isolated", target=target, reason=reason, now=now)
+    audit.note(tx, actor=actor, act=act, target=target, reason=reason, now=now)
     return hold, names
 
 
@@ -77,7 +90,8 @@ def isolate(
     """See Fleet.isolate_node and Fleet.isolate_site. Exactly one of node and site is given: none is never all."""
     why = acts.checked_reason(reason)
     of_site, target = _target(tx, node, site)
-    if _hold_on(tx, of_site, node) is not None:
+    there = _hold_on(tx, of_site, node)
+    if there is not None and not there.fence_only:
         raise Rejected("hold.exists", f"{target} is isolated already")
     hold, affected = place(
         tx, node=node, site=of_site, reason=why, actor=actor, automatic=False, incident=None, now=now
@@ -92,6 +106,8 @@ def release(
     why = acts.checked_reason(reason)
     of_site, target = _target(tx, node, site)
     hold = _hold_on(tx, of_site, node)
+    if hold is None and node is not None:
+        return _release_itself(tx, node, actor=actor, why=why, now=now)
     if hold is None:
         raise Rejected("hold.none", f"{target} has no isolation of its own")
     released = holds.release(tx, hold.id, actor=actor, reason=why, now=now)
@@ -122,6 +138,29 @@ def release(
     return Change(affected=[row.node for row in rows], holds=[released])
 
 
+def _release_itself(tx: Transaction, node: str, *, actor: str, why: str, now: float) -> Change:
+    """Release a node that has isolated itself: over its firewall, or because nobody answered."""
+    row = sessions.known(tx, node, lock=True)
+    held = posture_of(node, holds.active_of_site(tx, row.site)) == "isolated"
+    if held or row.state.posture != "isolated":
+        raise Rejected("hold.none", f"node {node} has no isolation of its own")
+    release = max(row.directive_number, row.state.directive_accepted) + 1
+    nodes.set_state(tx, node, msgspec.structs.replace(row.state, release=release))
+    nodes.set_due(tx, [node])
+    events.add(
+        tx,
+        "node.released",
+        "warning",
+        f"node {node}, which had isolated itself, released by {actor}: {why}",
+        now=now,
+        node=node,
+        site=row.site,
+        detail={"actor": actor, "reason": why},
+    )
+    audit.note(tx, actor=actor, act="released", target=f"node {node}", reason=why, now=now)
+    return Change(affected=[node], holds=[])
+
+
 def list_(
     tx: Transaction, *, active: bool, site: str | None, after: str | None, limit: int
 ) -> Page[HoldView]:
@@ -150,25 +189,46 @@ def _hold_on(tx: Transaction, site: str, node: str | None) -> HoldView | None:
 
 def posture_of(node: str, active: Sequence[HoldView]) -> Posture:
     """Return the posture that the holds of its site leave a node."""
-    return "isolated" if any(hold.node is None or hold.node == node for hold in active) else "normal"
+    return "isolated" if any(_isolates(hold, node) for hold in active) else "normal"
+
+
+def _isolates(hold: HoldView, node: str) -> bool:
+    return hold.node is None or (hold.node == node and not hold.fence_only)
 
 
 def directives(
-    tx: Transaction, settings: FleetSettings, names: Sequence[str], *, now: float
-) -> dict[str, Directive]:
-    """See Fleet.directives_for."""
+    tx: Transaction,
+    settings: FleetSettings,
+    names: Sequence[str],
+    *,
+    now: float,
+    ours: tuple[str, Mapping[str, int]] | None = None,
+    only_due: bool = False,
+) -> Written:
+    """See Fleet.directives_for and Fleet.directives_to. `ours`: the controller, and the epochs of its sessions; a node whose
+    session is another's by now is left to that one, its directive still due."""
     made: dict[str, Directive] = {}
+    restored = restores.unconfirmed(tx)
     granted = _granted(tx, names, now)
     by_site: dict[str, tuple[list[HoldView], list[NodeRow]]] = {}
     for name in sorted(set(names)):
         row = nodes.load(tx, name, lock=True)
-        if row is None:
+        if row is None or (only_due and not row.directive_due):
+            continue
+        if ours is not None and (row.session_holder, row.session_epoch) != (ours[0], ours[1].get(name)):
             continue
         if row.site not in by_site:
             by_site[row.site] = _isolation_of(tx, row.site)
         active, neighbours = by_site[row.site]
+        sparing = _sparing(tx, settings, active)
         made[name] = written(
-            settings, row, active, neighbours, floor=0, now=now, granted=granted.get(name, ([], []))
+            sparing,
+            kept_back(row, restored),
+            active,
+            neighbours,
+            floor=0,
+            now=now,
+            granted=granted.get(name, ([], [])),
         )
         nodes.set_issued(tx, name, made[name].number, now)
     return made
@@ -178,8 +238,22 @@ def directive(tx: Transaction, settings: FleetSettings, row: NodeRow, *, floor: 
     """Return a new directive for one node, numbered above what was issued and above `floor`. The caller stores the
     number."""
     active, neighbours = _isolation_of(tx, row.site)
+    settings = _sparing(tx, settings, active)
     granted = _granted(tx, [row.node], now).get(row.node, ([], []))
-    return written(settings, row, active, neighbours, floor=floor, now=now, granted=granted)
+    kept = kept_back(row, restores.unconfirmed(tx))
+    return written(settings, kept, active, neighbours, floor=floor, now=now, granted=granted)
+
+
+def kept_back(row: NodeRow, restored: Restore | None) -> NodeRow:
+    """Return the node without the baseline that a restored database chooses for it, unless the node has said since that it
+    holds none that is newer, or another. Pure. No baseline in a directive leaves the node with the one that it has."""
+    wanted, held = row.baseline, row.state.baseline
+    if restored is None or wanted is None:
+        return row
+    heard = row.last_report_at is not None and row.last_report_at >= restored.at
+    if heard and (held is None or (held.name == wanted.name and held.version <= wanted.version)):
+        return row
+    return msgspec.structs.replace(row, baseline=None)
 
 
 def _granted(tx: Transaction, names: Sequence[str], now: float) -> dict[str, Granted]:
@@ -188,6 +262,14 @@ def _granted(tx: Transaction, names: Sequence[str], now: float) -> dict[str, Gra
         name: ([grants.travelling(row) for row in standing.get(name, [])], codes.get(name, []))
         for name in {*standing, *codes}
     }
+
+
+def _sparing(tx: Transaction, settings: FleetSettings, active: Sequence[HoldView]) -> FleetSettings:
+    """Protect the addresses of the other controllers as well, where anything is fenced."""
+    if not any(hold.node for hold in active):
+        return settings
+    spared = dict.fromkeys([*settings.protected_addresses, *replicas.addresses(tx)])
+    return msgspec.structs.replace(settings, protected_addresses=tuple(spared))
 
 
 def _isolation_of(tx: Transaction, site: str) -> tuple[list[HoldView], list[NodeRow]]:
@@ -211,7 +293,7 @@ def written(
     is older than the node remembers (ATTACKS c02).
     """
     posture = posture_of(row.node, active)
-    own = [hold for hold in active if hold.node is None or hold.node == row.node]
+    own = [hold for hold in active if _isolates(hold, row.node)]
     reason = "; ".join(hold.reason for hold in own)[:2048]
     responses: list[Response] = []
     if posture == "isolated":
@@ -221,7 +303,7 @@ def written(
     if addresses:
         responses.append(
             Response(
-                name="fence", addresses=addresses, reason=f"isolated: {', '.join(sorted(suspects))}"[:2048]
+                name="fence", addresses=addresses, reason=f"suspect: {', '.join(sorted(suspects))}"[:2048]
             )
         )
     return Directive(
@@ -230,6 +312,8 @@ def written(
         issued=now,
         expires=now + settings.directive_lifetime_s,
         posture=posture,
+        # In an order to isolate it would mean nothing: that takes the node's own isolation over.
+        release=row.state.release if posture == "normal" else 0,
         reason=reason,
         baseline=row.baseline,
         responses=responses,

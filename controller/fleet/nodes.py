@@ -26,7 +26,7 @@ from controller.records import (
 )
 from controller.selector import Selector, checked_labels
 from controller.standing import OVERDUE_INTERVALS, standing
-from controller.store import Transaction, boots, enrolments, events, holds, selecting, sites
+from controller.store import Transaction, boots, enrolments, events, holds, replicas, selecting, sites
 from controller.store import incidents as incident_rows
 from controller.store import nodes as rows
 from controller.store.nodes import NodeRow
@@ -151,15 +151,16 @@ def _claims(tx: Transaction, node: str) -> BootClaims | None:
     return shown(decode(said.claims, Claims, max_bytes=MAX_REFERENCE_BYTES), said.recorded_at)
 
 
-def disconnect_all(tx: Transaction) -> None:
-    """See Fleet.start."""
-    rows.disconnect_all(tx)
-
-
 def sweep(tx: Transaction, settings: FleetSettings, *, now: float) -> list[StandingChange]:
     """See Fleet.sweep."""
+    incidents.settle_calm(tx, now)
     changes: list[StandingChange] = []
-    for row in rows.silent(tx, now=now, started=settings.started, intervals=OVERDUE_INTERVALS):
+    if not replicas.leads(tx):
+        return changes
+    for seen in rows.silent(tx, now=now, started=settings.started, intervals=OVERDUE_INTERVALS):
+        row = rows.load(tx, seen.node, lock=True)  # another controller may just have taken its report
+        if row is None:
+            continue
         stands = standing(
             tier=row.tier,
             held=row.wanted_posture == "isolated",

@@ -8,14 +8,15 @@ from contract.directive import Directive
 from contract.errors import Rejected
 from contract.messages import Finding, ReportBody
 from controller import judge
-from controller.breaker import window_start
-from controller.fleet import boots, grants, incidents, isolation, rollouts, sessions
+from controller.fleet import boots, following, grants, incidents, isolation, rollouts, sessions
 from controller.fleet import evidence as keeping
 from controller.policy import FleetSettings
 from controller.presented import Presented
 from controller.records import Evidence, Outcome, Standing
+from controller.response import Seen, compiled
 from controller.standing import standing
-from controller.store import Transaction, events, holds, nodes
+from controller.store import Transaction, events, nodes, restores
+from controller.store import responding as rules
 from controller.store.nodes import NodeRow
 from controller.store.state import NodeState
 
@@ -39,23 +40,23 @@ def take(
     row = sessions.known(tx, node, lock=True, over=over)
     body = evidence.body
     appraisal = judge.appraise(
-        [*evidence.findings, *_obedience(row, body, now)],
+        [*evidence.findings, *_obedience(tx, row, body, now)],
         body.drifts,
         posture=body.posture,
         wanted_posture=row.wanted_posture,
         obeyed=_settled(row, body, now),
     )
-    if body.events:
-        events.add_agents(tx, node, row.site, body.events, now)
-        grants.note(tx, row, body.events, now)
-        rollouts.note(tx, row, body.events, now)
+    seen = _take_events(tx, row, body, now) if body.events else []
     boots.remember(tx, row, evidence, appraisal.tier, now)
     lasting = [s.key for s in appraisal.suspicions if s.lasting][:MAX_SUSPICIONS]
+    stored = None
     if presented is not None:
         verdict = keeping.Verdict(appraisal, evidence, lasting)
-        keeping.keep(tx, settings.evidence, row, presented, verdict, now=now)
+        stored = keeping.keep(tx, settings.evidence, row, presented, verdict, now=now)
     gone = sorted(set(row.state.suspicions).difference(lasting))
-    affected, drifted = _follow(tx, settings, row, appraisal, now)
+    source = f"report {body.number} of boot {body.boot_id}" if stored is None else f"evidence {stored}"
+    followed = following.follow(tx, settings, row, appraisal, seen, source=source, now=now)
+    lasting = [key for key in lasting if key not in followed.muted]
     if gone:
         incidents.withdraw(tx, node, row.site, gone, now)
     state = NodeState(
@@ -68,6 +69,7 @@ def take(
         baseline_since=row.state.baseline_since if body.baseline == row.state.baseline else now,
         pending=body.pending,
         directive_accepted=max(row.state.directive_accepted, body.directive_number),
+        release=row.state.release if body.posture == "isolated" else 0,
         fenced=body.fenced,
         # A suspect names no addresses: those that it had while it was trusted are the ones to fence.
         addresses=row.state.addresses
@@ -81,10 +83,25 @@ def take(
         events_dropped=body.events_dropped,
         dropped=body.dropped,
         suspicions=lasting,
+        muted=followed.muted,
     )
-    return _settle(
-        tx, settings, row, state, appraisal, now=now, reported=body, affected=affected, drifted=drifted
-    )
+    return _settle(tx, settings, row, state, appraisal, now=now, reported=body, followed=followed)
+
+
+def _take_events(tx: Transaction, row: NodeRow, body: ReportBody, now: float) -> list[Seen]:
+    """Store the events; return those that are new here where any rule is about events at all."""
+    wanted = any(rule.when.event for rule, _ in compiled(rules.document(tx)))
+    mark = events.last_id(tx) if wanted else 0
+    events.add_agents(tx, row.node, row.site, body.events, now)
+    grants.note(tx, row, body.events, now)
+    rollouts.note(tx, row, body.events, now)
+    if not wanted:
+        return []
+    return [
+        Seen(id=one.id, kind=one.kind, summary=one.summary)
+        for one in events.read(tx, after=mark, limit=len(body.events), node=row.node, site=None, order="up")
+        if one.source == "agent"
+    ]
 
 
 def reject_evidence(
@@ -101,9 +118,11 @@ def reject_evidence(
     row = sessions.known(tx, node, lock=True, over=over)
     appraisal = judge.appraise_rejection(rejected, row.tier)
     grave = appraisal.tier == "contraindicated" and bool(appraisal.suspicions)
+    stored = None
     if presented is not None:
-        keeping.keep(tx, settings.evidence, row, presented, keeping.Verdict(appraisal, None), now=now)
-    events.add(
+        verdict = keeping.Verdict(appraisal, None)
+        stored = keeping.keep(tx, settings.evidence, row, presented, verdict, now=now)
+    refused = events.add(
         tx,
         "evidence.rejected",
         "critical" if grave else "warning",
@@ -113,16 +132,15 @@ def reject_evidence(
         site=row.site,
         detail={"code": rejected.code[:256], "detail": rejected.detail[:2048]},
     )
-    affected, _ = _follow(tx, settings, row, appraisal, now)
+    source = f"event {refused}" if stored is None else f"evidence {stored}"
+    followed = following.follow(tx, settings, row, appraisal, (), source=source, now=now)
     keys = [s.key for s in appraisal.suspicions]
     state = msgspec.structs.replace(
         row.state,
         findings=appraisal.findings if grave else row.state.findings,
         suspicions=list(dict.fromkeys([*row.state.suspicions, *keys]))[:MAX_SUSPICIONS],
     )
-    return _settle(
-        tx, settings, row, state, appraisal, now=now, reported=None, affected=affected, drifted=False
-    )
+    return _settle(tx, settings, row, state, appraisal, now=now, reported=None, followed=followed)
 
 
 def _settled(row: NodeRow, body: ReportBody, now: float) -> bool:
@@ -134,78 +152,17 @@ def _settled(row: NodeRow, body: ReportBody, now: float) -> bool:
     )
 
 
-def _obedience(row: NodeRow, body: ReportBody, now: float) -> list[Finding]:
+def _obedience(tx: Transaction, row: NodeRow, body: ReportBody, now: float) -> list[Finding]:
     wanted = row.baseline
     if wanted is None or body.pending is not None or not _settled(row, body, now):
         return []
     held = body.baseline
     if held is not None and held.sha256.hex() == wanted.sha256:
         return []
+    if restores.unconfirmed(tx) is not None:  # what is chosen may be older than what the node was told before
+        return []
     found = "none" if held is None else f"{held.name} {held.version}"
     return [Finding(code="baseline.differs", detail=f"wanted {wanted.name} {wanted.version}, found {found}")]
-
-
-def _follow(
-    tx: Transaction, settings: FleetSettings, row: NodeRow, appraisal: judge.Appraisal, now: float
-) -> tuple[list[str], bool]:
-    """Record what is fresh and isolate where the judge says so. Return the nodes whose directive is due, and
-    whether the node drifted in a way of its own."""
-    known = frozenset(row.state.suspicions)
-    fresh = [s for s in appraisal.suspicions if s.key not in known]
-    if not fresh:
-        return [], False
-    facts = _facts(tx, settings, row, fresh, now)
-    decision = judge.decide(appraisal, known, row.policy, settings.breaker, facts)
-    made = incidents.record(
-        tx,
-        decision.fresh,
-        decision.recommend,
-        node=row.node,
-        site=row.site,
-        now=now,
-        questions=decision.questions,
-    )
-    incident = made.get("untrusted") or next(iter(made.values()), None)
-    affected: set[str] = set()
-    done: list[str] = []
-    for target, reason in ((row.node, decision.hold_node), (None, decision.hold_site)):
-        if not reason:
-            continue
-        _, names = isolation.place(
-            tx,
-            node=target,
-            site=row.site,
-            reason=reason,
-            actor="controller",
-            automatic=True,
-            incident=incident,
-            now=now,
-        )
-        affected.update(names)
-        done.append(f"{'site ' + row.site if target is None else 'node ' + target} isolated")
-    if done and incident is not None:
-        incidents.note(tx, incident, done=done, now=now)
-    return sorted(affected - {row.node}), judge.drifts_alone(decision.fresh, settings.breaker, facts)
-
-
-def _facts(
-    tx: Transaction, settings: FleetSettings, row: NodeRow, fresh: list[judge.Suspicion], now: float
-) -> judge.FleetFacts:
-    holds.lock_breaker(tx)
-    since = window_start(settings.breaker, now)
-    active = holds.active_of_site(tx, row.site)
-    rule = row.policy.drifting_nodes
-    return judge.FleetFacts(
-        fleet_nodes=nodes.count(tx),
-        node_holds_in_window=holds.automatic_since(tx, since, sites=False),
-        site_holds_in_window=holds.automatic_since(tx, since, sites=True),
-        node_held=any(hold.node == row.node for hold in active),
-        site_held=any(hold.node is None for hold in active),
-        others=incidents.others_with(tx, [s.key for s in fresh], node=row.node, now=now),
-        drifting_others=0
-        if rule is None
-        else nodes.drifting(tx, row.site, since=now - rule.window_s, without=row.node),
-    )
 
 
 def _settle(
@@ -217,12 +174,11 @@ def _settle(
     *,
     now: float,
     reported: ReportBody | None,
-    affected: list[str],
-    drifted: bool,
+    followed: following.Followed,
 ) -> Outcome:
     """Write the row and make the outcome. `reported` None: nothing was accepted, silence goes on."""
     fresh_row = row
-    if affected or appraisal.suspicions:
+    if followed.acted or appraisal.suspicions:
         fresh_row = sessions.known(tx, row.node)  # holds may have been placed on it a moment ago
     last_report_at = now if reported is not None else row.last_report_at
     stands = standing(
@@ -235,7 +191,7 @@ def _settle(
     )
     if stands not in {row.standing, "isolated"}:  # an isolation has told of itself
         _tell_standing(tx, row, stands, now)
-    state_row = msgspec.structs.replace(fresh_row, state=state)
+    state_row = msgspec.structs.replace(fresh_row, state=state, last_report_at=last_report_at)
     floor = reported.directive_number if reported is not None else 0
     directive = _directive(tx, settings, state_row, reported, floor=floor, now=now)
     number, issued = (
@@ -250,7 +206,7 @@ def _settle(
         standing=stands,
         standing_since=now if stands != row.standing else row.standing_since,
         last_report_at=last_report_at,
-        last_drift_at=now if drifted else row.last_drift_at,
+        last_drift_at=now if followed.drifted and reported is not None else row.last_drift_at,
         directive=(number, issued, fresh_row.directive_due and directive is None),
         state=state,
     )
@@ -259,7 +215,7 @@ def _settle(
         findings=appraisal.findings,
         events_acked=max((event.seq for event in reported.events), default=0) if reported else 0,
         directive=directive,
-        affected=affected,
+        affected=followed.affected,
         session=msgspec.structs.replace(sessions.record_of(state_row), directive_number=number),
     )
 

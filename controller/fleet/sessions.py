@@ -6,7 +6,7 @@ import msgspec
 
 from contract.errors import Rejected
 from controller.records import Issue, IssuedCertificate, NodeIdentity, SessionRecord
-from controller.store import Refused, Transaction, events, nodes
+from controller.store import Refused, Transaction, events, nodes, notices, replicas
 from controller.store.nodes import NodeRow
 
 
@@ -39,11 +39,12 @@ def record_of(row: NodeRow) -> SessionRecord:
         baseline=row.baseline,
         announced=row.announced,
         directive_number=row.directive_number,
+        epoch=row.session_epoch,
     )
 
 
 def open_session(
-    tx: Transaction, node: str, certificate_sha256: bytes, *, now: float
+    tx: Transaction, node: str, certificate_sha256: bytes, *, own: str, now: float
 ) -> SessionRecord | Refused:
     """See Fleet.open_session."""
     row = known(tx, node, lock=True)
@@ -64,18 +65,16 @@ def open_session(
             detail={"code": rejected.code, "presented_sha256": certificate_sha256.hex()},
         )
         return Refused(rejected)
-    nodes.set_connected(tx, node, True)
-    return msgspec.structs.replace(record_of(row), certificate_sha256=certificate_sha256)
+    epoch = row.session_epoch + 1
+    replicas.take(tx, node, own, epoch)
+    if row.connected and row.session_holder not in ("", own):
+        notices.taken(tx, {node: epoch})
+    return msgspec.structs.replace(record_of(row), certificate_sha256=certificate_sha256, epoch=epoch)
 
 
 def check_certificate(tx: Transaction, node: str, certificate_sha256: bytes) -> None:
     """See Fleet.check_certificate."""
     known(tx, node, over=certificate_sha256)
-
-
-def close_session(tx: Transaction, node: str, *, now: float) -> None:
-    """See Fleet.close_session."""
-    nodes.set_connected(tx, node, False)
 
 
 def session(tx: Transaction, node: str) -> SessionRecord:

@@ -16,6 +16,7 @@ Refuses to do: decide anything. Relies on: SQLAlchemy Core and Alembic, which no
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -26,12 +27,15 @@ import alembic.command
 import alembic.config
 import psycopg
 import sqlalchemy
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from psycopg.abc import Buffer
 from psycopg.types.string import StrDumper
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 
 from contract.errors import Rejected
+from controller.store import notices
 
 T = TypeVar("T")
 Transaction = Connection
@@ -91,7 +95,8 @@ class _TextDumper(StrDumper):
         return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}"))
 
 
-def _engine(url: str) -> Engine:
+def engine_of(url: str, *, begin: str = "BEGIN IMMEDIATE") -> Engine:
+    """Return an engine; `begin` is how SQLite's transactions begin. Raises Rejected `store.url`."""
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         # isolation_level None: BEGIN is ours, so that it can be BEGIN IMMEDIATE (no upgrade deadlock between programs).
@@ -108,7 +113,7 @@ def _engine(url: str) -> Engine:
 
         @sqlalchemy.event.listens_for(engine, "begin")
         def _begin(connection: Connection) -> None:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql(begin)
 
         return engine
     if parsed.get_backend_name() == "postgresql":
@@ -133,17 +138,30 @@ def _engine(url: str) -> Engine:
 
 def migrate(url: str) -> None:
     """Bring the database to the newest schema; creates it where it is empty. Raises StoreUnavailable."""
-    engine = _engine(url)
+    engine = engine_of(url)
     config = alembic.config.Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     try:
         with engine.begin() as connection:
+            _check_known(connection, ScriptDirectory.from_config(config))
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
     except (OperationalError, InterfaceError) as error:
         raise StoreUnavailable(str(error.orig)) from error
     finally:
         engine.dispose()
+
+
+def _check_known(connection: Connection, scripts: ScriptDirectory) -> None:
+    """Refuse a schema from after this program. Running processes go on over it: migrations only add."""
+    found = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in scripts.walk_revisions()}
+    if found is not None and found not in known:
+        raise Rejected(
+            "store.newer",
+            f"the database is of schema {found}, this program knows {scripts.get_current_head()} at most:"
+            " install the version that the other controllers have",
+        )
 
 
 class Store:
@@ -154,7 +172,10 @@ class Store:
 
         Raises Rejected `store.url`. The schema must be there: call `migrate` first.
         """
-        self._engine = _engine(url)
+        self.identity = secrets.token_hex(8)
+        """This controller among those over one database: a process, not a machine."""
+        self.url = url
+        self._engine = engine_of(url)
         self._driver = self._engine.dialect.loaded_dbapi
         self._connection: Connection | None = None
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
@@ -257,8 +278,11 @@ class Store:
             connection = self._connection
             if connection is None:
                 connection = self._connection = self._engine.connect()
+            notices.begin(connection)
             with connection.begin():
-                return [job.fn(connection) for job in jobs]
+                results = [job.fn(connection) for job in jobs]
+                notices.send(connection, self.identity)
+                return results
         except DBAPIError as error:
             raise self._said(error.orig) or error from error
         except self._driver.Error as error:

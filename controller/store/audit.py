@@ -21,10 +21,15 @@ _APPEND_LOCK = 0x52464155
 _ACT = (audit.c.number, audit.c.at, audit.c.actor, audit.c.act, audit.c.target, audit.c.reason)
 
 
-def note(tx: Transaction, *, actor: str, act: str, target: str, reason: str, now: float) -> None:
-    """Write down who did what, and why."""
+def lock(tx: Transaction) -> None:
+    """Until this transaction ends no other controller appends or signs."""
     if tx.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _APPEND_LOCK})
+
+
+def note(tx: Transaction, *, actor: str, act: str, target: str, reason: str, now: float) -> None:
+    """Write down who did what, and why."""
+    lock(tx)
     last = tx.execute(select(audit.c.number, audit.c.leaf).order_by(audit.c.number.desc()).limit(1)).first()
     number, previous = (1, NO_LINE) if last is None else (last.number + 1, last.leaf.hex())
     entry = Entry(

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from contract.messages import Event, Severity
 from controller.records import EventView
-from controller.store import Transaction
+from controller.store import Transaction, notices
 from controller.store.schema import events
 
 _CURSOR_LOCK = 0x52464556
@@ -27,6 +27,7 @@ def _lock_cursor(tx: Transaction) -> None:
     # PostgreSQL gives ids before it commits: without this a reader could pass a lower id that appears later.
     if tx.dialect.name == "postgresql":
         tx.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _CURSOR_LOCK})
+        notices.rang(tx)
 
 
 def add_agents(tx: Transaction, node: str, site: str, said: Sequence[Event], now: float) -> None:
@@ -60,11 +61,11 @@ def add(
     node: str | None = None,
     site: str | None = None,
     detail: dict[str, str] | None = None,
-) -> None:
-    """Store something that the controller saw or did."""
+) -> int:
+    """Store something that the controller saw or did; return its id."""
     _lock_cursor(tx)
-    tx.execute(
-        _ADD,
+    made = tx.execute(
+        _ADD.returning(events.c.id),
         {
             "at": now,
             "stored_at": now,
@@ -78,6 +79,7 @@ def add(
             "detail": _encode(detail or {}).decode(),
         },
     )
+    return int(made.scalar_one())
 
 
 def said_since(tx: Transaction, kind: str, node: str | None, since: float) -> bool:

@@ -41,13 +41,14 @@ class EvidenceRow(Record, frozen=True, kw_only=True):
     """contract.bundle.Stored, packed."""
 
 
-def add(tx: Transaction, row: EvidenceRow) -> None:
-    """Store one (its id is the database's to choose); it takes the place of the newest one of its node."""
+def add(tx: Transaction, row: EvidenceRow) -> int:
+    """Store one and return its id (the database's to choose); it takes the place of the newest one of its node."""
     tx.execute(
         update(evidence).where(evidence.c.node == row.node, evidence.c.until.is_(None)).values(until=row.at)
     )
-    tx.execute(
-        insert(evidence).values(
+    made = tx.execute(
+        insert(evidence)
+        .values(
             node=row.node,
             kind=row.kind,
             at=row.at,
@@ -60,7 +61,9 @@ def add(tx: Transaction, row: EvidenceRow) -> None:
             policy_sha256=row.policy_sha256,
             packed=row.packed,
         )
+        .returning(evidence.c.id)
     )
+    return int(made.scalar_one())
 
 
 def touch(tx: Transaction, sha256: bytes, now: float) -> bool:

@@ -32,6 +32,7 @@ def place(
     automatic: bool,
     incident: int | None,
     now: float,
+    fence_only: bool = False,
 ) -> HoldView:
     """Add a hold. Raises the database's own integrity error when the target has one in force."""
     made = tx.execute(
@@ -42,6 +43,7 @@ def place(
             reason=reason,
             actor=actor,
             automatic=automatic,
+            fence_only=fence_only,
             incident=incident,
             placed_at=now,
         )

@@ -185,6 +185,24 @@ def change(
     tx.execute(update(incidents).where(incidents.c.id == incident).values(values))
 
 
+def flap(tx: Transaction, incident: int, *, reopened: int, quiet: bool) -> None:
+    """Write how often an incident came again, and whether that is told."""
+    tx.execute(update(incidents).where(incidents.c.id == incident).values(reopened=reopened, quiet=quiet))
+
+
+def calm(tx: Transaction, *, before: float) -> list[tuple[int, str, str]]:
+    """End the quiet of incidents that were resolved before then; return each with its site and title."""
+    where = (
+        incidents.c.state == "resolved",
+        incidents.c.quiet.is_(True),
+        incidents.c.updated_at <= before,
+    )
+    found = tx.execute(select(incidents.c.id, incidents.c.site, incidents.c.title).where(*where)).all()
+    if found:
+        tx.execute(update(incidents).where(incidents.c.id.in_([row.id for row in found])).values(quiet=False))
+    return [(row.id, row.site, row.title) for row in found]
+
+
 def _view(row: Row[tuple[object, ...]], nodes: list[str], total: int) -> IncidentView:
     values = dict(row._mapping)
     values["findings"] = _decode_findings(values["findings"])

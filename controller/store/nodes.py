@@ -12,7 +12,7 @@ from contract.directive import WantedBaseline
 from contract.messages import BaselineRef, Posture, Tier
 from controller.policy import SitePolicy
 from controller.records import EkTrust, Record, Standing
-from controller.store import Transaction
+from controller.store import Transaction, notices
 from controller.store.hot import Prepared
 from controller.store.schema import baselines, boot_references, holds, nodes, sites
 from controller.store.state import NodeState
@@ -64,6 +64,8 @@ class NodeRow(Record, frozen=True, kw_only=True):
     agent_version: str
     tpm: str
     """JSON of a TpmRecord: read where people look at the node, not with every report."""
+    session_holder: str
+    session_epoch: int
     state: NodeState
     policy: SitePolicy
     reference_at: float | None
@@ -155,6 +157,11 @@ def load(tx: Transaction, node: str, *, lock: bool = False) -> NodeRow | None:
 def of_site(tx: Transaction, site: str) -> list[NodeRow]:
     """All nodes of a site, by name."""
     return [_row(row) for row in tx.execute(_OF_SITE, {"wanted_site": site})]
+
+
+def every(tx: Transaction) -> list[NodeRow]:
+    """All nodes, by name: for what is done once."""
+    return [_row(row) for row in tx.execute(_SELECT.order_by(nodes.c.node))]
 
 
 def rows_of(
@@ -292,16 +299,6 @@ def set_certificates(
     )
 
 
-def set_connected(tx: Transaction, node: str, connected: bool) -> None:
-    """A session opened or closed."""
-    tx.execute(update(nodes).where(nodes.c.node == node).values(connected=connected))
-
-
-def disconnect_all(tx: Transaction) -> None:
-    """At start: sessions of the process before are gone."""
-    tx.execute(update(nodes).where(nodes.c.connected).values(connected=False))
-
-
 def set_state(tx: Transaction, node: str, state: NodeState) -> None:
     """Replace the state document alone."""
     tx.execute(update(nodes).where(nodes.c.node == node).values(state=_encode(state).decode()))
@@ -314,11 +311,13 @@ def set_posture(
     values: dict[str, object] = {"wanted_posture": wanted, "directive_due": True}
     if standing is not None:
         values |= {"standing": standing, "standing_since": now}
+    notices.due(tx, names)
     tx.execute(update(nodes).where(nodes.c.node.in_(names)).values(values))
 
 
 def set_due(tx: Transaction, names: Sequence[str]) -> None:
     """The directive of these nodes must be written anew."""
+    notices.due(tx, names)
     tx.execute(update(nodes).where(nodes.c.node.in_(names)).values(directive_due=True))
 
 

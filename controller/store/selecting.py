@@ -14,7 +14,7 @@ from sqlalchemy.sql.elements import KeyedColumnElement
 
 from controller.records import Standing
 from controller.selector import Selector, Term
-from controller.store import Transaction
+from controller.store import Transaction, notices
 from controller.store.nodes import NodeRow, rows_of
 from controller.store.schema import node_labels, nodes
 
@@ -107,6 +107,7 @@ def choose_baseline(
     tx: Transaction, chosen: Sequence[str], baseline: tuple[str, int] | None, now: float
 ) -> None:
     """Choose a baseline for these nodes alone; None: their site's is in force again."""
+    notices.due(tx, chosen)
     name, version = baseline or (None, None)
     tx.execute(
         update(nodes)

@@ -64,6 +64,11 @@ def page(tx: Transaction, *, after: str | None, limit: int) -> list[SiteRow]:
     return [_row(row) for row in tx.execute(statement)]
 
 
+def policies(tx: Transaction) -> dict[str, SitePolicy]:
+    """The policy of every site."""
+    return {row.site: policy_of(row.policy) for row in tx.execute(select(sites.c.site, sites.c.policy))}
+
+
 def add(tx: Transaction, site: str, policy: SitePolicy, now: float) -> None:
     """Raises the database's own integrity error when it exists."""
     tx.execute(

@@ -22,6 +22,8 @@ class NodeState(Struct, frozen=True, kw_only=True):
     baseline_since: float | None = None
     pending: BaselineRef | None = None
     directive_accepted: int = 0
+    release: int = 0
+    """A person has released the node from an isolation of its own, with the directive of this number; 0 once it has obeyed."""
     fenced: list[str] = []
     addresses: list[str] = []
     drifts: list[Drift] = []
@@ -33,3 +35,5 @@ class NodeState(Struct, frozen=True, kw_only=True):
     dropped: list[Dropped] = []
     suspicions: list[str] = []
     """Keys of what is suspected now: only what is not here yet is fresh (controller.judge)."""
+    muted: list[str] = []
+    """Those that a suppression keeps quiet: fresh again once it has ended."""

@@ -12,12 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from agent.firewall.flows import Peer
+from agent.firewall.kept import Kept
 from agent.netfilter import Cut, Netfilter
 from agent.store import State, Store
 from tests.agent.rig import Rig, baseline
@@ -56,19 +55,19 @@ class DyingNetfilter(Netfilter):
         super().load(text)
         step()
 
-    def cut_now(self, cut: Cut, keep: Iterable[Peer]) -> tuple[int, int]:
+    def cut_now(self, cut: Cut) -> tuple[int, int]:
         step()
-        done = super().cut_now(cut, keep)
+        done = super().cut_now(cut)
         step()
         return done
 
-    def flush_conntrack(self, keep: Iterable[Peer]) -> int:
+    def flush_conntrack(self, kept: Kept) -> int:
         step()
-        return super().flush_conntrack(keep)
+        return super().flush_conntrack(kept)
 
-    def kill_sockets(self, keep: Iterable[Peer]) -> int:
+    def kill_sockets(self, kept: Kept) -> int:
         step()
-        return super().kill_sockets(keep)
+        return super().kill_sockets(kept)
 
 
 def until_stands(table: str) -> None:
@@ -100,7 +99,7 @@ def main() -> None:
     elif scene == "contest":
         subprocess.run(["nft", "flush ruleset"], check=True)
         rig.loop.wake("firewall")
-        while not rig.loop.hold.state.contested:
+        while not rig.loop.hold.state.self_isolated:
             time.sleep(0.02)
         until_stands("ringfence_cut")
         rig.call(lambda: None)

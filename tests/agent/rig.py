@@ -85,6 +85,7 @@ class Rig:
         key: Ed25519PrivateKey | None = None,
         spool_max_bytes: int = 1024 * 1024,
         root: Path = Path("/"),
+        proc: Path = Path("/proc"),
         name: str = "factory",
     ) -> None:
         self.folder = folder
@@ -95,7 +96,7 @@ class Rig:
             controller=ControllerConfig(url=f"https://{CONTROLLER}:8440", ca="/nowhere"),
             state_dir=str(folder / "state"),
             tpm=TpmConfig(event_log=str(folder / "no-log")),
-            roots=RootsConfig(sysfs=str(folder / "sys"), root=str(root)),
+            roots=RootsConfig(sysfs=str(folder / "sys"), root=str(root), proc=str(proc)),
             interval_s=5.0,
             confirm_s=confirm_s,
             spool=SpoolConfig(max_bytes=spool_max_bytes),
@@ -152,6 +153,7 @@ class Rig:
         key: Ed25519PrivateKey | None = None,
         grants: list[Grant] | None = None,
         break_glass: list[CodeHash] | None = None,
+        release: int = 0,
     ) -> bytes:
         """A directive in its envelope."""
         issued = time.time() if issued is None else issued
@@ -165,6 +167,7 @@ class Rig:
             responses=responses or [],
             grants=grants or [],
             break_glass=break_glass or [],
+            release=release,
         )
         return sign_directive(directive, directive_signer(key or self.key))
 

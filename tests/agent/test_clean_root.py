@@ -48,7 +48,7 @@ def applied(name: str, node: Host, folder: Path) -> dict[str, Any]:
     node.namespace.nft("flush ruleset")
     node.namespace.run(
         "unshare", "--pid", "--fork", "--mount", "--mount-proc",
-        sys.executable, "-m", "tests.agent.cleannode", TREE / f"baselines/{name}.toml", folder, timeout=120,
+        sys.executable, "-m", "tests.agent.cleannode", TREE / f"baselines/{name}.toml", folder, timeout=300,
     )  # fmt: skip
     found: dict[str, Any] = json.loads((folder / "found.json").read_text())
     return found

@@ -63,6 +63,30 @@ def test_f05_a_storm_that_does_not_end_is_a_contest() -> None:
     assert fought([number / 100 for number in range(600)]) != ""
 
 
+def held(key: str, culprit: str = "evil (pid 9)") -> Drift:
+    return Drift(section="firewall", key=key, wanted="", found="", since=1.0, culprit=culprit)
+
+
+def test_f11_what_cannot_be_healed_is_fought_over_as_well() -> None:
+    for key, said in (
+        ("inet ringfence owner", "another process's hold on inet ringfence was found 3 times within 10 s"),
+        ("foreign:ip evil pre", "rewriting past our rules was found 3 times within 10 s"),
+    ):
+        kept: tuple[Healing, ...] = ()
+        reasons = []
+        for number in range(3):
+            kept, reason = contest(kept, [held(key)] * 2, 1000 + 5 * number, **LIMITS)
+            reasons.append(reason)
+        assert reasons[:2] == ["", ""] and reasons[2] == f"{said}, last after evil (pid 9)"
+
+
+def test_f11_foreign_rewriting_under_ever_new_names_is_one_fight() -> None:
+    kept: tuple[Healing, ...] = ()
+    for number in range(3):
+        kept, reason = contest(kept, [held(f"foreign:ip evil{number} pre")], 1000 + 5 * number, **LIMITS)
+    assert reason != ""
+
+
 def test_a04_a_clock_that_jumps_makes_no_contest() -> None:
     assert fought([0, -1e7, 1e7, 5, -1e7]) == ""
 

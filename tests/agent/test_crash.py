@@ -105,16 +105,16 @@ def test_a01_kill_at_every_step_of_a_contest_leaves_a_fence_and_forgets_no_isola
         was_cut = "ringfence_cut" in nft("list", "tables")
         state = Store(folder / "state", NODE).load_state()
         assert state is not None
-        assert not was_cut or state.contested, "on disk before the machine is touched"
+        assert not was_cut or state.self_isolated, "on disk before the machine is touched"
         rig = Rig(folder, key=key)
         rig.start()
         assert closed(), f"step {kill_at}: open after the restart"
-        until(lambda: rig.loop.hold.state.contested == rig.loop.stance.reason)
+        until(lambda: rig.loop.hold.state.self_isolated == rig.loop.stance.reason)
         tables = nft("list", "tables")
         assert "table inet ringfence_guard" in tables
         cut = "table inet ringfence_cut" in tables
-        assert cut == bool(rig.loop.hold.state.contested)
-        assert cut or not state.contested, "on disk means in force"
+        assert cut == bool(rig.loop.hold.state.self_isolated)
+        assert cut or not state.self_isolated, "on disk means in force"
         rig.stop()
 
     for kill_at in range(1, steps + 1):

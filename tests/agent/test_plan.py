@@ -52,6 +52,7 @@ def facts(**changed: Any) -> Facts:
         pending_starts=0,
         pending_had_contact=True,
         pending_answered=False,
+        not_in_force="",
         turned_down={},
         ready=None,
         confirm_s=30.0,
@@ -73,6 +74,19 @@ def test_silence_reverts_only_where_the_controller_was_there_before() -> None:
     assert isinstance(settle(silent), Revert)
     assert settle(silent._replace(pending_had_contact=False)) == Stay()
     assert settle(silent._replace(pending_answered=True)) == Confirm()
+
+
+def test_an_answer_confirms_nothing_while_the_rules_are_not_in_force() -> None:
+    answered = facts(
+        pending=ref(TWO), pending_answered=True, not_in_force="inet ringfence chain input: found x"
+    )
+    assert settle(answered) == Stay()
+    assert settle(answered._replace(not_in_force="")) == Confirm()
+    late = settle(answered._replace(pending_for_s=31.0))
+    assert isinstance(late, Revert)
+    assert (late.code, "chain input" in late.reason) == ("baseline.not-in-force", True)
+    away = answered._replace(pending_for_s=31.0, pending_answered=False, pending_had_contact=False)
+    assert isinstance(settle(away), Revert), "this is no question of who can be reached"
 
 
 def test_what_failed_here_is_not_tried_again_under_the_same_directive() -> None:

@@ -72,7 +72,7 @@ def test_an_agent_loads_what_is_rendered_and_nothing_else(
         rig.start()
         rig.adopt(RAW, 1, 1)
         rig.direct(rig.signed(2, posture=posture, wanted=rig.kit.wanted("factory", 1)))
-        rig.call(lambda: rig.loop.machine.look("firewall", rig.loop.stance, 0.0, silent=True))
+        rig.call(lambda: rig.loop.machine.look("firewall", rig.loop.stance, 0.0))
 
     node.inside(hold)
     loaded = standing(node)

@@ -55,6 +55,34 @@ A: class=0x088000\\n
 A: remove=
 
 """
+BOARD = """\
+P: /devices/platform/nct6775.656
+E: SUBSYSTEM=platform
+
+P: /devices/platform/nct6775.656/hwmon/hwmon3
+E: SUBSYSTEM=hwmon
+L: device=../../../nct6775.656
+A: name=nct6775\\n
+A: intrusion0_alarm=0\\n
+A: temp1_label=CPU\\n
+A: temp1_input=41000\\n
+A: fan1_input=2400\\n
+"""
+CHASSIS = """\
+[chassis]
+clear = "maintenance"
+[[chassis.temperature]]
+chip = "nct6775"
+device = "nct6775.656"
+label = "CPU"
+max_c = 85
+reason = "it throttles at 95"
+[[chassis.fan]]
+chip = "nct6775"
+label = "fan1"
+min_rpm = 600
+reason = "a fan that stands means dust"
+"""
 
 
 @pytest.mark.skipif(under_umockdev(), reason="the others do the work")
@@ -148,6 +176,43 @@ def test_d05_an_unknown_pci_device_is_taken_from_the_kernel(bed: Testbed) -> Non
     assert len(drifts) == 1
     probe.repair(drifts, 1.0)
     assert bed.read("devices/pci0000:00/0000:05:00.0/remove") == "1"
+
+
+@inside
+def test_the_lid_and_the_readings_of_a_boards_chip(bed: Testbed) -> None:
+    bed.add(BOARD)
+    host = Host()
+    probe = probe_of("chassis", CHASSIS, Surroundings(host=host, posture="maintenance"))
+    assert probe.observe(1.0) == []
+    chip = "/devices/platform/nct6775.656/hwmon/hwmon3"
+    for name, value in (("intrusion0_alarm", "1"), ("temp1_input", "93500"), ("fan1_input", "0")):
+        bed.set_attribute(chip, name, value)
+    found = {drift.key: drift.found for drift in probe.observe(2.0)}
+    assert found == {
+        "nct6775 nct6775.656 intrusion0": "opened",
+        "temperature nct6775 nct6775.656 CPU": "94 °C, at worst",
+        "fan nct6775 fan1": "0 turns a minute, at worst",
+    }
+    assert [each.kind for each in probe.notices(2.0)] == ["chassis.intrusion"]
+    probe.repair(probe.observe(3.0), 3.0)
+    assert bed.read(f"{chip}/intrusion0_alarm") == "0"
+    bed.remove(chip)
+    assert {drift.found for drift in probe.observe(4.0)} == {"?"}
+
+
+@inside
+def test_a_chip_that_comes_wakes_the_section(bed: Testbed) -> None:
+    woken: list[str] = []
+    events = Host().watch_devices(probes.subsystems(), woken.append)
+    try:
+        bed.add(BOARD)
+        deadline = time.monotonic() + 10
+        while "chassis" not in woken and time.monotonic() < deadline:
+            bed.uevent("/devices/platform/nct6775.656/hwmon/hwmon3", "add")
+            time.sleep(0.05)
+    finally:
+        events.stop()
+    assert "chassis" in woken
 
 
 @inside

@@ -13,7 +13,16 @@ from tests.contract.forge import CASES, VECTORS
 PUBLIC = VECTORS.parents[2] / "shared/evidence/public"
 LOGS = [VECTORS / name / "eventlog.bin" for name in CASES] + sorted(PUBLIC.rglob("*.eventlog.bin"))
 _PCRS = re.compile(r"^  (\w+):\n((?:    \d+\s*: 0x[0-9a-f]+\n)+)", re.MULTILINE)
+_PCR = re.compile(r"(\d+)\s*: 0x([0-9a-f]+)")
 _DIGESTS = re.compile(r'AlgorithmId: (\w+)\n\s+Digest: "([0-9a-f]+)"')
+
+
+def pcrs_by_tpm2_eventlog(path: Path) -> dict[str, dict[str, str]]:
+    """Return what the witness replays: bank to PCR to value."""
+    shown = subprocess.run(["tpm2_eventlog", path], capture_output=True, text=True, check=True).stdout
+    return {
+        bank: dict(_PCR.findall(values)) for bank, values in _PCRS.findall(shown.partition("\npcrs:\n")[2])
+    }
 
 
 def agrees_with_tpm2_eventlog(path: Path) -> None:
@@ -24,7 +33,7 @@ def agrees_with_tpm2_eventlog(path: Path) -> None:
     # Of the old layout the witness shows records without numbers.
     numbered = "\n- EventNum: " in events
     records = re.split("\n- EventNum: " if numbered else "\n(?=  PCRIndex: )", events)[1:]
-    pcrs = {bank: re.findall(r"(\d+)\s*: 0x([0-9a-f]+)", values) for bank, values in _PCRS.findall(tail)}
+    pcrs = {bank: _PCR.findall(values) for bank, values in _PCRS.findall(tail)}
     banks = banks_of(raw)
     old = banks == (SHA1,) and not raw[32:].startswith(b"Spec ID Event03")
     for bank in banks:

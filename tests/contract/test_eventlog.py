@@ -12,7 +12,7 @@ import pytest
 from contract import eventtypes
 from contract.errors import Rejected
 from contract.eventdata import covered, describe, oddities
-from contract.eventlog import SHA1, EventLog, banks_of, coverage, explain, parse_event_log, replay, unquoted
+from contract.eventlog import SHA1, EventLog, banks_of, coverage, explain, parse_event_log, replay
 from tests.contract.eventforge import (
     GLOBAL,
     SHA256_LIST,
@@ -321,11 +321,6 @@ def test_coverage_is_checked_both_ways() -> None:
     found = coverage(log, quoted, RUNTIME)
     assert (found.explained, found.runtime, found.unexplained) == ({0, 7, 8}, {10}, {4})
     assert found.unquoted == {1, 2, 3, 5, 6, 9, 14}
-    findings = unquoted(log, quoted, [0, 9, 13, 14])
-    assert [(f.code, f.pcr, f.event) for f in findings] == [
-        ("eventlog.not-quoted", 9, 33),
-        ("eventlog.not-quoted", 14, 24),
-    ]
 
 
 def test_l11_record_without_a_sha256_digest_is_rejected() -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import struct
 import time
 
 import msgspec
 import pytest
 
-from contract import wire
+from contract import imarules, wire
 from contract.ima import ADVISORY_CODES, ImaState, fits
 from contract.imalog import MAX_LOG_BYTES, shown
-from contract.imapolicy import ImaPolicy
+from contract.imapolicy import ImaPolicy, pack
 from contract.imarules import ImaRules
 from contract.messages import PackageChange
 from tests.contract.forge import CASES, PCRS, Case
@@ -291,6 +292,73 @@ def test_m08_template_relabelled(template: str, code: str) -> None:
     log = log_of()
     log.line(log.data(b"/usr/bin/a", A), template=template)  # no hash covers the template's name
     assert codes(judged(RULES, log)) == [code]
+
+
+# Lines that begin like that of a file which the policy allows: `contract.imarules.Plain` must not be enough for them.
+ALMOST_PLAIN = {
+    "another PCR": ("ima-sig", {"pcr": 11}, b"\0\0\0\0", ["ima.wrong-pcr"]),
+    "a hash of something else": ("ima-sig", {"sha1": b"x" * 20}, b"\0\0\0\0", ["ima.template-hash"]),
+    "a violation": ("ima-sig", {"sha1": bytes(20)}, b"\0\0\0\0", ["ima.violation"]),
+    "another template of that length": ("ima-sig", {"template": "ima-buf"}, b"\0\0\0\0", ["ima.buffer"]),
+    "a signature cut short": ("ima-sig", {}, b"\0\0\0\1", ["ima.fields"]),
+    "nothing where a signature must be": ("ima-ng", {"template": "ima-sig"}, b"", ["ima.fields"]),
+    "bytes after the fields": ("ima-ng", {}, b"\0", ["ima.fields"]),
+    "a field too many": ("ima-ng", {}, b"\0\0\0\0", ["ima.fields"]),
+}
+
+
+@pytest.mark.parametrize("case", ALMOST_PLAIN)
+def test_m03_m08_a_line_is_not_good_because_it_begins_like_a_good_one(case: str) -> None:
+    template, changes, end, expected = ALMOST_PLAIN[case]
+    rules = ImaRules(POLICY)
+    data = field(b"sha256:\0" + B) + field(b"/usr/bin/b\0") + end
+    log = Log(template=template).file("/usr/bin/a", A).line(data, **changes)  # type: ignore[arg-type]
+    log.file("/usr/lib/libc.so.6", C)
+    for _ in range(2):
+        assert codes(judged(rules, log)) == expected
+    unsigned = b"" if template == "ima-ng" else b"\0\0\0\0"
+    good = Log(template=template).file("/usr/bin/a", A).line(data.removesuffix(end) + unsigned)
+    assert codes(judged(rules, good)) == []
+
+
+def test_m01_a_length_that_lies_is_not_cut_down_to_fit() -> None:
+    log = log_of()
+    last = log.lines[-1]
+    log.lines[-1] = last[:35] + struct.pack("<I", len(last) - 39 + 0x10000) + last[39:]
+    assert codes(judged(ImaRules(POLICY), log)) == ["ima.truncated"]
+
+
+def test_m07_a_policy_allows_no_name_with_a_nul_in_it() -> None:
+    rules = ImaRules(ImaPolicy(package=[pack("odd", "1", {b"/usr/bin/a\0b": A, b"/usr/bin/b": B})]))
+    log = Log().file("/usr/bin/b", B).file(b"/usr/bin/a\0b", A)
+    assert codes(judged(rules, log)) == ["ima.name"]
+
+
+def test_m11_a_digest_is_allowed_under_its_own_algorithm_alone() -> None:
+    log = log_of().file("/usr/bin/a", A, algorithm="sm3-256")
+    assert codes(judged(ImaRules(POLICY), log)) == ["ima.other-path"]
+
+
+def test_a_line_judged_by_its_beginning_is_judged_as_field_by_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    chance = random.Random(5)
+    logs = []
+    for template in ("ima-sig", "ima-ng"):
+        for _ in range(150):
+            data = bytearray(log_of(template).data(b"/usr/bin/b", B))
+            head = {"pcr": 10, "template": template, "sha1": None}
+            if chance.random() < 0.5:
+                data[chance.randrange(len(data))] = chance.randrange(256)
+            if chance.random() < 0.3:
+                data = data[: chance.randrange(len(data))] + chance.randbytes(chance.randrange(6))
+            if chance.random() < 0.2:
+                head["template"] = chance.choice(["ima-sig", "ima-ng", "ima-buf", "ima-ngv2", "ima-xxx"])
+            log = log_of(template).line(bytes(data), **head).file("/usr/bin/a", A)  # type: ignore[arg-type]
+            logs.append((log.raw, log.value))
+    quick = [judged(ImaRules(POLICY), *log) for log in logs]
+    never = imarules.NOT_PLAIN._replace(head=39)
+    monkeypatch.setattr("contract.imawalk.PLAIN", {b"ima-sig": never})
+    assert quick == [judged(ImaRules(POLICY), *log) for log in logs]
+    assert len({tuple(codes(each)) for each in quick}) > 5
 
 
 def test_m09_a_hundred_thousand_lines() -> None:

@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from contract import tpm
+from contract import eventlog, tpm
 from contract.auditkey import read_key
 from contract.boot import BootPolicy
 from contract.errors import Rejected
@@ -252,6 +252,19 @@ def test_values_from_a_log_that_cannot_be_read_are_not_made_up() -> None:
     assert "pcrs" not in verdict.claims
 
 
+@pytest.mark.parametrize("pcr", [9, 11, 12, 15, 16, 17, 23])
+def test_l01_without_values_every_quoted_pcr_must_be_what_a_log_leads_to(pcr: int) -> None:
+    log = GOOD.read("eventlog.bin")
+    pcrs = {pcr: GOOD.pcrs[pcr] for pcr in range(9)}
+    start = eventlog.start_value(pcr)
+    for value in (b"\x11" * 32, start):
+        quoted = pcrs | {pcr: value}
+        verdict = forged(FORGER, FORGER.attest(pcrs=quoted), pcrs=None, event_log=log)
+        led_to = eventlog.replay(eventlog.parse_event_log(log)).get(pcr, start)
+        assert codes(verdict) == ([] if value == led_to else ["quote.pcr-digest"])
+        assert verdict.verified is (value == led_to)
+
+
 def test_a_run_time_pcr_may_hold_what_no_log_tells_and_the_claims_say_so(forger: Forger) -> None:
     log = GOOD.read("eventlog.bin")
     pcrs = {**{pcr: GOOD.pcrs[pcr] for pcr in range(8)}, 11: b"\x11" * 32, 13: bytes(32)}
@@ -260,6 +273,14 @@ def test_a_run_time_pcr_may_hold_what_no_log_tells_and_the_claims_say_so(forger:
     shown = verdict.claims["pcrs"]
     assert shown["11"]["explained_by"] == "nothing"  # type: ignore[index]
     assert shown["13"]["explained_by"] == "start value"  # type: ignore[index]
+    assert verdict.claims["coverage"] == {
+        "explained": list(range(8)),
+        "runtime": [11, 13],
+        "unexplained": [],
+        "unquoted": [8, 9, 14],
+    }
+    proved = verdict.claims["proved"]
+    assert proved["secure_boot"] is True and proved["kernel_command_line"] is False  # type: ignore[index]
     firmware = {**pcrs, 9: b"\x09" * 32}
     verdict = forged(forger, forger.attest(pcrs=firmware), pcrs=firmware, event_log=log)
     assert [(f.code, f.pcr) for f in verdict.findings] == [("eventlog.replay", 9)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -16,8 +17,8 @@ from contract.messages import MAX_FRAME_BYTES, FromController, Message, Order
 from contract.wire import decode, encode
 from controller.api.entry import token_digest
 from controller.app import Controller, server_names, store_url
-from controller.config import CertificateConfig, Config, EnrolmentConfig, Limits, Listen
-from controller.keys import create
+from controller.config import CertificateConfig, Config, EnrolmentConfig, Limits, Listen, StoreConfig
+from controller.keys import create, load
 from controller.policy import SitePolicy
 from controller.records import EventView, Role
 from controller.store import migrate
@@ -153,8 +154,13 @@ async def running(
     interval_s: float = 60.0,
     push: bool = True,
     certificate_s: float = 72 * 3600.0,
+    database: str = "",
+    beside: Live | None = None,
 ) -> AsyncIterator[Live]:
-    """A controller on free ports of loopback: one site, an admin's and a viewer's token, a first baseline."""
+    """A controller on free ports of loopback: one site, an admin's and a viewer's token, a first baseline.
+
+    `database` empty: SQLite. `beside`: one more over the same database, with the same keys.
+    """
     config = Config(
         node_url="https://localhost:1",
         admin_url="https://localhost:2",
@@ -163,8 +169,13 @@ async def running(
         enrolment=EnrolmentConfig(retry_s=0.05),
         certificates=CertificateConfig(node_hours=certificate_s / 3600),
         limits=limits or Limits(),
+        store=StoreConfig(url=database),
     )
-    keys = create(folder / "keys", config.name, time.time())
+    if beside is not None:
+        shutil.copytree(beside.services.keys.directory, folder / "keys")
+        keys = load(folder / "keys", time.time())
+    else:
+        keys = create(folder / "keys", config.name, time.time())
     keys.renew(server_names(config), time.time())
     (folder / "ek-roots").mkdir()
     migrate(store_url(config, folder))
@@ -172,6 +183,12 @@ async def running(
     await controller.start()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:
         live = Live(controller, http)
+        if beside is not None:
+            try:
+                yield live
+            finally:
+                await controller.stop()
+            return
         for role, token in TOKENS.items():
             await live.fleet.add_api_token(
                 role,

@@ -35,7 +35,9 @@ def path_of(route: AnyRoute) -> str:
     """A path of this route with harmless parameters."""
     return "/api/v1" + re.sub(
         r"\{(\w+)\}",
-        lambda m: "1" if m[1] in {"incident", "grant", "plan", "rollout", "act"} else "nothing",
+        lambda m: (
+            "1" if m[1] in {"incident", "grant", "plan", "rollout", "act", "suppression"} else "nothing"
+        ),
         route.path,
     )
 
@@ -222,7 +224,9 @@ async def test_c14_a_fault_and_its_log_show_no_values(live: Live, caplog: pytest
     async def broken(*args: object, **named: object) -> object:
         raise ValueError(f"{secret} {TOKENS['admin']}")
 
-    live.services.fleet = type("Broken", (), {"counts": broken, "api_token": live.fleet.api_token})()  # type: ignore[assignment]
+    live.services.fleet = type(
+        "Broken", (), {"counts": broken, "api_token": live.fleet.api_token, "leave": live.fleet.leave}
+    )()  # type: ignore[assignment]
     caplog.set_level(logging.DEBUG)
     status, problem = await live.call("GET", "/api/v1/status")
     assert (status == 500 and problem["code"] == "internal" and "detail" not in problem) or problem[

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,18 +13,23 @@ from pathlib import Path
 
 import pytest
 
+from contract import eventtypes as ev
 from contract.boot import reference_from
 from contract.claims import claims_under
 from contract.eventlog import parse_event_log
 from contract.imalog import MAX_LOG_BYTES, read_lines
 from contract.learn import Learned, propose
+from contract.toml import MAX_TOML_BYTES
 from controller.cli.inputs import Amiss, parse_pcrs
+from tests.contract.eventforge import header, old_record
+from tests.contract.eventwitness import LOGS, pcrs_by_tpm2_eventlog
 from tests.contract.forge import CASES, PCRS, QUALIFYING, Case, Forger
 from tests.contract.test_credential import Machine
 from tests.parts.auditor import OPTIONS, Auditor, ringfence
 
 REPO = Path(__file__).resolve().parents[2]
 PUBLIC = REPO.parent / "shared/evidence/public"
+SEPARATED_SHA1 = hashlib.sha1(bytes(20) + hashlib.sha1(bytes(4)).digest()).hexdigest()
 TERMINAL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -170,6 +177,16 @@ def test_a_policy_is_a_baseline_or_its_sections(auditor: Auditor) -> None:
         assert str(auditor.files["policy"]) in answer.err
 
 
+def test_a_policy_may_be_as_large_as_a_baseline(auditor: Auditor) -> None:
+    files = b"".join(b'"/opt/models/%d" = ["sha256:%064x"]\n' % (n, n) for n in range(4000))
+    padding = (b"#" + b"-" * 2000 + b"\n") * 1850
+    auditor.give("policy", b'[ima]\nunknown_files = "ignore"\n[ima.allow]\n' + files + padding)
+    assert 4_000_000 < auditor.files["policy"].stat().st_size <= MAX_TOML_BYTES
+    assert auditor.verify().json["claims"]["policy"] == {"boot": "not given", "ima": "checked"}
+    auditor.give("policy", b"#" * (MAX_TOML_BYTES + 1))
+    assert auditor.verify().code == 2
+
+
 def test_a_learned_policy_is_kept_by_the_node_it_was_learned_from_and_no_other(tmp_path: Path) -> None:
     auditor = Auditor(tmp_path, "secureboot-on")
     log = parse_event_log(auditor.case.read("eventlog.bin"))
@@ -249,6 +266,20 @@ def test_people_are_told_where_what_and_what_to_do(auditor: Auditor) -> None:
     assert "nonce          not checked (no --nonce)" in text
 
 
+def test_people_are_told_which_pcrs_of_the_log_nobody_quoted(auditor: Auditor) -> None:
+    forger = Forger("ecc256")
+    few = {pcr: auditor.case.pcrs[pcr] for pcr in (0, 4, 7)}
+    log = auditor.files["event-log"]
+    auditor.give_quote(forger, forger.attest(pcrs=few))
+    auditor.files["event-log"], auditor.nonce = log, QUALIFYING.hex()
+    auditor.give_pcrs(few)
+    assert auditor.verify().json["claims"]["coverage"]["unquoted"] == [1, 2, 3, 5, 6, 8, 9, 14]
+    text = ringfence("attest", "verify", *auditor.arguments()).out
+    assert text.startswith("verified\n")
+    told = "PCRs           1-3, 5-6, 8-9, 14: in the firmware log and not quoted: only the log's word"
+    assert told in text
+
+
 def test_c12_nothing_in_evidence_reaches_the_terminal_as_it_is(auditor: Auditor, tmp_path: Path) -> None:
     log = auditor.case.read("eventlog.bin")
     at = log.index(b"kernel_cmdline: ") + 16
@@ -281,6 +312,57 @@ def test_show_lists_every_event_with_its_coverage() -> None:
     assert len(shown["events"]) == len(log.events)
     assert shown["claims"]["secure_boot"] is True
     assert shown["ima"][0]["name"] == "boot_aggregate"
+
+
+@pytest.mark.parametrize("path", LOGS, ids=[str(path.relative_to(path.parents[1])) for path in LOGS])
+def test_show_tells_every_bank_as_tpm2_eventlog_does(path: Path) -> None:
+    shown = ringfence("attest", "show", "--event-log", path, "--json").json
+    ours, theirs = {name: bank["pcrs"] for name, bank in shown["banks"].items()}, pcrs_by_tpm2_eventlog(path)
+    if parse_event_log(path.read_bytes()).startup_locality:
+        # tpm2_eventlog 5.4 (Debian 12) extends the locality event instead of starting from it.
+        for bank in (*ours.values(), *theirs.values()):
+            del bank["0"]
+    assert ours == theirs
+    assert all(event["digests"].keys() == shown["banks"].keys() for event in shown["events"])
+    assert all(event["fields"] for event in shown["events"])
+    text = ringfence("attest", "show", "--event-log", path).out
+    for name, bank in shown["banks"].items():
+        for pcr, value in bank["pcrs"].items():
+            assert re.search(rf"^  {name} +PCR +{pcr} +{value}$", text, re.MULTILINE)
+
+
+def test_l11_a_log_of_sha1_is_shown_and_said_to_prove_nothing(tmp_path: Path) -> None:
+    auditor = Auditor(tmp_path)
+    old = auditor.give("event-log", b"".join(old_record(pcr, ev.EV_SEPARATOR, bytes(4)) for pcr in range(8)))
+    answer = ringfence("attest", "show", "--event-log", old)
+    assert answer.code == 0
+    assert answer.out.startswith("eventlog.no-sha256\n")
+    assert "SHA-1 alone proves nothing to us" in answer.out
+    assert answer.out.count("EV_SEPARATOR") == 8
+    assert "covered: whether the sha1 digest" in answer.out
+    shown = ringfence("attest", "show", "--event-log", old, "--json").json
+    assert (shown["bank"], list(shown["banks"])) == ("sha1", ["sha1"])
+    assert shown["banks"]["sha1"]["pcrs"]["7"] == SEPARATED_SHA1
+    assert shown["events"][7]["digests"] == {"sha1": hashlib.sha1(bytes(4)).hexdigest()}
+    # The same log is no evidence.
+    answer = auditor.verify()
+    assert (answer.code, answer.codes) == (1, ["eventlog.no-sha256"])
+
+
+def test_show_tells_a_bank_that_it_cannot_read_and_shows_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    two = struct.pack("<III", 4, ev.EV_SEPARATOR, 2)
+    digests = struct.pack("<H20sH32s", 4, hashlib.sha1(bytes(4)).digest(), 0x12, b"3" * 32)
+    path.write_bytes(header(((4, 20), (0x12, 32))) + two + digests + struct.pack("<I4x", 4))
+    answer = ringfence("attest", "show", "--event-log", path, "--json")
+    assert (answer.code, answer.codes[:2]) == (0, ["eventlog.no-sha256", "eventlog.no-bank"])
+    assert "sm3_256: " in answer.json["findings"][1]["detail"]
+    assert list(answer.json["banks"]) == ["sha1"]
+    only = struct.pack("<IIIH32sI4x", 4, ev.EV_SEPARATOR, 1, 0x12, b"3" * 32, 4)
+    path.write_bytes(header(((0x12, 32),)) + only)
+    answer = ringfence("attest", "show", "--event-log", path, "--json")
+    assert (answer.code, answer.codes) == (1, ["eventlog.no-bank", "eventlog.no-sha256"])
+    assert "events" not in answer.json
 
 
 def test_show_tells_a_malformed_log_and_shows_what_can_be_read(tmp_path: Path) -> None:

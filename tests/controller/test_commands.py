@@ -268,8 +268,9 @@ def commands(group: click.Group, path: str) -> Iterator[tuple[str, click.Command
             yield from commands(command, f"{path} {name}")
 
 
-def test_the_operators_page_names_only_what_exists() -> None:
-    text = (REPO / "docs" / "operate.md").read_text()
+@pytest.mark.parametrize("page", ["operate.md", "controller.md"])
+def test_the_operators_pages_name_only_what_exists(page: str) -> None:
+    text = (REPO / "docs" / page).read_text()
     for program, group in (("ringfence", admin.cli), ("ringfence-controller", controller_main.cli)):
         known = {path for path, _ in commands(group, program)}
         for line in re.findall(rf"^{program} ([a-z-]+(?: [a-z-]+)?)", text.replace("$(", "\n"), re.MULTILINE):

@@ -389,8 +389,28 @@ async def ringfence(live: Live, folder: Path, *arguments: object) -> subprocess.
     }
     command = [str(Path(sys.executable).parent / "ringfence"), *map(str, arguments)]
     return await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=60, env=env
+        subprocess.run, command, capture_output=True, text=True, timeout=60, env=env, cwd=folder
     )
+
+
+async def test_an_export_needs_no_folder_named_and_writes_over_nothing(live: Live, tmp_path: Path) -> None:
+    await attested(live)
+    out = tmp_path / "press-1-evidence"
+    done = await ringfence(live, tmp_path, "evidence", "export", "press-1")
+    assert done.returncode == 0, done.stderr
+    assert {each.name for each in out.iterdir()} == (await exported(live)).keys()
+    (out / bundle.README).write_text("mine")
+    again = await ringfence(live, tmp_path, "evidence", "export", "press-1")
+    assert again.returncode == 1 and "--out" in again.stderr
+    assert (out / bundle.README).read_text() == "mine"
+    out.rename(tmp_path / "kept")
+    out.write_text("a file of mine")
+    again = await ringfence(live, tmp_path, "evidence", "export", "press-1")
+    assert (again.returncode, out.read_text()) == (1, "a file of mine")
+    assert "export.exists" in again.stderr
+    for name in ("../press-1", "/press-1", ".", "press-1/.."):
+        assert (await ringfence(live, tmp_path, "evidence", "export", name)).returncode == 1
+    assert not list(tmp_path.parent.glob("*-evidence"))
 
 
 async def test_the_command_lists_exports_and_verifies_with_a_key_had_by_another_way(

@@ -32,6 +32,7 @@ from contract.toml import convert_toml, parse_toml
 from controller.cli.attestshow import logs_json, logs_text, read_shown, verdict_json, verdict_text
 from controller.cli.inputs import Amiss, parse_pcrs, parse_policy
 from tests.contract.forge import Case, Forger
+from tests.contract.imaforge import allowing
 
 _GOOD = Case("good-rsa")
 _ECC, _RSA = Forger("ecc256"), Forger("rsa2048")
@@ -39,6 +40,7 @@ _QUOTE = _GOOD.quote()
 _RULES = [
     ImaRules(ImaPolicy(unknown_files="ignore", violations="warn", kexec="warn")),
     ImaRules(ImaPolicy(allow={"/usr/bin/true": ["sha256:" + "0" * 64]}, exclude=["/tmp/", "/var/*/x"])),
+    ImaRules(allowing([_GOOD.read("ima.bin")])),
 ]
 _KEY = read_key(_GOOD.read("ak.tpm2b"), _GOOD.read("ek.tpm2b"))
 
@@ -125,7 +127,7 @@ def _printable(value: object) -> None:
 
 
 def ima_log(raw: bytes) -> None:
-    """IMA log: lines, and following it by two policies."""
+    """IMA log: lines, and following it by three policies, of which one allows what the corpus began from."""
     for rules in _RULES:
         result = follow(rules, ImaState(), raw, _GOOD.pcrs[10], _GOOD.pcrs, offset=0)
         for finding in result.findings:

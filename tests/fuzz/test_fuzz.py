@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 
 from contract.errors import Rejected
+from tests.contract.codetable import PAGE
 from tests.contract.test_garbage import mutated
 from tests.fuzz.table import CORPUS, HARNESSES, MAX_SEED_BYTES, corpus, seeds
 
@@ -35,6 +37,18 @@ def test_mutated_input_is_taken_or_rejected(name: str) -> None:
             harness(raw)
 
     run()
+
+
+def test_the_page_for_auditors_tells_of_every_harness_and_of_no_other() -> None:
+    told = PAGE.read_text().partition("## How hard the parsers were tried")[2]
+    (listed,) = re.findall(r"Seconds for each harness:\n\n(.*)\.\n", told)
+    seconds = dict(part.rsplit(" ", 1) for part in listed.split("; "))
+    assert list(seconds) == list(HARNESSES)
+    (each, total, took) = re.findall(
+        r"--inputs (\d+) .*: ([\d,]+) inputs in (\d+) s", told.replace("\n", " ")
+    )[0]
+    assert int(total.replace(",", "")) == int(each) * len(HARNESSES)
+    assert int(took) == sum(map(int, seconds.values()))
 
 
 def test_the_corpus_stays_small() -> None:

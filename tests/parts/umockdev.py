@@ -48,6 +48,11 @@ class Testbed:
         """Take a device away."""
         self._library.umockdev_testbed_remove_device(self._bed, f"/sys{path}".encode())
 
+    def set_attribute(self, path: str, name: str, value: str) -> None:
+        """Make an attribute of a device show a value."""
+        at = f"/sys{path}".encode()
+        self._library.umockdev_testbed_set_attribute(self._bed, at, name.encode(), f"{value}\n".encode())
+
     def read(self, path: str) -> str:
         """Return a file below /sys as it really is on disk; does not go through the library's eyes."""
         return (self.root / "sys" / path.removeprefix("/")).read_text().strip()

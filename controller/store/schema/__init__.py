@@ -22,7 +22,16 @@ from controller.store.schema.fleet import node_labels, nodes, sites
 from controller.store.schema.grants import break_glass_codes, grants
 from controller.store.schema.outlets import dead_letters, outlets
 from controller.store.schema.people import api_tokens, audit, audit_checkpoints, audit_nodes
-from controller.store.schema.response import events, holds, incident_nodes, incidents
+from controller.store.schema.replicas import controller_keys, controllers, restores
+from controller.store.schema.response import (
+    events,
+    holds,
+    incident_nodes,
+    incidents,
+    response_hits,
+    response_policies,
+    suppressions,
+)
 from controller.store.schema.rollouts import plans, rollout_nodes, rollouts
 from controller.store.schema.signed import baselines, trust_files
 
@@ -36,6 +45,8 @@ __all__ = [
     "boot_claims",
     "boot_references",
     "break_glass_codes",
+    "controller_keys",
+    "controllers",
     "dead_letters",
     "enrol_tokens",
     "enrolments",
@@ -54,9 +65,13 @@ __all__ = [
     "plans",
     "preregistrations",
     "reference_values",
+    "response_hits",
+    "response_policies",
+    "restores",
     "revoked_keys",
     "rollout_nodes",
     "rollouts",
     "sites",
+    "suppressions",
     "trust_files",
 ]

@@ -52,9 +52,13 @@ nodes = Table(
     Column("reported_baseline", Text, nullable=False, server_default=""),
     Column("agent_version", Text, nullable=False, server_default=""),
     Column("tpm", Text, nullable=False, server_default="{}"),
+    # The controller whose socket it is, and which of the node's sessions: a late close ends no later one.
+    Column("session_holder", Text, nullable=False, server_default=""),
+    Column("session_epoch", BigInteger, nullable=False, server_default="0"),
     Column("state", Text, nullable=False),
     Index(None, "site", "node"),
     Index(None, "standing", "last_report_at"),
+    Index(None, "session_holder"),
 )
 
 node_labels = Table(

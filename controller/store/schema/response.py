@@ -9,9 +9,11 @@ from sqlalchemy import (
     Float,
     ForeignKey,
     Index,
+    Integer,
     Table,
     Text,
     UniqueConstraint,
+    false,
     text,
 )
 
@@ -32,6 +34,9 @@ incidents = Table(
     Column("updated_at", Float, nullable=False),
     Column("closed_at", Float),
     Column("closed_by", Text),
+    Column("reopened", Integer, nullable=False, server_default="0"),
+    # Told once that it comes and goes: the next word is when it has stayed away.
+    Column("quiet", Boolean, nullable=False, server_default=false()),
     Index(None, "state", "id"),
     sqlite_autoincrement=True,
 )
@@ -57,6 +62,7 @@ holds = Table(
     Column("reason", Text, nullable=False),
     Column("actor", Text, nullable=False),
     Column("automatic", Boolean, nullable=False),
+    Column("fence_only", Boolean, nullable=False, server_default=false()),
     Column("incident", RowId, ForeignKey("incidents.id")),
     Column("placed_at", Float, nullable=False),
     Column("released_at", Float),
@@ -71,6 +77,44 @@ holds = Table(
     Index(None, "automatic", "placed_at"),
     sqlite_autoincrement=True,
 )  # fmt: skip
+
+response_policies = Table(
+    "response_policies",
+    metadata,
+    Column("version", BigInteger, primary_key=True, autoincrement=False),
+    Column("document", Text, nullable=False),
+    Column("set_at", Float, nullable=False),
+    Column("set_by", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+)
+
+response_hits = Table(
+    "response_hits",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("rule", Text, nullable=False),
+    Column("site", Text, nullable=False),
+    Column("node", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Index(None, "rule", "site", "at"),
+)
+
+suppressions = Table(
+    "suppressions",
+    metadata,
+    Column("id", RowId, primary_key=True),
+    Column("selector", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("acts", Boolean, nullable=False),
+    Column("until", Float, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("ended_at", Float),
+    Column("ended_by", Text),
+    Index(None, "until"),
+    sqlite_autoincrement=True,
+)
 
 events = Table(
     "events",

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from agent.firewall.guard import render_guard
 from tests.agent.firewall.frames import Wire, ethernet, udp4, udp6
 from tests.agent.firewall.lab import BASELINE, FencedNode, Healing, Listener, opens, send_udp, until
 from tests.agent.firewall.test_neighbours import mac
@@ -201,3 +202,41 @@ def test_f06_tagged_frames_are_nobody_elses_way_in(node: FencedNode, topology: T
     assert hearing[5354].received() is None
     for each in (wire, *hearing.values()):
         each.close()
+
+
+def test_f06_a_card_that_takes_the_name_of_the_loopback_opens_nothing(
+    node: FencedNode, topology: Topology
+) -> None:
+    inside, client = node.namespace, topology.sites["fw"].the_client.namespace
+    own = node.host.enclave
+    inside.batch(
+        [
+            "link set lo down",
+            "link set lo name back0",
+            "link set enclave0 down",
+            "link set enclave0 name lo",
+            "link set lo up",
+            "link set back0 up",
+            f"addr replace {own[1]}/64 dev lo nodad",
+        ]
+    )
+    try:
+        node.repair(node.observe())
+        inside.nft(node.do(node.probe.text))  # by a process that knows interfaces by no older name
+        inside.nft(render_guard())
+        for address in own:
+            assert not opens(client, address, 9090), "the rules mean the loopback itself"
+        assert any("back0" in drift.found for drift in node.ours()), "and its other name is told"
+    finally:
+        inside.batch(
+            [
+                "link set lo down",
+                "link set lo name enclave0",
+                "link set back0 down",
+                "link set back0 name lo",
+                "link set lo up",
+                "link set enclave0 up",
+                f"addr replace {own[1]}/64 dev enclave0 nodad",
+            ]
+        )
+        until(lambda: client.run("ping", "-c1", "-W1", own[1], check=False).returncode == 0, 20)

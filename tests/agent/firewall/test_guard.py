@@ -69,14 +69,14 @@ def test_f01_the_guard_itself_is_seen_and_healed_and_the_rules_are_left_alone(
     node: FencedNode, deed: str
 ) -> None:
     before = tables(node)
-    handles = node.namespace.run("nft", "-a", "list", "table", "inet", "ringfence").stdout
+    handles = node.namespace.run("nft", "-s", "-a", "list", "table", "inet", "ringfence").stdout
     node.namespace.run("nft", deed)
     drifts = node.observe()
     assert drifts and all(drift.key.startswith("inet ringfence_guard ") for drift in drifts)
     node.repair(drifts)
     assert node.observe() == []
     assert tables(node) == before
-    assert node.namespace.run("nft", "-a", "list", "table", "inet", "ringfence").stdout == handles
+    assert node.namespace.run("nft", "-s", "-a", "list", "table", "inet", "ringfence").stdout == handles
 
 
 def test_f03_replacing_the_rules_leaves_the_guard_untouched(node: FencedNode) -> None:

@@ -199,10 +199,12 @@ def test_f06_guests_on_a_bridge_of_the_node_reach_nobody(node: FencedNode, extra
     until(arrives)
     try:
         node.settle("isolated")
+        hearing.drain()  # what came late while it was open
         assert not arrives()
         node.settle("normal")
         until(arrives)
     finally:
+        node.namespace.sysctl(**{"net__bridge__bridge-nf-call-iptables": "1"})
         node.namespace.ip("link", "del", "br0")
         for number in (1, 2):
             node.namespace.ip("link", "del", f"tap{number}")

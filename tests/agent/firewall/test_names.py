@@ -382,3 +382,9 @@ def test_f10_names_and_macs_where_they_cannot_decide_are_refused_with_line_and_k
 def test_check_says_how_weak_private_names_are() -> None:
     said = [".".join(map(str, each.at)) for each in weak(section(BASELINE + QUEUE))]
     assert said == ["firewall.zones.queue.names_private"]
+
+
+def test_check_says_that_an_isolated_node_can_ask_for_no_names() -> None:
+    kept = '[[isolated.outbound]]\nzone = "queue"\nprotocol = "tcp"\nports = [443]\nreason = "test"\n'
+    said = [".".join(map(str, each.at)) for each in weak(section(BASELINE + QUEUE + kept))]
+    assert said == ["firewall.zones.queue.names_private", "firewall.isolated.outbound.0.zone"]

@@ -24,8 +24,10 @@ def test_no_bytes_make_the_frames_raise(data: bytes) -> None:
 
 @given(st.binary(max_size=128))
 def test_no_tuple_makes_the_tracking_parser_raise(data: bytes) -> None:
-    source, destination, protocol, port = _tuple(data)
-    assert 0 <= protocol <= 255 and port >= 0 and len(source) + len(destination) <= len(data)
+    source, destination, protocol, from_port, to_port = _tuple(data)
+    assert (
+        0 <= protocol <= 255 and min(from_port, to_port) >= 0 and len(source) + len(destination) <= len(data)
+    )
 
 
 @given(FRAMES)

@@ -153,26 +153,38 @@ def test_f06_what_the_baseline_names_stays(node: FencedNode) -> None:
     node.settle_text(BASELINE + KNOWN.format(interface="uplink0", hook="tc"))
 
 
-def test_f06_a_foreign_chain_that_sends_frames_elsewhere_is_told_and_in_isolation_taken_out(
+STRAY = """table netdev stray {
+    chain in {
+        type filter hook ingress device enclave0 priority -500;
+        ether type 0x88b5 fwd to "uplink0"
+    }
+}
+"""
+
+
+def test_f06_a_foreign_chain_that_sends_frames_elsewhere_is_taken_out_and_in_isolation_with_its_table(
     node: FencedNode, topology: Topology
 ) -> None:
     mark = b"forwarded below the rules"
     witness = Wire(topology.nodes[1].namespace, "uplink0")
     sender = Wire(topology.sites["fw"].the_client.namespace, "enclave0")
-    node.namespace.nft(
-        "table netdev stray {\nchain in {\ntype filter hook ingress device enclave0 priority -500;\n"
-        'ether type 0x88b5 fwd to "uplink0"\n}\n}\ntable ip mere {\nchain c {\ntype filter hook input priority 5;\n'
-        "tcp dport 1 drop\n}\n}"
-    )
+    mere = "table ip mere {\nchain c {\ntype filter hook input priority 5;\ntcp dport 1 drop\n}\n}"
+    node.namespace.nft(STRAY + mere)
     sender.send(ethernet(0x88B5, mark))
-    assert witness.sees(mark), "without isolation it passes"
+    assert witness.sees(mark), "nothing else stops it"
     assert {drift.key for drift in node.observe()} == {"foreign:netdev stray in", "foreign:ip mere c"}
     node.repair(node.observe())
-    assert "table netdev stray" in node.namespace.ruleset(), "only told: foreign is 'report'"
-    node.settle("isolated")
+    assert [drift.key for drift in node.observe()] == ["foreign:ip mere c"], "a drop harms nobody"
+    assert "table netdev stray" in node.namespace.ruleset() and "fwd" not in node.namespace.ruleset()
     sender.send(ethernet(0x88B5, mark))
     assert not witness.sees(mark)
-    assert [drift.key for drift in node.observe()] == ["foreign:ip mere c"], "a drop harms nobody"
+    node.namespace.run("nft", "delete", "table", "netdev", "stray")
+    node.namespace.nft(STRAY)
+    node.settle("isolated")
+    assert "table netdev stray" not in node.namespace.ruleset()
+    sender.send(ethernet(0x88B5, mark))
+    assert not witness.sees(mark)
+    assert [drift.key for drift in node.observe()] == ["foreign:ip mere c"]
     for each in (witness, sender):
         each.close()
 

@@ -74,7 +74,7 @@ def learned() -> Iterator[Learned]:
                 pictures.connect((client.enclave[0], 554))
                 node.namespace.run(
                     "unshare", "--pid", "--fork", "--mount", "--mount-proc",
-                    sys.executable, "-m", "tests.agent.cleannode", "draft", folder, timeout=120,
+                    sys.executable, "-m", "tests.agent.cleannode", "draft", folder, timeout=300,
                 )  # fmt: skip
     yield Learned(
         (folder / "draft.toml").read_text(),

@@ -72,7 +72,7 @@ def test_what_is_learned_is_taken_and_the_folder_fits_it(folder: Path) -> None:
     assert [line[:64] for line in said.replace("\\", "").splitlines()] == [
         file["sha256"] for file in files.values()
     ]
-    probe = probe_of("models", done.stdout, Surroundings(host=Host()))
+    probe = probe_of("models", done.stdout + "[firewall]\n", Surroundings(host=Host()))
     assert isinstance(probe, models.Probe)
     while probe.observe(1.0) == [] and probe.verifying():
         pass
@@ -126,8 +126,10 @@ def test_check_refuses_a_restricted_model_beside_a_way_out(folder: Path, tmp_pat
     assert done.returncode == 2
     line = file.read_text().splitlines().index('zone = "internet"') + 1
     assert f"factory.toml:{line}: firewall.outbound[0].zone: expected no way out" in done.stderr
-    file.write_text(HEAD + learned.replace("restricted", "confidential") + WAY_OUT)
-    assert _agent("check", file).returncode == 0
+    file.write_text(HEAD + learned.replace("restricted", "internal") + WAY_OUT)
+    done = _agent("check", file)
+    assert done.returncode == 0
+    assert "firewall.outbound[0].zone: a way out to 0.0.0.0/0 of zone 'internet'" in done.stderr
 
 
 def test_a_node_does_not_apply_such_a_baseline(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ class Case:
     mends: bool = True
     undoes: bool = True
     """False where what was repaired cannot be put back: a process that was killed."""
+    heirs: tuple[str, ...] = ()
+    """Other texts of the section that keep shut, in their own way, what this one has mended."""
 
 
 def section_of(name: str, toml: str) -> SectionBase:

@@ -111,4 +111,5 @@ reason = "the one that is meant"
         blind=blind,
         state=lambda: facts(machine.root),
         trace=lambda: {str(each): each.lstat().st_ctime_ns for each in sorted(machine.root.rglob("*"))},
+        heirs=(f'[{section}]\nunknown = "close"\n', toml.replace('"0660"', '"0600"')),
     )

@@ -16,6 +16,7 @@ from agent.grants import OpenGrant
 from agent.host import Host
 from agent.probes import Surroundings
 from contract.errors import Rejected
+from tests.agent.firewall.lab import until
 from tests.agent.probes.case import Case, probe_of, section_of, tree_state, tree_trace
 
 UID = 61_234
@@ -61,6 +62,7 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
+        heirs=(TOML.replace('"vendor"', '"other", "vendor"'), TOML.replace("14400", "60")),
     )
 
 
@@ -104,6 +106,83 @@ def test_d10_what_runs_under_an_account_ends_when_it_is_shut(tmp_path: Path) -> 
             with suppress(ProcessLookupError):
                 sleeping.kill()
             sleeping.wait(5)
+
+
+SESSION = """# This is private data. Do not parse.
+UID={uid}
+USER=vendor
+ACTIVE=1
+STATE=active
+REMOTE=1
+TYPE=tty
+CLASS=user
+REMOTE_HOST={host}
+SERVICE=sshd
+"""
+
+
+def log_in(folder: Path, number: str, host: str, uid: int = UID) -> None:
+    """What systemd-logind writes when somebody logs in."""
+    there = folder / "run/systemd/sessions"
+    there.mkdir(parents=True, exist_ok=True)
+    (there / number).write_text(SESSION.format(uid=uid, host=host))
+
+
+def test_every_login_under_an_account_that_a_grant_has_opened_is_a_use_of_it(tmp_path: Path) -> None:
+    with case(tmp_path) as made:
+        probe = probe_of("access", TOML, made.around)
+        log_in(tmp_path, "1", "198.51.100.1")
+        probe.observe(NOW)
+        assert probe.notices(NOW) == [], "no grant is open"
+        (tmp_path / "run/systemd/sessions/1").unlink()
+        os.mkfifo(tmp_path / "run/systemd/sessions/2.ref")
+        (tmp_path / "run/systemd/sessions/9").write_text("UID=-1\n")
+        probe.around = _granted(made, NOW + 3600)
+        log_in(tmp_path, "2", "198.51.100.7")
+        log_in(tmp_path, "3", "198.51.100.9", uid=0)
+        probe.observe(NOW)
+        (used,) = probe.notices(NOW)
+        assert used.kind == "grant.used"
+        assert used.detail == {"grant": "1", "source": "account vendor from 198.51.100.7 by sshd"}
+        log_in(tmp_path, "4", "198.51.100.7")
+        log_in(tmp_path, "c5", "")
+        found = [each.detail["source"] for each in probe.notices(NOW)]
+        assert found == ["account vendor from here by sshd"], "each place once"
+        probe.around = made.around
+        assert probe.notices(NOW) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs another user's process")
+def test_without_sessions_a_process_under_the_account_is_the_use(tmp_path: Path) -> None:
+    with case(tmp_path) as made:
+        probe = probe_of("access", TOML, _granted(made, NOW + 3600))
+        assert probe.notices(NOW) == []
+        sleeping = subprocess.Popen(["sleep", "60"], user=UID)
+        try:
+            told = probe.notices(NOW)
+            assert [each.kind for each in told] == ["grant.used"]
+            assert f"pid {sleeping.pid}" in told[0].detail["source"]
+            assert probe.notices(NOW) == [], "once"
+        finally:
+            sleeping.kill()
+            sleeping.wait(5)
+
+
+def test_a_login_wakes_the_section_while_a_grant_is_open(tmp_path: Path) -> None:
+    with case(tmp_path) as made:
+        woken: list[str] = []
+        (tmp_path / "run/systemd/sessions").mkdir(parents=True)
+        host = made.around.host
+        host.wake = woken.append
+        probe = probe_of("access", TOML, made.around)
+        try:
+            probe.observe(NOW)
+            probe.around = _granted(made, NOW + 3600)
+            probe.observe(NOW)
+            log_in(tmp_path, "2", "198.51.100.7")
+            until(lambda: "access" in woken)
+        finally:
+            host.close()
 
 
 def test_a_file_that_somebody_else_changes_now_is_left_alone(tmp_path: Path) -> None:

@@ -117,6 +117,10 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
+        heirs=(
+            TOML + '[[accounts.user]]\nname = "bert"\nreason = "new here"\n',
+            TOML.replace('unknown = "repair"', 'unknown = "report"'),
+        ),
     )
 
 

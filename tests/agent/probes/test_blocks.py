@@ -63,6 +63,7 @@ def case(folder: Path) -> Iterator[Case]:
             blind=blind,
             state=loop.read_only,
             trace=loop.read_only,
+            heirs=('[blocks]\nunknown = "read-only"\n',),
         )
     finally:
         loop.close()

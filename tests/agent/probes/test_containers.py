@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.exhibits import Exhibits
 from agent.host import Host
 from agent.probes import Probe, Surroundings
 from agent.probes.containers import Section
@@ -75,6 +76,22 @@ def test_an_image_that_no_entry_names_is_drift_and_is_stopped_only_where_the_sec
     probe.repair(probe.observe(1.0), 1.0)
     assert plant.names() == []
     assert probe.observe(2.0) == []
+
+
+def test_what_ran_in_a_container_is_kept_before_it_is_stopped(plant: Podman, tmp_path: Path) -> None:
+    plant.image()
+    plant.run("one")
+    kept = Exhibits(tmp_path / "exhibits")
+    probe = _probe(plant.root, HEAD + "stop = true\n" + _allow(OTHER))
+    (container,) = probe.around.host.containers.running()
+    wanted = Path(f"/proc/{container.pid}/cmdline").read_bytes().split(b"\0")
+    probe.around.host.processes.on_end = kept.keep_process
+    probe.repair(probe.observe(1.0), 1.0)
+    assert plant.names() == []
+    records = [json.loads(path.read_bytes()) for path in (tmp_path / "exhibits").iterdir()]
+    assert container.pid in [each["pid"] for each in records]
+    (first,) = [each for each in records if each["pid"] == container.pid]
+    assert first["command"] == [part.decode() for part in wanted if part] and len(first["sha256"]) == 64
 
 
 def test_the_same_name_with_another_content_is_drift(plant: Podman) -> None:

@@ -53,6 +53,7 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
+        heirs=("[files]\n" + _entry("/models/vision.onnx", b"other", 'repair = "mode"\nmode = "0600"\n'),),
     )
 
 

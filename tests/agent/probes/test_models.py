@@ -75,6 +75,7 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
+        heirs=(model(carried("policy/guardrails.yaml", GUARDRAILS + "more: true\n")),),
     )
 
 
@@ -570,55 +571,6 @@ def test_every_shard_listed_is_taken() -> None:
 
 
 # ---- other sections
-
-
-FIREWALL = """
-[firewall.zones.enclave]
-addresses = ["10.10.1.0/24", "fd10:1::/64"]
-[firewall.zones.uplink]
-interfaces = ["uplink0"]
-[firewall.zones.management]
-addresses = ["192.168.7.0/24"]
-"""
-RULE = '[[firewall.{at}]]\nzone = "{zone}"\nprotocol = "tcp"\nports = [443]\nreason = "for a test"\n'
-FORWARD = '[[firewall.{at}]]\nfrom = "enclave"\nto = "{zone}"\nprotocol = "any"\nreason = "for a test"\n'
-
-
-@pytest.mark.parametrize(
-    ("text", "at"),
-    [
-        (RULE, "outbound"),
-        (RULE, "isolated.outbound"),
-        (RULE, "maintenance.outbound"),
-        (FORWARD, "forward"),
-        (FORWARD, "maintenance.forward"),
-    ],
-)
-def test_a_restricted_model_never_meets_a_way_out(text: str, at: str) -> None:
-    restricted = model(entry("a", WEIGHTS), classification="restricted")
-    for zone in ("enclave", "management"):
-        section_of("models", restricted + FIREWALL + text.format(at=at, zone=zone))
-    key = "to" if "forward" in at else "zone"
-    with pytest.raises(
-        Rejected, match=rf"case\.toml:\d+: firewall\.{at}\[0\]\.{key}: .*'vision 7'.*'uplink'"
-    ):
-        section_of("models", restricted + FIREWALL + text.format(at=at, zone="uplink"))
-    for milder in ("public", "internal", "confidential"):
-        section_of(
-            "models", restricted.replace("restricted", milder) + FIREWALL + text.format(at=at, zone="uplink")
-        )
-    inbound = RULE.format(at="inbound", zone="uplink")
-    section_of("models", restricted + FIREWALL + inbound)
-
-
-def test_the_internet_does_not_become_an_enclave_by_its_name() -> None:
-    restricted = model(entry("a", WEIGHTS), classification="restricted")
-    rule = RULE.format(at="outbound", zone="enclave")
-    for wide in ("0.0.0.0/0", "128.0.0.0/1", "::/0", "2000::/3"):
-        with pytest.raises(Rejected, match=r"firewall\.zones\.enclave\.addresses\[0\].*is no enclave"):
-            section_of("models", restricted + FIREWALL.replace("10.10.1.0/24", wide) + rule)
-    for narrow in ("10.0.0.0/8", "2001:db8:1::/48", "fc00::/7"):
-        section_of("models", restricted + FIREWALL.replace("10.10.1.0/24", narrow) + rule)
 
 
 def test_a_file_cannot_have_two_digests() -> None:

@@ -98,6 +98,10 @@ def case(folder: Path) -> Iterator[Case]:
         blind=(machine.proc / "modules").unlink,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
+        heirs=(
+            TOML.replace('"dccp"', '"sctp"'),
+            '[modules]\nunknown = "ignore"\n[[modules.block]]\nnames = ["sctp"]\nreason = "nobody uses it"\n',
+        ),
     )
 
 
@@ -172,6 +176,37 @@ def test_lockdown_is_at_least_so_strict(machine: Machine, state: str, wanted: st
     machine.lockdown.write_text(state + "\n")
     found = machine.found(f'[modules]\nunknown = "ignore"\nlockdown = "{wanted}"\n')
     assert found == ({} if drift is None else {"lockdown": drift})
+
+
+def test_d11_lockdown_and_signatures_are_raised_and_never_lowered(machine: Machine) -> None:
+    wanted = '[modules]\nunknown = "ignore"\nlockdown = "{}"\nsignatures = "required"\n'
+    machine.lockdown.write_text("[none] integrity confidentiality\n")
+    probe = probe_of("modules", wanted.format("integrity"), machine.around)
+    drifts = probe.observe(1.0)
+    assert {drift.key for drift in drifts} == {"lockdown", "signatures"}
+    probe.repair(drifts, 1.0)
+    assert machine.lockdown.read_text() == "integrity" and machine.enforce.read_text() == "1"
+    # What the kernel would make of these words.
+    machine.lockdown.write_text("none [integrity] confidentiality\n")
+    machine.enforce.write_text("Y\n")
+    assert probe.observe(2.0) == []
+    probe.undo()
+    stricter = "none integrity [confidentiality]\n"
+    for state, level in ((stricter, "integrity"), (stricter, "none")):
+        machine.lockdown.write_text(state)
+        probe = probe_of("modules", wanted.format(level), machine.around)
+        probe.repair(probe.observe(1.0), 1.0)
+        assert machine.lockdown.read_text() == state
+
+
+def test_d11_a_kernel_without_lockdown_has_nothing_to_raise(machine: Machine) -> None:
+    machine.lockdown.unlink()
+    machine.enforce.unlink()
+    toml = '[modules]\nunknown = "ignore"\nlockdown = "integrity"\nsignatures = "required"\n'
+    probe = probe_of("modules", toml, machine.around)
+    probe.repair(probe.observe(1.0), 1.0)
+    assert {drift.found for drift in probe.observe(2.0)} == {UNSEEN}
+    assert not machine.lockdown.exists() and not machine.enforce.exists()
 
 
 def test_signatures_are_enforced_by_the_parameter_or_by_lockdown(machine: Machine) -> None:

@@ -93,6 +93,7 @@ def case(folder: Path) -> Iterator[Case]:
             blind=made.end,  # a process that has gone has no table
             state=made.table,
             trace=made.table,
+            heirs=(TOML.format(folder=folder).replace('"noexec"', '"noexec", "nosymfollow"'),),
         )
     finally:
         made.end()

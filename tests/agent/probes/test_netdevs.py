@@ -64,6 +64,7 @@ def case(folder: Path) -> Iterator[Case]:
             blind=blinded.set,
             state=lambda: _up(kernel),
             trace=lambda: _up(kernel),
+            heirs=('[netdevs]\nunknown = "down"\n', TOML.replace('"line*"', '"line*", "tun8"')),
             run=kernel.inside,
         )
     finally:

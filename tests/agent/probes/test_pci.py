@@ -51,6 +51,7 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: tree_state(tree.bus),
         trace=lambda: tree_trace(tree.bus),
+        heirs=(TOML.replace('unknown = "remove"\n', ""), '[pci]\narrivals = "wait"\n'),
     )
 
 

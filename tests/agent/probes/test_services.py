@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -59,9 +60,15 @@ reason = "logs"
 
 def make(folder: Path) -> Path:
     """Make a root, with a dpkg database, that is as TOML wants it."""
+    return installed(folder).root
+
+
+def installed(folder: Path) -> Dpkg:
+    """Make such a root; return it with its dpkg."""
     dpkg = Dpkg(folder)
     names = ("ssh.service", "telnet.service", "debug-shell.service", "getty@.service", "other.timer")
-    dpkg.install("base", "1", {f"{SYSTEM}/{name}": UNIT for name in names})
+    files = {f"{SYSTEM}/{name}": UNIT for name in names} | {"usr/lib/systemd/user/known.service": UNIT}
+    dpkg.install("base", "1", files)
     root = dpkg.root
     wants = root / ETC / "multi-user.target.wants"
     wants.mkdir(parents=True)
@@ -74,7 +81,9 @@ def make(folder: Path) -> Path:
         (root / "etc" / name).mkdir()
     (root / "var/spool/cron/crontabs").mkdir(parents=True)
     (root / "etc/cron.d/rotate").write_bytes(b"rotate")
-    return root
+    (root / "etc/passwd").write_text("root:x:0:0::/root:/bin/sh\nanna:x:1000:1000::/home/anna:/bin/sh\n")
+    (root / "home/anna").mkdir(parents=True)
+    return dpkg
 
 
 @contextmanager
@@ -101,6 +110,10 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: tree_state(root),
         trace=lambda: tree_trace(root),
+        heirs=(
+            TOML + '[[services.unit]]\nname = "new.service"\nreason = "another"\n',
+            TOML.replace('unknown = "repair"', 'vendor = "trust"'),
+        ),
     )
 
 
@@ -139,6 +152,23 @@ def _put(path: Path, content: str = "x") -> None:
         "var/spool/cron/atjobs/a0001",
         "etc/rc.local",
         "etc/init.d/evil",
+        "etc/systemd/user/evil.service",
+        "etc/systemd/user/known.service.d/override.conf",
+        "etc/xdg/systemd/user/evil.timer",
+        "usr/local/share/systemd/user/evil.service",
+        "home/anna/.config/systemd/user/evil.timer",
+        "home/anna/.config/systemd/user/known.service.d/override.conf",
+        "home/anna/.local/share/systemd/user/evil.service",
+        "run/user/1000/systemd/user/evil.service",
+        "var/lib/systemd/linger/anna",
+        "etc/systemd/user-generators/evil",
+        "usr/local/lib/systemd/system-environment-generators/evil",
+        "etc/udev/rules.d/99-evil.rules",
+        "run/udev/rules.d/99-evil.rules",
+        "etc/network/if-up.d/evil",
+        "etc/NetworkManager/dispatcher.d/pre-up.d/evil",
+        "etc/update-motd.d/99-evil",
+        "etc/ld.so.preload",
     ],
 )
 def test_d10_a_file_nobody_listed_is_told_and_taken_away_when_asked(root: Path, path: str) -> None:
@@ -160,10 +190,16 @@ def test_d10_a_file_nobody_listed_is_told_and_taken_away_when_asked(root: Path, 
         (f"{ETC}/ssh.service", "/home/evil/ssh.service"),
         (f"{ETC}/telnet.service", "/lib/systemd/system/ssh.service"),
         ("etc/cron.d/evil", "/tmp/evil"),
+        (f"{ETC}/multi-user.target.wants/ssh.service", "/ssh.service"),
+        (f"{ETC}/ssh.service", "../ssh.service"),
+        ("etc/systemd/user/default.target.wants/known.service", "/usr/lib/systemd/user/known.service"),
+        ("home/anna/.config/systemd/user/default.target.wants/evil.service", "../evil.service"),
+        ("home/anna/.config/systemd/user/default.target.wants/ssh.service", "/home/anna/ssh.service"),
     ],
 )
 def test_d10_a_link_nobody_listed_is_told(root: Path, path: str, target: str) -> None:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).unlink(missing_ok=True)
     (root / path).symlink_to(target)
     assert _found(root)[f"/{path}"] == f"link to {target}"
 
@@ -196,6 +232,99 @@ def test_d10_the_crontab_as_its_package_brought_it_needs_no_entry(tmp_path: Path
     with (dpkg.root / "etc/crontab").open("a") as crontab:
         crontab.write("* * * * * root evil\n")
     assert list(_found(dpkg.root, "[services]\n")) == ["/etc/crontab"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "usr/lib/systemd/user/evil.service",
+        "usr/lib/systemd/user/known.service",
+        "usr/lib/systemd/system-sleep/evil",
+        "usr/lib/systemd/system-shutdown/evil",
+        "usr/lib/systemd/user-generators/evil",
+        "usr/lib/udev/rules.d/99-evil.rules",
+    ],
+)
+def test_d10_what_no_package_brought_into_the_packages_folders_is_told(root: Path, path: str) -> None:
+    _put(root / path)
+    assert list(_found(root)) == [f"/{path}"]
+    before = tree_trace(root)
+    probe = _probe(root)
+    probe.repair(probe.observe(1.0), 1.0)
+    assert tree_trace(root) == before
+    assert _found(root, TOML.replace("[services]\n", '[services]\nvendor = "trust"\n', 1)) == {}
+
+
+@pytest.mark.parametrize("folder", ["run/systemd/transient", "run/user/1000/systemd/transient"])
+def test_d10_a_transient_timer_is_told_and_not_hidden_by_taking_it_away(root: Path, folder: str) -> None:
+    for name in ("run-u7.timer", "run-u7.service", "run-u7.service.d/50-x.conf"):
+        _put(root / folder / name)
+    for name in ("session-3.scope", "session-3.scope.d/50-x.conf", "docker.slice"):  # these start nothing
+        _put(root / folder / name)
+    probe = _probe(root)
+    probe.repair(probe.observe(1.0), 1.0)
+    assert {drift.key: drift.found for drift in probe.observe(2.0)} == {
+        f"/{folder}/run-u7.timer": "transient unit, left alone",
+        f"/{folder}/run-u7.service": "transient unit, left alone",
+        f"/{folder}/run-u7.service.d/50-x.conf": "transient drop-in, left alone",
+    }
+    assert probe.unlisted() == []  # a draft names nothing that the next boot has not
+    listed = '[[services.unit]]\nname = "run-u*.{}"\nreason = "the nightly copy"\n'
+    assert _found(root, TOML + listed.format("timer") + listed.format("service")) == {}
+
+
+def test_d10_systemd_run_is_seen_where_a_systemd_runs() -> None:
+    done = subprocess.run(["systemctl", "is-system-running"], capture_output=True, text=True)
+    if done.stdout.strip() not in ("running", "degraded"):
+        pytest.skip("no systemd runs here")
+    name = f"ringfence-test-{os.getpid()}"
+    subprocess.run(["systemd-run", f"--unit={name}", "--on-calendar=2099-01-01", "true"], check=True)
+    try:
+        found = probe_of("services", "[services]\n", Surroundings(host=Host())).observe(1.0)
+        assert f"/run/systemd/transient/{name}.timer" in [drift.key for drift in found]
+    finally:
+        subprocess.run(["systemctl", "stop", f"{name}.timer"], check=True)
+
+
+def test_a_listed_unit_may_be_enabled_for_users_too(root: Path) -> None:
+    wants = "etc/systemd/user/default.target.wants"
+    for path, target in (
+        (f"{wants}/known.service", "/usr/lib/systemd/user/known.service"),
+        (f"{wants}/again.service", "/lib/systemd/user/known.service"),
+        ("home/anna/.config/systemd/user/default.target.wants/hers.service", "../hers.service"),
+    ):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).symlink_to(target)
+    _put(root / "home/anna/.config/systemd/user/hers.service")
+    listed = '[[services.unit]]\nname = "{}.service"\nreason = "why"\n'
+    sha256 = hashlib.sha256(b"x").hexdigest()
+    file = f'[[services.file]]\npath = "/home/anna/.config/systemd/user/hers.service"\nsha256 = "{sha256}"\n'
+    toml = (
+        TOML + "".join(listed.format(name) for name in ("known", "again", "hers")) + file + 'reason = "why"\n'
+    )
+    assert _found(root, toml) == {}
+    # Nor is the state of the system's unit of that name changed by what users have.
+    masked = TOML + '[[services.unit]]\nname = "known.service"\nstate = "masked"\nreason = "why"\n'
+    assert _found(root, masked)["unit known.service"] == "not there"
+
+
+def test_a_folder_of_users_that_cannot_be_looked_at_is_told(root: Path) -> None:
+    (root / "home/anna/.config").symlink_to("/tmp")
+    assert "?" in _found(root).values()
+    (root / "home/anna/.config").unlink()
+    (root / "etc/xdg/systemd").mkdir(parents=True)
+    (root / "etc/xdg/systemd/user").symlink_to("/tmp")  # told as a link; a package's own is none
+    assert _found(root) == {"/etc/xdg/systemd/user": "link to /tmp"}
+
+
+def test_a_package_that_comes_between_two_looks_brings_no_drift(tmp_path: Path) -> None:
+    dpkg = installed(tmp_path)
+    root = dpkg.root
+    probe = _probe(root)
+    assert probe.observe(1.0) == []
+    dpkg.install("tool", "1", {"etc/cron.d/tool": b"1 2 3 * * root tool\n", f"{SYSTEM}/tool.service": UNIT})
+    probe.repair(probe.observe(2.0), 2.0)
+    assert (root / "etc/cron.d/tool").exists() and probe.observe(3.0) == []
 
 
 def test_d10_without_a_package_database_nothing_packages_may_own_is_taken_away(root: Path) -> None:

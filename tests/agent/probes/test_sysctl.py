@@ -50,6 +50,10 @@ def case(folder: Path) -> Iterator[Case]:
         blind=(net / "ip_forward").unlink,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
+        heirs=(
+            TOML.replace('"net/ipv4/conf/eth0.1/rp_filter"', '"net.ipv4.conf.*.rp_filter"'),
+            TOML.replace('value = "1"', 'value = "2"'),
+        ),
     )
 
 

@@ -85,6 +85,12 @@ def case(folder: Path) -> Iterator[Case]:
         blind=blind,
         state=lambda: _state(tree),
         trace=lambda: _trace(tree),
+        heirs=(
+            '[usb]\ndefault = "allow"\n[[usb.block]]\ninterfaces = ["08:*:*"]\nreason = "no storage"\n',
+            '[usb]\ndefault = "allow"\ninserted = "block"\n',
+            '[usb]\ndefault = "allow"\nkeyboards = "one"\n',
+            "[usb]\n",
+        ),
     )
 
 

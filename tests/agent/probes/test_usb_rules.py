@@ -338,12 +338,34 @@ def test_d02_a_grant_lets_a_device_in_with_the_interfaces_of_its_bound_and_out_a
     name = tree.plug(stick)
     _pass(probe, tree)
     assert not tree.authorized(name)
-    grant = OpenGrant(id=1, ends_s=1e9, usb=(("0951:1666", ("08:*:*",)),))
+    probe.notices(1.0)
+    grant = OpenGrant(id=7, ends_s=1e9, usb=(("0951:1666", ("08:*:*",)),))
     closed, probe.around = probe.around, replace(probe.around, grants=(grant,))
     _pass(probe, tree)
     assert tree.authorized(name)
     assert tree.authorized(f"{name}:1.0"), "storage"
     assert not tree.authorized(f"{name}:1.1"), "the keyboard in it stays shut"
+    told = {notice.kind: notice for notice in probe.notices(1.0)}
+    assert set(told) == {"grant.used", "usb.admitted", "usb.refused"}
+    assert {notice.detail["grant"] for notice in told.values()} == {"7"}, "every event names the grant"
+    used = told["grant.used"].detail["source"]
+    assert used == f"USB 0951:1666 at {name}, serial {stick.serial}"
+    _pass(probe, tree)
+    assert probe.notices(1.0) == [], "once"
     probe.around = closed
     _pass(probe, tree)
     assert not tree.authorized(name)
+    (over,) = probe.notices(1.0)
+    assert over.kind == "usb.refused" and "grant 7 is over" in over.summary
+
+
+def test_a_device_that_a_rule_lets_in_uses_no_grant(tree: UsbTree) -> None:
+    tree.run()
+    probe = _probe(tree, 'default = "block"\n' + STICK_RULE)
+    other = OpenGrant(id=7, ends_s=1e9, usb=(("1234:5678", ("08:*:*",)),))
+    probe.around = replace(probe.around, grants=(other,))
+    _pass(probe, tree)
+    name = tree.plug(STORAGE_STICK)
+    _pass(probe, tree)
+    assert tree.authorized(name)
+    assert [(n.kind, n.detail.get("grant")) for n in probe.notices(1.0)] == [("usb.admitted", None)]

@@ -76,7 +76,10 @@ async def test_another_boot_isolates_node_and_site_and_neighbours_fence_the_susp
     [incident] = (await lab.fleet.list_incidents()).items
     assert (incident.kind, incident.severity, incident.state) == ("untrusted", "critical", "open")
     assert "PCR 9 event 41" in incident.title
-    assert incident.done == ["node factory-1 isolated", "site factory isolated"]
+    assert [line.partition(":")[0] for line in incident.done] == [
+        "node factory-1 isolated",
+        "site factory isolated",
+    ]
     kinds = await _kinds(lab)
     assert "node.isolated" in kinds
     assert "site.isolated" in kinds
@@ -305,6 +308,46 @@ async def test_a_node_that_says_it_obeyed_but_shows_another_posture_is_noticed(l
     assert [f.code for f in outcome.findings] == ["posture.differs"]
 
 
+async def test_a_node_that_isolated_itself_is_shown_and_a_person_releases_it(lab: FleetLab) -> None:
+    await _fleet(lab, 2)
+    with pytest.raises(Rejected, match=r"hold\.none"):
+        await lab.fleet.release_node("factory-1", actor="ann", reason="the uplink is back", now=T0)
+    outcome = await lab.report("factory-1", posture="isolated", directive_number=1, now=T0 + 120)
+    assert [f.code for f in outcome.findings] == ["posture.differs"]
+    assert "isolated itself" in outcome.findings[0].detail
+    shown = (await lab.fleet.node("factory-1")).summary
+    assert (shown.posture, shown.wanted_posture, shown.tier) == ("isolated", "normal", "warning")
+    before = await lab.fleet.directive_for("factory-1", now=T0 + 120)
+    assert (before.posture, before.release) == ("normal", 0), (
+        "what is said to whoever comes back releases nobody"
+    )
+    with pytest.raises(Rejected, match=r"hold\.none"):
+        await lab.fleet.release_site("factory", actor="ann", reason="the uplink is back", now=T0 + 120)
+    change = await lab.fleet.release_node("factory-1", actor="ann", reason="the uplink is back", now=T0 + 120)
+    assert change.affected == ["factory-1"]
+    told = await lab.fleet.directive_for("factory-1", now=T0 + 120)
+    assert (told.posture, told.release, told.number) == ("normal", before.number + 1, before.number + 1)
+    again = await lab.fleet.directive_for("factory-1", now=T0 + 121)
+    assert (again.number, again.release) == (told.number + 1, told.release), "the same release, said again"
+    assert (await lab.fleet.directive_for("factory-2", now=T0 + 121)).release == 0
+    await lab.report("factory-1", now=T0 + 130)
+    after = await lab.fleet.directive_for("factory-1", now=T0 + 200)
+    assert after.release == 0, "obeyed: over"
+    audit = await lab.fleet.list_audit(limit=500)
+    assert [(a.actor, a.reason) for a in audit if a.act == "released"] == [("ann", "the uplink is back")]
+    assert "node.released" in await _kinds(lab)
+
+
+async def test_a_release_of_a_node_from_itself_waits_for_the_isolation_of_its_site(lab: FleetLab) -> None:
+    await _fleet(lab, 1)
+    await lab.report("factory-1", posture="isolated")
+    await lab.fleet.release_node("factory-1", actor="ann", reason="looked at it", now=T0)
+    await lab.fleet.isolate_site("factory", actor="ann", reason="drill", now=T0)
+    assert (await lab.fleet.directive_for("factory-1", now=T0)).release == 0
+    with pytest.raises(Rejected, match=r"hold\.none"):
+        await lab.fleet.release_node("factory-1", actor="ann", reason="drill", now=T0)
+
+
 async def test_events_are_stored_once_in_order_and_a_lost_state_loses_none(lab: FleetLab) -> None:
     await _fleet(lab, 1)
     first = await lab.report("factory-1", events=[event(1), event(2)])
@@ -328,7 +371,7 @@ async def test_events_are_stored_once_in_order_and_a_lost_state_loses_none(lab: 
 
 async def test_a05_an_agent_that_was_stopped_is_named_within_two_intervals(lab: FleetLab) -> None:
     await _fleet(lab, 2, policy=SitePolicy(interval_s=60))
-    await lab.fleet.close_session("factory-1", now=T0)
+    await lab.fleet.end_session("factory-1", epoch=1)
 
     async def standing() -> str:
         return (await lab.fleet.node("factory-1")).summary.standing
@@ -352,7 +395,7 @@ async def test_a05_silence_while_the_controller_was_down_is_not_the_nodes(
 ) -> None:
     await _fleet(FleetLab(open_store()), 1)
     later = FleetLab(open_store(), FleetSettings(started=T0 + 3600))
-    await later.fleet.start()
+    await later.fleet.start(now=T0 + 3600)
     assert await later.fleet.sweep(now=T0 + 3601) == []
     [change] = await later.fleet.sweep(now=T0 + 3600 + 120)
     assert change.after == "unreachable"
