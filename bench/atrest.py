@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from agent.host import Host
-from agent.learn_devices import section_draft
 from agent.learning import learners
 from agent.probes import Surroundings
 from agent.probes import sections as known_sections
@@ -24,9 +23,11 @@ from tests.flow.lab import Lab, Node
 from tests.parts import cleanroot
 
 FILES, MODEL_FILES = 4000, 1000
-LEARNED = ("accounts", "packages", "services", "time")
-DEVICES = ("accelerators", "blocks", "cameras", "netdevs", "pci", "serials", "thunderbolt")
-"""Learned too: what this machine has plugged in, and the interfaces of the node's own namespace."""
+LEARNED = (
+    *("accelerators", "accounts", "blocks", "cameras", "chassis", "netdevs", "packages", "pci", "serials"),
+    *("services", "thunderbolt", "time"),
+)
+"""By what the node's root, this machine's buses and the node's own namespace have."""
 REPORT_S, PASS_S = 60.0, 30.0
 """The defaults of a site's policy and of agent.toml."""
 _SETTLE_S = 75.0
@@ -147,7 +148,10 @@ def content(number: int) -> bytes:
 def sections(node: Node) -> str:
     """Return the sections that the lab's baseline does not have, as TOML: those that `learn` can write, by it."""
     around = Surroundings(host=Host(root=node.folder / "root"))
-    learned = [learners()[name].draft(around).text for name in LEARNED]
+    known = learners()
+    learned = node.host.namespace.inside(
+        lambda: [known[name].draft(around).text or f"[{name}]\n" for name in LEARNED]
+    )
     files = [
         f'[[files.file]]\npath = "/srv/watched/{number // 250:02}/{number:04}.conf"\n'
         f'sha256 = "{hashlib.sha256(content(number)).hexdigest()}"\nreason = "watched"\n'
@@ -158,8 +162,6 @@ def sections(node: Node) -> str:
         f'sha256 = "{hashlib.sha256(content(number)).hexdigest()}"\n'
         for number in range(MODEL_FILES)
     ]
-    watched = Host(root=node.folder / "root")
-    learned += node.host.namespace.inside(lambda: [section_draft(watched, name) for name in DEVICES])
     return "\n".join(["", *files, *learned, _OTHERS, *parts])
 
 
