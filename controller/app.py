@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.metadata
 import ipaddress
 import logging
 import socket
@@ -17,15 +16,13 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-import msgspec
 import psutil
 from aiohttp import web
 
 from contract.errors import Rejected
-from controller import openapi, outlets
-from controller.api import PREFIX
-from controller.api.entry import Text, add_routes, endpoint, problems
-from controller.api.route import AnyRoute, Call, Nothing, Route
+from controller import outlets
+from controller.api.entry import add_routes, problems
+from controller.api.outside import OUTSIDE, VERSION
 from controller.api.routes import ROUTES
 from controller.bell import Bell
 from controller.config import Config, listen_address, outlets_of, url_host
@@ -35,10 +32,12 @@ from controller.fleet import Fleet, keysheld
 from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
+from controller.fleet.people import People
 from controller.issuing import Issuing
 from controller.keys import Keys
 from controller.listener import Listener, server_context
-from controller.metrics import CONTENT_TYPE, Metrics
+from controller.logins import Logins
+from controller.metrics import Metrics
 from controller.node_channel import node_app
 from controller.policy import FleetSettings
 from controller.replica import BEAT_S, Replica
@@ -54,7 +53,6 @@ log = logging.getLogger(__name__)
 SWEEP_S = 2.0
 ROLLOUT_S = 2.0
 RENEWAL_S = 3600.0
-VERSION = importlib.metadata.version("ringfence")
 
 
 class Controller:
@@ -69,14 +67,7 @@ class Controller:
         keys.renew(self._names, now, successor=False)
         self._keys = keys
         self._store = Store(store_url(config, directory))
-        settings = FleetSettings(
-            enrolment_retry_s=config.enrolment.retry_s,
-            max_open_enrolments=config.enrolment.max_pending,
-            protected_addresses=own_addresses(config),
-            evidence=config.evidence,
-            started=now,
-        )
-        fleet, metrics, bell = Fleet(self._store, settings), Metrics(), Bell()
+        fleet, metrics, bell = Fleet(self._store, fleet_settings(config, now)), Metrics(), Bell()
         escrow = Escrow(self._store)
         issuing = Issuing(keys, config.certificates.node_hours * 3600)
         self.services = Services(
@@ -91,12 +82,20 @@ class Controller:
             ),
             audit=AuditLog(self._store, keys.audit, directory),
             escrow=escrow,
+            people=People(self._store),
+            logins=Logins(
+                self._store,
+                keys.people,
+                issuer=config.name,
+                session_s=config.people.session_hours * 3600,
+            ),
             keys=keys,
             sessions=Sessions(fleet, escrow, issuing, metrics, bell),
             signed_files=SignedFiles(fleet, Repository(keys.online)),
             metrics=metrics,
             bell=bell,
             failures=Failures(config.limits.failures_per_minute),
+            tries=Failures(config.limits.logins_per_minute),
             device_trust=load_device_trust(directory, config.enrolment),
         )
         self.replica = Replica(
@@ -192,6 +191,17 @@ class Controller:
         )
 
 
+def fleet_settings(config: Config, started: float) -> FleetSettings:
+    """Return what the use cases need to know of the configuration."""
+    return FleetSettings(
+        enrolment_retry_s=config.enrolment.retry_s,
+        max_open_enrolments=config.enrolment.max_pending,
+        protected_addresses=own_addresses(config),
+        evidence=config.evidence,
+        started=started,
+    )
+
+
 def add_trust(context: ssl.SSLContext, pem: str) -> None:
     """Trust further authorities in a context that is in use; new connections see them."""
     context.load_verify_locations(cadata=pem)
@@ -199,43 +209,10 @@ def add_trust(context: ssl.SSLContext, pem: str) -> None:
 
 def admin_app(services: Services) -> web.Application:
     """Return the application of the admin listener."""
-    document = msgspec.json.encode(openapi.document(ROUTES, VERSION))
-
-    async def describe(call: Call[Nothing, Nothing]) -> Text:
-        return Text(document, "application/json")
-
-    async def metrics(call: Call[Nothing, Nothing]) -> Text:
-        return Text(
-            services.metrics.text(await services.fleet.counts(), await services.fleet.list_outlets()),
-            CONTENT_TYPE,
-        )
-
-    async def health(call: Call[Nothing, Nothing]) -> Text:
-        await services.fleet.counts()
-        return Text(b"ok\n", "text/plain; charset=utf-8")
-
     app = web.Application(middlewares=[problems])
     add_routes(app, services, ROUTES)
-    app.router.add_get(
-        f"{PREFIX}/openapi.json", endpoint(services, plain("/openapi.json", "public", describe))
-    )
-    app.router.add_get("/metrics", endpoint(services, plain("/metrics", "viewer", metrics)))
-    app.router.add_get("/healthz", endpoint(services, plain("/healthz", "public", health)))
+    add_routes(app, services, OUTSIDE, prefix="")
     return app
-
-
-def plain(path: str, role: str, handler: Callable[[Call[Nothing, Nothing]], Awaitable[Text]]) -> AnyRoute:
-    """Return a route outside the table: its answer is a document, not a type."""
-    return Route(
-        method="GET",
-        path=path,
-        role="public" if role == "public" else "viewer",
-        summary=path,
-        handler=handler,
-        query=Nothing,
-        body=Nothing,
-        reply=bytes,
-    )
 
 
 def store_url(config: Config, directory: Path) -> str:

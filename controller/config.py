@@ -80,6 +80,17 @@ class Limits(Section, frozen=True, kw_only=True):
     """TLS handshakes at once; past it the kernel's queue waits."""
     failures_per_minute: Cap = 120
     """Bad tokens or bad enrolments of one address before it must wait."""
+    logins_per_minute: Cap = 30
+    """Tries to log in of one address, right ones as well: each costs a slow hash."""
+
+
+class PeopleConfig(Section, frozen=True, kw_only=True):
+    """People who log in."""
+
+    session_hours: Annotated[float, Meta(gt=0, le=24 * 7)] = 8.0
+    """After so long they log in again."""
+    setup_hours: Annotated[float, Meta(gt=0, le=24 * 30)] = 72.0
+    """So long the code is good with which a person is set up."""
 
 
 class Config(Section, frozen=True, kw_only=True):
@@ -96,6 +107,7 @@ class Config(Section, frozen=True, kw_only=True):
     certificates: CertificateConfig = CertificateConfig()
     enrolment: EnrolmentConfig = EnrolmentConfig()
     limits: Limits = Limits()
+    people: PeopleConfig = PeopleConfig()
     evidence: EvidenceLimits = EvidenceLimits()
     outlet: list[dict[str, object]] = []
     """Receivers of events, each typed by its kind: `outlets_of`."""

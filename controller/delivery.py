@@ -18,6 +18,7 @@ from collections.abc import Sequence
 
 from controller.bell import Bell
 from controller.outlets import SEVERITIES, Outlet, Settings, Unavailable, Unwanted
+from controller.permissions import EVERYWHERE
 from controller.records import EventView
 from controller.store import Duplicate, Store, StoreUnavailable, Transaction, events
 from controller.store import outlets as rows
@@ -122,7 +123,9 @@ class Delivery:
         )
 
     def _batch(self, tx: Transaction, cursor: int) -> list[EventView]:
-        return events.read(tx, after=cursor, limit=self._settings.batch, node=None, site=None, order="up")
+        return events.read(
+            tx, after=cursor, limit=self._settings.batch, node=None, scope=EVERYWHERE, order="up"
+        )
 
     def _failed(self, tx: Transaction, row: OutletRow, why: str) -> None:
         now = time.time()

@@ -25,8 +25,10 @@ class Failures:
             raise Rejected("limit.failures", f"{count} failures; wait {WINDOW_S - (now - begun):.0f} s")
 
     def count(self, source: str, now: float) -> None:
-        """Count one failure of `source`."""
+        """Count one failure of `source`. Raises Rejected `limit.failures` where the limit was reached while this one was
+        looked at: of many at once no more than the limit are told anything."""
+        self.check(source, now)
         if source not in self._seen and len(self._seen) >= MAX_SOURCES:
             self._seen.pop(next(iter(self._seen)))
         begun, count = self._seen.get(source, (now, 0))
-        self._seen[source] = (now, 1) if now - begun >= WINDOW_S else (begun, count + 1)
+        self._seen[source] = (begun, count + 1)

@@ -120,7 +120,8 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _finding_key(finding: Finding) -> str:
+def key_of(finding: Finding) -> str:
+    """Return what makes a finding the same suspicion on another node."""
     place = "" if finding.pcr is None else str(finding.pcr)
     return f"finding:{finding.code}:{place}:{_digest(found_value(finding))}"
 
@@ -132,13 +133,13 @@ def _rejected_key(code: str) -> str:
 def keys_of(findings: Sequence[Finding], drifts: Sequence[Drift] = ()) -> list[tuple[str, ...]]:
     """Return for each finding the keys under which it may stand in incidents: as a drift, as a finding, as a refusal."""
     of_drifts = {suspicion.finding: suspicion.key for suspicion in map(_suspect_drift, drifts)}
-    return [(of_drifts.get(f, _finding_key(f)), _rejected_key(f.code)) for f in findings]
+    return [(of_drifts.get(f, key_of(f)), _rejected_key(f.code)) for f in findings]
 
 
 def _suspect_finding(finding: Finding) -> Suspicion:
     distrusted = weight(finding.code) == "contraindicated"
     return Suspicion(
-        key=_finding_key(finding),
+        key=key_of(finding),
         kind="untrusted" if distrusted else "update" if finding.code in _UPDATES else "drift",
         severity="critical" if distrusted else "warning",
         title=_short(f"{finding.code}: {finding.detail}"),

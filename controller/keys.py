@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.x509.oid import NameOID
 
 from contract.errors import Rejected
@@ -63,6 +64,13 @@ class Keys:
     def directive_public(self) -> bytes:
         """SubjectPublicKeyInfo DER of the directive key: goes to every enrolled node."""
         return _public_der(self.directive)
+
+    @property
+    def people(self) -> bytes:
+        """What seals the secrets of people's one-time codes in the database: 32 bytes, made of the directive key, which every
+        controller of a fleet has."""
+        kdf = HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=b"ringfence people's codes 1")
+        return kdf.derive(self.directive.private_bytes_raw())
 
     @property
     def server_certificate(self) -> Path:

@@ -27,16 +27,14 @@ from controller.api.tokens import make_token
 from controller.app import Controller, server_names, store_url
 from controller.config import CONFIG_NAME, Config, load_config, parse_config
 from controller.faults import log_fault
-from controller.fleet import Fleet
+from controller.fleet.people import People
 from controller.keys import CA_COPY_NAME, create, load
-from controller.policy import FleetSettings
-from controller.records import Role
+from controller.permissions import ON_THE_MACHINE, ROLES, Right, Role
 from controller.rootscheck import ek_roots
 from controller.store import Store, StoreUnavailable, migrate
 from controller.upkeep import backup, confirm_restore, migrate_to, restore
 
 DEFAULT_DIRECTORY = "/var/lib/ringfence-controller"
-INIT_ACTOR = "init"
 
 _TEMPLATE = """\
 # The controller's configuration. Strict: a wrong key or type is refused with its line.
@@ -166,13 +164,13 @@ def serve(directory: Path, verbose: bool) -> None:
 @cli.command()
 @directory_option
 @click.argument("name")
-@click.option("--role", type=click.Choice(["viewer", "admin"]), required=True)
+@click.option("--role", type=click.Choice(tuple(ROLES)), required=True)
 @click.option("--days", type=float, default=90.0, show_default=True)
 @click.option(
     "--token-file", type=click.Path(path_type=Path), help="Write the token here (0600), not to stdout."
 )
 def token(directory: Path, name: str, role: Role, days: float, token_file: Path | None) -> None:
-    """Make an API token on the controller's own machine (the way back in when every token is lost)."""
+    """Make an API token on the controller's own machine, for the whole fleet (the way back in when every token is lost)."""
     config = load_config(directory)
     made = asyncio.run(
         _add_token(store_url(config, directory), checked_name(name), role, time.time() + days * 86400)
@@ -228,9 +226,13 @@ async def _add_token(url: str, name: str, role: Role, expires_at: float | None) 
     store = Store(url)
     try:
         token = make_token()
-        fleet = Fleet(store, FleetSettings())
-        await fleet.add_api_token(
-            name, role, token_digest(token), expires_at=expires_at, actor=INIT_ACTOR, now=time.time()
+        await People(store).add_token(
+            name,
+            [Right(role=role, sites="all")],
+            token_digest(token),
+            by=ON_THE_MACHINE,
+            expires_at=expires_at,
+            now=time.time(),
         )
         return token
     finally:

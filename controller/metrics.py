@@ -35,42 +35,51 @@ class Metrics:
         )
         self.faults = Counter("ringfence_faults", "Faults of the controller itself", registry=self.registry)
         self.sessions = Gauge("ringfence_sessions", "Open sessions of this process", registry=self.registry)
-        self._nodes = Gauge("ringfence_nodes", "Nodes by standing", ["standing"], registry=self.registry)
-        self._sites = Gauge("ringfence_sites", "Sites", registry=self.registry)
-        self._sites_isolated = Gauge("ringfence_sites_isolated", "Isolated sites", registry=self.registry)
-        self._incidents = Gauge("ringfence_incidents_open", "Open incidents", registry=self.registry)
-        self._needing = Gauge(
-            "ringfence_incidents_needing_a_person", "Incidents past the breaker", registry=self.registry
-        )
-        self._waiting = Gauge("ringfence_enrolments_waiting", "Waiting enrolments", registry=self.registry)
 
-        self._behind = Gauge(
-            "ringfence_outlet_behind",
-            "Events that an outlet has not passed yet",
-            ["outlet"],
-            registry=self.registry,
-        )
-        self._failing = Gauge(
-            "ringfence_outlet_failing", "1 while an outlet takes nothing", ["outlet"], registry=self.registry
-        )
-        self._dead = Gauge(
+    def text(self, counts: FleetCounts, outlets: Sequence[OutletView] | None) -> bytes:
+        """Return the exposition: the fleet's counts of this moment and, with `outlets`, what is nobody's site: they and the
+        figures of this process."""
+        shown = _of_fleet(counts)
+        return shown if outlets is None else shown + _of_outlets(outlets) + generate_latest(self.registry)
+
+
+def _of_outlets(outlets: Sequence[OutletView]) -> bytes:
+    """Outlets are named by the owner."""
+    registry = CollectorRegistry()
+    for name, what, value in (
+        ("ringfence_outlet_behind", "Events that an outlet has not passed yet", lambda o: o.behind),
+        (
+            "ringfence_outlet_failing",
+            "1 while an outlet takes nothing",
+            lambda o: o.failing_since is not None,
+        ),
+        (
             "ringfence_outlet_dead_letters",
             "Events that an outlet refused for good",
-            ["outlet"],
-            registry=self.registry,
-        )
-
-    def text(self, counts: FleetCounts, outlets: Sequence[OutletView]) -> bytes:
-        """Return the exposition, with the fleet's counts of this moment. Outlets are named by the owner."""
+            lambda o: o.dead_letters,
+        ),
+    ):
+        gauge = Gauge(name, what, ["outlet"], registry=registry)
         for outlet in outlets:
-            self._behind.labels(outlet.name).set(outlet.behind)
-            self._failing.labels(outlet.name).set(outlet.failing_since is not None)
-            self._dead.labels(outlet.name).set(outlet.dead_letters)
-        for standing, number in counts.nodes.items():
-            self._nodes.labels(standing).set(number)
-        self._sites.set(counts.sites)
-        self._sites_isolated.set(counts.sites_isolated)
-        self._incidents.set(counts.incidents_open)
-        self._needing.set(counts.incidents_needing_a_person)
-        self._waiting.set(counts.enrolments_waiting)
-        return generate_latest(self.registry)
+            gauge.labels(outlet.name).set(value(outlet))
+    return generate_latest(registry)
+
+
+def _of_fleet(counts: FleetCounts) -> bytes:
+    registry = CollectorRegistry()
+    nodes = Gauge("ringfence_nodes", "Nodes by standing", ["standing"], registry=registry)
+    for standing, number in counts.nodes.items():
+        nodes.labels(standing).set(number)
+    for name, what, value in (
+        ("ringfence_sites", "Sites", counts.sites),
+        ("ringfence_sites_isolated", "Isolated sites", counts.sites_isolated),
+        ("ringfence_incidents_open", "Open incidents", counts.incidents_open),
+        (
+            "ringfence_incidents_needing_a_person",
+            "Incidents past the breaker",
+            counts.incidents_needing_a_person,
+        ),
+        ("ringfence_enrolments_waiting", "Waiting enrolments", counts.enrolments_waiting),
+    ):
+        Gauge(name, what, registry=registry).set(value)
+    return generate_latest(registry)

@@ -9,11 +9,18 @@ import msgspec
 
 from controller.api import PREFIX
 from controller.api.problem import CONTENT_TYPE, Problem
-from controller.api.route import AnyRoute, Nothing
+from controller.api.route import PARAMETER, AnyRoute, Nothing
+from controller.permissions import roles_with
 
-_PARAMETER = re.compile(r"\{([a-z_]+)\}")
 _REF = "#/components/schemas/{name}"
 _TEXT = {"type": "string"}
+_WHERE = {
+    "nothing": "at any site",
+    "fleet": "for the whole fleet",
+    "listed": "and shows no more than the sites that it is for",
+    "named": "where everything is that the body names",
+    "given": "wherever the body gives rights, and each of them",
+}
 _OPERATION_PART = re.compile(r"[^a-z]+")
 
 
@@ -49,8 +56,8 @@ def _operation(
     operation: dict[str, object] = {
         "operationId": _OPERATION_PART.sub("-", f"{route.method} {route.path}".lower()).strip("-"),
         "summary": route.summary,
-        "description": f"Least role: {route.role}.",
-        "security": [] if route.role == "public" else [{"token": []}],
+        "description": rule_of(route),
+        "security": [] if route.needs == "public" else [{"token": []}],
         "parameters": _path_parameters(route) + _query_parameters(route, by_type, components),
         "responses": {
             str(204 if route.reply is None else route.status): _reply(route, by_type),
@@ -68,6 +75,16 @@ def _operation(
     return operation
 
 
+def rule_of(route: AnyRoute) -> str:
+    """Return who may use a route, as people read it."""
+    if route.needs == "public":
+        return "No token is needed."
+    if route.needs == "token":
+        return "Any valid token will do."
+    where = _WHERE.get(route.about, f"where the {route.about} is")
+    return f"Needs `{route.needs}` ({', '.join(roles_with(route.needs))}) {where}."
+
+
 def _reply(route: AnyRoute, by_type: dict[str, dict[str, object]]) -> dict[str, object]:
     if route.reply is None:
         return {"description": "Done"}
@@ -77,7 +94,7 @@ def _reply(route: AnyRoute, by_type: dict[str, dict[str, object]]) -> dict[str, 
 def _path_parameters(route: AnyRoute) -> list[dict[str, object]]:
     return [
         {"name": name, "in": "path", "required": True, "schema": _TEXT}
-        for name in _PARAMETER.findall(route.path)
+        for name in PARAMETER.findall(route.path)
     ]
 
 

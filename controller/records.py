@@ -23,7 +23,6 @@ Standing = Literal["healthy", "overdue", "unreachable", "untrusted", "isolated"]
 EkTrust = Literal["certificate", "allow-list", "unverified"]
 IncidentState = Literal["open", "needs-person", "resolved", "closed"]
 IncidentKind = Literal["untrusted", "update", "drift", "identity", "drifting-site", "event"]
-Role = Literal["viewer", "admin"]
 
 T = TypeVar("T")
 MAX_REFERENCE_BYTES = 2 * 1024 * 1024
@@ -304,15 +303,6 @@ class BaselineView(Record, frozen=True, kw_only=True):
     pushed_at: float
     pushed_by: str
     sites: list[str]
-
-
-class ApiTokenView(Record, frozen=True, kw_only=True):
-    """An admin's token, without the token."""
-
-    name: str
-    role: Role
-    created_at: float
-    expires_at: float | None
 
 
 class AuditView(Record, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from contract.messages import Name, Tier
+from controller.permissions import EVERYWHERE, Scope
 from controller.records import Record, Standing, Strict
 
 RolloutState = Literal["requested", "running", "paused", "halted", "done", "aborted"]
@@ -96,6 +97,8 @@ class PlanView(Record, frozen=True, kw_only=True):
     version: int
     sha256: str
     selector: str
+    scope: Scope = EVERYWHERE
+    """Of whoever made it: the selector means nodes in it."""
     nodes: int
     sites: list[str]
     groups: list[PlanGroup]

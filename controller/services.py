@@ -11,7 +11,9 @@ from controller.fleet import Fleet
 from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
+from controller.fleet.people import People
 from controller.keys import Keys
+from controller.logins import Logins
 from controller.metrics import Metrics
 from controller.records import Change
 from controller.roots import DeviceTrust
@@ -28,12 +30,16 @@ class Services:
     archive: Archive
     audit: AuditLog
     escrow: Escrow
+    people: People
+    logins: Logins
     keys: Keys
     sessions: Sessions
     signed_files: SignedFiles
     metrics: Metrics
     bell: Bell
     failures: Failures
+    tries: Failures
+    """Tries to log in by address, right ones as well."""
     device_trust: DeviceTrust
     """Replaced whole when the folders are read again."""
 

@@ -55,7 +55,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/audit",
-        role="admin",
+        needs="audit.read",
+        about="fleet",
         summary="List what was done, by whom and why",
         handler=list_audit,
         query=AuditQuery,
@@ -65,7 +66,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/audit/lines",
-        role="admin",
+        needs="audit.read",
+        about="fleet",
         summary="Export the audit log, line by line as it is hashed",
         handler=list_lines,
         query=AuditQuery,
@@ -75,7 +77,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/audit/checkpoint",
-        role="admin",
+        needs="audit.read",
+        about="fleet",
         summary="Size and root of the audit log, signed now",
         handler=get_checkpoint,
         query=Nothing,
@@ -85,7 +88,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/audit/{act}/proof",
-        role="admin",
+        needs="audit.read",
+        about="fleet",
         summary="Prove one act to a third party",
         handler=get_proof,
         query=Nothing,
@@ -95,7 +99,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/audit/key",
-        role="viewer",
+        needs="fleet.read",
+        about="nothing",
         summary="The public key of the audit log",
         handler=get_key,
         query=Nothing,

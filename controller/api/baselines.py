@@ -25,7 +25,9 @@ class Pushed(Record, frozen=True, kw_only=True):
 
 async def list_baselines(call: Call[Paging, Nothing]) -> Page[BaselineView]:
     """Baselines by name and version."""
-    return await call.services.fleet.list_baselines(after=call.query.cursor, limit=call.query.limit)
+    return await call.services.fleet.list_baselines(
+        scope=call.scope, after=call.query.cursor, limit=call.query.limit
+    )
 
 
 async def push_baselines(call: Call[Nothing, bytes]) -> Pushed:
@@ -49,7 +51,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/baselines",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List signed baselines",
         handler=list_baselines,
         query=Paging,
@@ -59,7 +62,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/baselines",
-        role="admin",
+        needs="baseline.push",
+        about="fleet",
         summary="Push a bundle of signed baselines",
         handler=push_baselines,
         query=Nothing,
@@ -70,7 +74,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="PUT",
         path="/sites/{site}/baseline",
-        role="admin",
+        needs="baseline.assign",
+        about="site",
         summary="Assign a baseline to a site",
         handler=assign_baseline,
         query=Nothing,

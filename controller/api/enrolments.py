@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 from typing import Annotated
 
 from msgspec import Meta
 
-from contract.errors import Rejected
 from contract.messages import Name
 from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route
 from controller.enrolment_records import EnrolmentState, EnrolmentView, EnrolTokenView, PreregistrationView
+from controller.fleet.subjects import Subject
 from controller.records import Page, Record, Strict
 
 EkId = Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
-_ENROLMENT = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 
 class EnrolmentQuery(Paging, frozen=True, kw_only=True):
@@ -62,14 +60,14 @@ async def list_enrolments(call: Call[EnrolmentQuery, Nothing]) -> Page[Enrolment
     """Enrolments, newest first."""
     wanted = call.query
     return await call.services.fleet.list_enrolments(
-        state=wanted.state, after=wanted.cursor, limit=wanted.limit
+        scope=call.scope, state=wanted.state, after=wanted.cursor, limit=wanted.limit
     )
 
 
 async def approve(call: Call[Nothing, Approval]) -> EnrolmentView:
     """Let a node in; it gets its certificate when it asks next."""
     view = await call.services.fleet.approve(
-        _enrolment(call),
+        call.enrolment(),
         actor=call.person.name,
         now=call.now,
         site=call.body.site,
@@ -82,13 +80,15 @@ async def approve(call: Call[Nothing, Approval]) -> EnrolmentView:
 async def reject(call: Call[Nothing, Reasoned]) -> EnrolmentView:
     """Turn a node away."""
     return await call.services.fleet.reject(
-        _enrolment(call), actor=call.person.name, reason=call.body.reason, now=call.now
+        call.enrolment(), actor=call.person.name, reason=call.body.reason, now=call.now
     )
 
 
 async def list_expected(call: Call[Paging, Nothing]) -> Page[PreregistrationView]:
     """Expected endorsement keys."""
-    return await call.services.fleet.list_preregistrations(after=call.query.cursor, limit=call.query.limit)
+    return await call.services.fleet.list_preregistrations(
+        scope=call.scope, after=call.query.cursor, limit=call.query.limit
+    )
 
 
 async def preregister(call: Call[Nothing, Expected]) -> PreregistrationView:
@@ -112,18 +112,26 @@ async def new_token(call: Call[Nothing, NewToken]) -> NewTokenMade:
     return NewTokenMade(token=token, about=about)
 
 
-def _enrolment(call: Call[Nothing, Approval] | Call[Nothing, Reasoned]) -> str:
-    enrolment = call.path["enrolment"]
-    if _ENROLMENT.fullmatch(enrolment) is None:
-        raise Rejected("enrolment.unknown")
-    return enrolment
+def _approval_names(body: Approval) -> list[Subject]:
+    return [] if body.site is None else [Subject("site", body.site)]
+
+
+def _expected_names(body: Expected) -> list[Subject]:
+    claimed = [] if body.node is None else [Subject("claimed-node", body.node)]
+    return [Subject("site", body.site), *claimed, Subject("claimed-ek", body.ek_id)]
+
+
+def _token_names(body: NewToken) -> list[Subject]:
+    claimed = [] if body.node is None else [Subject("claimed-node", body.node)]
+    return [Subject("site", body.site), *claimed]
 
 
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/enrolments",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List enrolments",
         handler=list_enrolments,
         query=EnrolmentQuery,
@@ -133,7 +141,9 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/enrolments/{enrolment}/approve",
-        role="admin",
+        needs="node.admit",
+        about="enrolment",
+        names=_approval_names,
         summary="Let a node in",
         handler=approve,
         query=Nothing,
@@ -143,7 +153,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/enrolments/{enrolment}/reject",
-        role="admin",
+        needs="node.admit",
+        about="enrolment",
         summary="Turn a node away",
         handler=reject,
         query=Nothing,
@@ -153,7 +164,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/preregistrations",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List expected endorsement keys",
         handler=list_expected,
         query=Paging,
@@ -163,7 +175,9 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/preregistrations",
-        role="admin",
+        needs="node.expect",
+        about="named",
+        names=_expected_names,
         summary="Expect an endorsement key",
         handler=preregister,
         query=Nothing,
@@ -174,7 +188,9 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/enrolment-tokens",
-        role="admin",
+        needs="node.expect",
+        about="named",
+        names=_token_names,
         summary="Make a one-use enrolment token",
         handler=new_token,
         query=Nothing,

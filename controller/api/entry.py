@@ -1,7 +1,7 @@
 """The one way into the admin API: who, may they, what do they say; then the handler; then the answer or the problem.
 
-The order is fixed: route, failures of the address, token, role, and only then is the body read. Compressed
-bodies are refused, so nothing can swell. A fault of ours is logged without the values it held.
+The order is fixed: route, failures of the address, token, permission, what the path names, and only then is the body read and
+what it names looked at. Compressed bodies are refused, so nothing can swell. A fault of ours is logged without the values it held.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from aiohttp import web
 from contract.errors import Rejected
 from contract.wire import decode_json
 from controller.api import PREFIX
+from controller.api.gate import admit, admit_body
 from controller.api.problem import CONTENT_TYPE, Problem, bug, problem_of
-from controller.api.route import AnyRoute, Call, Nothing, Person
+from controller.api.route import AnyRoute, Call, Nothing
 from controller.faults import log_fault
 from controller.listener import source_of
+from controller.permissions import Person, Scope
 from controller.services import Services
 from controller.store import StoreUnavailable
 
@@ -30,9 +32,10 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-_ROLE_RANK = {"viewer": 1, "admin": 2}
-_ANYBODY = Person("nobody", "viewer")
+_ANYBODY = Person("nobody", ())
 MAX_TOKEN_CHARS = 128
+WAITED_S = 1.0
+"""Who was let in so long ago is asked again before what was waited for is given."""
 
 
 class Text(msgspec.Struct, frozen=True):
@@ -42,27 +45,37 @@ class Text(msgspec.Struct, frozen=True):
     content_type: str
 
 
-def add_routes(app: web.Application, services: Services, routes: Sequence[AnyRoute]) -> None:
-    """Serve `routes` under PREFIX."""
+def add_routes(
+    app: web.Application, services: Services, routes: Sequence[AnyRoute], prefix: str = PREFIX
+) -> None:
+    """Serve `routes` under `prefix`."""
     for route in routes:
-        app.router.add_route(route.method, PREFIX + route.path, endpoint(services, route))
+        app.router.add_route(route.method, prefix + route.path, _endpoint(services, route))
 
 
-def endpoint(services: Services, route: AnyRoute) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """Return the aiohttp handler of one route."""
-
+def _endpoint(services: Services, route: AnyRoute) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
-        now = time.time()
-        person = await _authorised(services, route, request, now)
+        now, begun = time.time(), time.monotonic()
+        source = source_of(request.remote or "0.0.0.0")
+        person, scope = await _let_in(services, route, request, now)
+        query, body = _query(route, request), await _body(services, route, request)
+        await admit_body(services, route, body, scope)
         call = Call(
             services=services,
             person=person,
+            scope=scope,
             path=request.match_info,
-            query=_query(route, request),
-            body=await _body(services, route, request),
+            query=query,
+            body=body,
             now=now,
+            source=source,
+            token="" if route.needs == "public" else _token(request),
         )
-        return _answer(route, await route.handler(call))
+        value = await route.handler(call)
+        waited = route.method == "GET" and time.monotonic() - begun > WAITED_S
+        if waited and await _let_in(services, route, request, time.time()) != (person, scope):
+            raise Rejected("token.invalid", "your rights have changed meanwhile; ask again")
+        return _answer(route, value)
 
     return handle
 
@@ -95,22 +108,32 @@ def token_digest(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
-async def _authorised(services: Services, route: AnyRoute, request: web.Request, now: float) -> Person:
-    if route.role == "public":
-        return _ANYBODY
+async def _let_in(
+    services: Services, route: AnyRoute, request: web.Request, now: float
+) -> tuple[Person, Scope]:
+    """Return who asks, and where they may use the route."""
+    if route.needs == "public":
+        return _ANYBODY, await admit(services, route, _ANYBODY, request.match_info)
     source = source_of(request.remote or "0.0.0.0")
     services.failures.check(source, now)
     try:
         person = await _person(services, request, now)
     except Rejected:
+        # Of many that asked at once, those past the limit learn no more than that: the count is exact.
         services.failures.count(source, now)
         raise
-    if _ROLE_RANK[person.role] < _ROLE_RANK[route.role]:
-        raise Rejected("role.insufficient", f"wanted {route.role}, your token is {person.role}")
-    return person
+    services.failures.check(source, now)
+    return person, await admit(services, route, person, request.match_info)
 
 
 async def _person(services: Services, request: web.Request, now: float) -> Person:
+    found = await services.people.whose(token_digest(_token(request)), now=now)
+    if found is None:
+        raise Rejected("token.invalid", "unknown, expired or revoked")
+    return found
+
+
+def _token(request: web.Request) -> str:
     header = request.headers.getall("Authorization", [])
     if len(header) != 1:
         raise Rejected("token.missing", "wanted one header 'Authorization: Bearer TOKEN'")
@@ -121,10 +144,7 @@ async def _person(services: Services, request: web.Request, now: float) -> Perso
         or not untrusted_token.isascii()
     ):
         raise Rejected("token.missing", "wanted one header 'Authorization: Bearer TOKEN'")
-    found = await services.fleet.api_token(token_digest(untrusted_token), now=now)
-    if found is None:
-        raise Rejected("token.invalid", "unknown, expired or revoked")
-    return Person(found.name, found.role)
+    return untrusted_token
 
 
 def _query(route: AnyRoute, request: web.Request) -> msgspec.Struct:

@@ -41,7 +41,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/nodes/{node}/sealing",
-        role="admin",
+        needs="key.put",
+        about="node",
         summary="What a key for this node must be sealed to",
         handler=get_sealing,
         query=Nothing,
@@ -51,7 +52,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/nodes/{node}/keys",
-        role="viewer",
+        needs="fleet.read",
+        about="node",
         summary="List the keys that a node has in escrow",
         handler=list_keys,
         query=Paging,
@@ -61,7 +63,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="PUT",
         path="/nodes/{node}/keys/{name}",
-        role="admin",
+        needs="key.put",
+        about="node",
         summary="Put a sealed key in escrow",
         handler=put_key,
         query=Nothing,
@@ -71,7 +74,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/nodes/{node}/keys/{name}/revoke",
-        role="admin",
+        needs="key.revoke",
+        about="node",
         summary="Revoke a key for good",
         handler=revoke_key,
         query=Nothing,

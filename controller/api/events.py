@@ -45,6 +45,7 @@ async def list_events(call: Call[EventQuery, Nothing]) -> Events:
     while True:
         bell = call.services.bell.listen()
         items = await call.services.fleet.list_events(
+            scope=call.scope,
             after=wanted.after,
             limit=wanted.limit,
             node=wanted.node,
@@ -61,7 +62,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/events",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List events from a cursor, or wait for the next",
         handler=list_events,
         query=EventQuery,

@@ -65,7 +65,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/nodes/{node}/evidence",
-        role="viewer",
+        needs="evidence.read",
+        about="node",
         summary="List the stored evidence of a node",
         handler=list_evidence,
         query=Paging,
@@ -75,7 +76,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/nodes/{node}/evidence/{evidence}",
-        role="viewer",
+        needs="evidence.read",
+        about="node",
         summary="Export one piece of evidence, or the newest",
         handler=get_evidence,
         query=Nothing,
@@ -85,7 +87,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/nodes/{node}/result",
-        role="viewer",
+        needs="fleet.read",
+        about="node",
         summary="The attestation result in force, signed",
         handler=get_result,
         query=ResultQuery,
@@ -95,7 +98,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/results/key",
-        role="viewer",
+        needs="fleet.read",
+        about="nothing",
         summary="The public key of attestation results",
         handler=get_result_key,
         query=Nothing,

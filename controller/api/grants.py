@@ -7,6 +7,7 @@ import asyncio
 from contract.grant import CodeHash, hashed, new_code
 from contract.messages import Name
 from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route
+from controller.fleet.subjects import Subject
 from controller.grant_records import (
     CodeList,
     GrantChange,
@@ -31,6 +32,7 @@ async def list_grants(call: Call[GrantQuery, Nothing]) -> Page[GrantView]:
     """Grants, newest first."""
     wanted = call.query
     return await call.services.fleet.list_grants(
+        scope=call.scope,
         node=wanted.node,
         site=wanted.site,
         ended=wanted.all,
@@ -107,11 +109,16 @@ async def revoke_code(call: Call[Nothing, Reasoned]) -> Change:
     return change
 
 
+def _request_names(body: GrantRequest) -> list[Subject]:
+    return [Subject("node", body.node)]
+
+
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/grants",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List grants",
         handler=list_grants,
         query=GrantQuery,
@@ -121,7 +128,9 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/grants",
-        role="admin",
+        needs="grant.request",
+        about="named",
+        names=_request_names,
         summary="Ask for access",
         handler=request_grant,
         query=Nothing,
@@ -132,7 +141,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/grants/{grant}",
-        role="viewer",
+        needs="fleet.read",
+        about="grant",
         summary="Look at one grant and its use",
         handler=get_grant,
         query=Nothing,
@@ -142,7 +152,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/grants/{grant}/approve",
-        role="admin",
+        needs="grant.approve",
+        about="grant",
         summary="Approve a grant",
         handler=approve_grant,
         query=Nothing,
@@ -152,7 +163,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/grants/{grant}/revoke",
-        role="admin",
+        needs="grant.revoke",
+        about="grant",
         summary="Revoke a grant",
         handler=revoke_grant,
         query=Nothing,
@@ -162,7 +174,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/nodes/{node}/break-glass",
-        role="viewer",
+        needs="fleet.read",
+        about="node",
         summary="List a node's break-glass codes, without the codes",
         handler=list_codes,
         query=Nothing,
@@ -172,7 +185,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/nodes/{node}/break-glass",
-        role="admin",
+        needs="break-glass.issue",
+        about="node",
         summary="Issue break-glass codes for a node; they are shown this once",
         handler=issue_codes,
         query=Nothing,
@@ -183,7 +197,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/nodes/{node}/break-glass/{code}/revoke",
-        role="admin",
+        needs="break-glass.revoke",
+        about="node",
         summary="Revoke a break-glass code",
         handler=revoke_code,
         query=Nothing,

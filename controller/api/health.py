@@ -11,17 +11,18 @@ class Status(Record, frozen=True, kw_only=True):
 
     controller: str
     sessions: int
-    """Open sessions of this process."""
+    """Open sessions of this process; where not the whole fleet is in scope, of nodes in scope with any."""
     fleet: FleetCounts
     now: float
 
 
 async def status(call: Call[Nothing, Nothing]) -> Status:
     """The fleet in figures. Raises StoreUnavailable when the database does not answer."""
+    fleet = await call.services.fleet.counts(scope=call.scope)
     return Status(
         controller=call.services.config.name,
-        sessions=len(call.services.sessions),
-        fleet=await call.services.fleet.counts(),
+        sessions=len(call.services.sessions) if call.scope.everywhere else fleet.connected,
+        fleet=fleet,
         now=call.now,
     )
 
@@ -30,7 +31,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/status",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="The fleet in figures",
         handler=status,
         query=Nothing,

@@ -25,13 +25,13 @@ async def list_incidents(call: Call[IncidentQuery, Nothing]) -> Page[IncidentVie
     """Incidents, newest first."""
     wanted = call.query
     return await call.services.fleet.list_incidents(
-        state=wanted.state, site=wanted.site, after=wanted.cursor, limit=wanted.limit
+        scope=call.scope, state=wanted.state, site=wanted.site, after=wanted.cursor, limit=wanted.limit
     )
 
 
 async def get_incident(call: Call[Nothing, Nothing]) -> IncidentView:
     """One incident."""
-    return await call.services.fleet.incident(call.number("incident"))
+    return await call.services.fleet.incident(call.number("incident"), scope=call.scope)
 
 
 async def close_incident(call: Call[Nothing, Reasoned]) -> IncidentView:
@@ -45,7 +45,7 @@ async def list_holds(call: Call[HoldQuery, Nothing]) -> Page[HoldView]:
     """Holds, newest first."""
     wanted = call.query
     return await call.services.fleet.list_holds(
-        active=not wanted.all, site=wanted.site, after=wanted.cursor, limit=wanted.limit
+        scope=call.scope, active=not wanted.all, site=wanted.site, after=wanted.cursor, limit=wanted.limit
     )
 
 
@@ -53,7 +53,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/incidents",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List incidents",
         handler=list_incidents,
         query=IncidentQuery,
@@ -63,7 +64,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/incidents/{incident}",
-        role="viewer",
+        needs="fleet.read",
+        about="incident",
         summary="Look at one incident",
         handler=get_incident,
         query=Nothing,
@@ -73,7 +75,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/incidents/{incident}/close",
-        role="admin",
+        needs="incident.close",
+        about="incident",
         summary="Close an incident",
         handler=close_incident,
         query=Nothing,
@@ -83,7 +86,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/holds",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List isolations",
         handler=list_holds,
         query=HoldQuery,

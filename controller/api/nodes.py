@@ -35,6 +35,7 @@ async def list_nodes(call: Call[NodeQuery, Nothing]) -> Page[NodeView]:
     """Nodes by name."""
     wanted = call.query
     return await call.services.fleet.list_nodes(
+        scope=call.scope,
         site=wanted.site,
         standing=wanted.standing,
         selector=None if wanted.selector is None else parse_selector(wanted.selector),
@@ -88,7 +89,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/nodes",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List nodes",
         handler=list_nodes,
         query=NodeQuery,
@@ -98,7 +100,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/nodes/{node}",
-        role="viewer",
+        needs="fleet.read",
+        about="node",
         summary="Look at one node",
         handler=get_node,
         query=Nothing,
@@ -108,7 +111,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="PUT",
         path="/nodes/{node}/labels",
-        role="admin",
+        needs="node.label",
+        about="node",
         summary="Replace a node's labels",
         handler=set_labels,
         query=Nothing,
@@ -118,7 +122,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/nodes/{node}/isolate",
-        role="admin",
+        needs="isolation.act",
+        about="node",
         summary="Isolate a node",
         handler=isolate_node,
         query=Nothing,
@@ -128,7 +133,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/nodes/{node}/release",
-        role="admin",
+        needs="isolation.act",
+        about="node",
         summary="Release a node",
         handler=release_node,
         query=Nothing,
@@ -138,7 +144,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/nodes/{node}/accept-boot",
-        role="admin",
+        needs="boot.accept",
+        about="node",
         summary="Accept the boot that a node showed last",
         handler=accept_boot,
         query=Nothing,

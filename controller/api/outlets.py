@@ -38,7 +38,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/outlets",
-        role="viewer",
+        needs="fleet.read",
+        about="fleet",
         summary="List outlets",
         handler=list_outlets,
         query=Nothing,
@@ -48,7 +49,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/outlets/{outlet}/retry",
-        role="admin",
+        needs="outlet.retry",
+        about="fleet",
         summary="Try a failing outlet at once",
         handler=retry_outlet,
         query=Nothing,
@@ -58,7 +60,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/outlets/{outlet}/dead-letters",
-        role="viewer",
+        needs="fleet.read",
+        about="fleet",
         summary="List what an outlet refused for good",
         handler=list_dead_letters,
         query=Paging,

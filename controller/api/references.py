@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contract.messages import Name
 from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Reasoned, Route
+from controller.fleet.subjects import Subject
 from controller.records import Change, Page, Strict
 from controller.reference_records import Accepted, Announced, Announcement, BootView, ReferenceView
 
@@ -28,7 +29,7 @@ async def list_references(call: Call[ReferenceQuery, Nothing]) -> Page[Reference
     """Sets, newest first."""
     wanted = call.query
     return await call.services.fleet.list_references(
-        site=wanted.site, withdrawn=wanted.all, after=wanted.cursor, limit=wanted.limit
+        scope=call.scope, site=wanted.site, withdrawn=wanted.all, after=wanted.cursor, limit=wanted.limit
     )
 
 
@@ -65,11 +66,16 @@ async def accept_incident(call: Call[Nothing, Acceptance]) -> Accepted:
     return accepted
 
 
+def _announced_names(body: Announcement) -> list[Subject]:
+    return [Subject("site", site) for site in sorted({one.site for one in body.references})]
+
+
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/references",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List announced reference values",
         handler=list_references,
         query=ReferenceQuery,
@@ -79,7 +85,9 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/references",
-        role="admin",
+        needs="boot.accept",
+        about="named",
+        names=_announced_names,
         summary="Announce reference values",
         handler=announce,
         query=Nothing,
@@ -91,7 +99,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/references/{reference}/withdraw",
-        role="admin",
+        needs="boot.accept",
+        about="reference",
         summary="Withdraw announced reference values",
         handler=withdraw,
         query=Nothing,
@@ -101,7 +110,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/nodes/{node}/boot",
-        role="viewer",
+        needs="fleet.read",
+        about="node",
         summary="Look at the boot that a node is held to",
         handler=get_boot,
         query=Nothing,
@@ -111,7 +121,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/incidents/{incident}/accept",
-        role="admin",
+        needs="boot.accept",
+        about="incident",
         summary="Accept the boots of all nodes of an incident",
         handler=accept_incident,
         query=Nothing,

@@ -59,13 +59,15 @@ async def list_suppressions(call: Call[SuppressionQuery, Nothing]) -> Page[Suppr
     """Suppressions, newest first."""
     wanted = call.query
     return await call.services.fleet.list_suppressions(
-        all_=wanted.all, after=wanted.cursor, limit=wanted.limit, now=call.now
+        scope=call.scope, all_=wanted.all, after=wanted.cursor, limit=wanted.limit, now=call.now
     )
 
 
 async def suppress(call: Call[Nothing, NewSuppression]) -> SuppressionView:
-    """Keep something quiet for a while."""
-    return await call.services.fleet.suppress(call.body, actor=call.person.name, now=call.now)
+    """Keep something quiet for a while, on nodes in scope."""
+    return await call.services.fleet.suppress(
+        call.body, scope=call.scope, actor=call.person.name, now=call.now
+    )
 
 
 async def end_suppression(call: Call[Nothing, Reasoned]) -> SuppressionView:
@@ -99,7 +101,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/responses",
-        role="viewer",
+        needs="fleet.read",
+        about="fleet",
         summary="Look at the response rules in force",
         handler=get_responses,
         query=Nothing,
@@ -109,7 +112,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="PUT",
         path="/responses",
-        role="admin",
+        needs="response.set",
+        about="fleet",
         summary="Replace the response rules, or check new ones",
         handler=set_responses,
         query=Nothing,
@@ -120,7 +124,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/responses/history",
-        role="viewer",
+        needs="fleet.read",
+        about="fleet",
         summary="List versions of the response rules",
         handler=list_responses,
         query=Paging,
@@ -130,7 +135,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/responses/undo",
-        role="admin",
+        needs="response.set",
+        about="fleet",
         summary="Put earlier response rules in force",
         handler=undo_responses,
         query=Nothing,
@@ -140,7 +146,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/suppressions",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List suppressions",
         handler=list_suppressions,
         query=SuppressionQuery,
@@ -150,7 +157,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/suppressions",
-        role="admin",
+        needs="incident.suppress",
+        about="listed",
         summary="Keep incidents of a kind quiet for a while",
         handler=suppress,
         query=Nothing,
@@ -161,7 +169,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/suppressions/{suppression}/end",
-        role="admin",
+        needs="incident.suppress",
+        about="suppression",
         summary="End a suppression before its time",
         handler=end_suppression,
         query=Nothing,
@@ -171,7 +180,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/sites/{site}/drill",
-        role="admin",
+        needs="isolation.act",
+        about="site",
         summary="Rehearse the isolation of a site",
         handler=drill_site,
         query=Nothing,

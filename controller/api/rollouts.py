@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route
+from controller.fleet.subjects import Subject
+from controller.permissions import Permission
 from controller.records import Page
 from controller.rollout_records import (
     NewPlan,
@@ -21,8 +23,10 @@ class RolloutQuery(Paging, frozen=True, kw_only=True):
 
 
 async def make_plan(call: Call[Nothing, NewPlan]) -> PlanView:
-    """Say what a baseline would change, node by node; nothing is sent."""
-    return await call.services.fleet.make_plan(call.body, actor=call.person.name, now=call.now)
+    """Say what a baseline would change, node by node; nothing is sent. The selector means nodes in scope."""
+    return await call.services.fleet.make_plan(
+        call.body, scope=call.scope, actor=call.person.name, now=call.now
+    )
 
 
 async def get_plan(call: Call[Nothing, Nothing]) -> PlanView:
@@ -39,7 +43,7 @@ async def list_rollouts(call: Call[RolloutQuery, Nothing]) -> Page[RolloutView]:
     """Rollouts, newest first."""
     wanted = call.query
     return await call.services.fleet.list_rollouts(
-        state=wanted.state, after=wanted.cursor, limit=wanted.limit, now=call.now
+        scope=call.scope, state=wanted.state, after=wanted.cursor, limit=wanted.limit, now=call.now
     )
 
 
@@ -85,11 +89,16 @@ async def abort_rollout(call: Call[Nothing, Reasoned]) -> RolloutView:
     return view
 
 
-def _act(verb: str, summary: str, handler: object) -> AnyRoute:
+def _plan_named(body: NewRollout) -> list[Subject]:
+    return [Subject("plan", str(body.plan))]
+
+
+def _act(verb: str, needs: Permission, summary: str, handler: object) -> AnyRoute:
     return Route(
         method="POST",
         path=f"/rollouts/{{rollout}}/{verb}",
-        role="admin",
+        needs=needs,
+        about="rollout",
         summary=summary,
         handler=handler,  # type: ignore[arg-type]
         query=Nothing,
@@ -102,7 +111,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/plans",
-        role="admin",
+        needs="rollout.request",
+        about="listed",
         summary="Plan a baseline for the nodes that a selector means",
         handler=make_plan,
         query=Nothing,
@@ -113,7 +123,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/plans/{plan}",
-        role="viewer",
+        needs="fleet.read",
+        about="plan",
         summary="Look at one plan",
         handler=get_plan,
         query=Nothing,
@@ -123,7 +134,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/rollouts",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List rollouts",
         handler=list_rollouts,
         query=RolloutQuery,
@@ -133,7 +145,9 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/rollouts",
-        role="admin",
+        needs="rollout.request",
+        about="named",
+        names=_plan_named,
         summary="Ask to carry out a plan",
         handler=request_rollout,
         query=Nothing,
@@ -144,7 +158,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/rollouts/{rollout}",
-        role="viewer",
+        needs="fleet.read",
+        about="rollout",
         summary="Look at one rollout",
         handler=get_rollout,
         query=Nothing,
@@ -154,15 +169,16 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/rollouts/{rollout}/nodes",
-        role="viewer",
+        needs="fleet.read",
+        about="rollout",
         summary="How far each node of a rollout is",
         handler=list_rollout_nodes,
         query=Paging,
         body=Nothing,
         reply=Page[RolloutNode],
     ),
-    _act("approve", "Let a rollout begin", approve_rollout),
-    _act("pause", "Pause a rollout", pause_rollout),
-    _act("resume", "Resume a rollout that was paused or has halted", resume_rollout),
-    _act("abort", "Abort a rollout", abort_rollout),
+    _act("approve", "rollout.approve", "Let a rollout begin", approve_rollout),
+    _act("pause", "rollout.act", "Pause a rollout", pause_rollout),
+    _act("resume", "rollout.act", "Resume a rollout that was paused or has halted", resume_rollout),
+    _act("abort", "rollout.act", "Abort a rollout", abort_rollout),
 )

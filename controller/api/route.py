@@ -1,27 +1,48 @@
 """What a route of the admin API is, and what its handler is given.
 
-A route names the least role that may use it; one without a role cannot be written. The table of routes is
-what the server serves and what the OpenAPI document is made from, so they cannot differ. Handlers know nothing of HTTP.
+A route says which permission it needs and what it is about; one without either cannot be written, and one whose path and
+whose `about` differ ends the program at import. `controller.api.gate` holds both against whoever asks before a handler runs.
+The table of routes is what the server serves and what the OpenAPI document is made from, so they cannot differ. Handlers know
+nothing of HTTP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar, get_args
 
 from msgspec import Meta, Struct
 
 from contract.errors import Rejected
 from contract.names import checked_name
-from controller.records import Role
+from controller.fleet.subjects import Subject
+from controller.permissions import Permission, Person, Scope
 from controller.services import Services
 
 MAX_JSON_BYTES = 64 * 1024
 MAX_ID = 2**53
 
-Access = Role | Literal["public"]
-"""Who may use a route: `public` needs no token, `viewer` any token, `admin` a token with that role."""
+Needs = Permission | Literal["public", "token"]
+"""Who may use a route: `public` needs no token, `token` any valid one, else a right with this permission."""
+InPath = Literal[
+    "site",
+    "node",
+    "enrolment",
+    "incident",
+    "grant",
+    "reference",
+    "plan",
+    "rollout",
+    "suppression",
+    "token",
+    "user",
+]
+About = InPath | Literal["nothing", "fleet", "listed", "named", "given"]
+"""What a route reads or changes. One thing that its path names; `named`: what its body names (`names`); `listed`: what there is
+of a kind, where the handler takes no more than `call.scope` holds; `given`: rights in its body, which nobody gives who has
+them not; `fleet`: the whole of it; `nothing` of any site."""
 
 Cursor = Annotated[str, Meta(max_length=256)]
 Limit = Annotated[int, Meta(ge=1, le=500)]
@@ -29,6 +50,12 @@ Reason = Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"\S")]
 
 Q = TypeVar("Q", bound=Struct)
 B = TypeVar("B")
+
+PARAMETER: Final = re.compile(r"\{([a-z_]+)\}")
+_ENROLMENT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_NUMBERED: Final[frozenset[str]] = frozenset(
+    {"incident", "grant", "reference", "plan", "rollout", "suppression"}
+)
 
 
 class Nothing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,12 +75,23 @@ class Reasoned(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
-class Person:
-    """Who is asking, as their token says."""
+def named_in(path: Mapping[str, str], kind: InPath) -> Subject:
+    """Return what a path names. Raises Rejected `name.invalid`, `path.number`, `enrolment.unknown`."""
+    if kind in _NUMBERED:
+        return Subject(kind, str(number_in(path, kind)))
+    if kind == "enrolment":
+        if _ENROLMENT.fullmatch(path[kind]) is None:
+            raise Rejected("enrolment.unknown")
+        return Subject(kind, path[kind])
+    return Subject(kind, checked_name(path[kind], kind))
 
-    name: str
-    role: Role
+
+def number_in(path: Mapping[str, str], parameter: str) -> int:
+    """Return a path parameter that is a number. Raises Rejected `path.number`."""
+    text = path[parameter]
+    if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= MAX_ID):
+        raise Rejected("path.number", f"{parameter}: wanted a whole number")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +100,16 @@ class Call(Generic[Q, B]):
 
     services: Services
     person: Person
+    scope: Scope
+    """Where the person has the permission that the route needs."""
     path: Mapping[str, str]
     query: Q
     body: B
     now: float
+    source: str
+    """The address that asks, as it counts: an IPv6 /64 is one."""
+    token: str
+    """As it was sent; empty where none is needed."""
 
     def name(self, parameter: str) -> str:
         """Return a path parameter that is a name. Raises Rejected `name.invalid`."""
@@ -73,10 +117,11 @@ class Call(Generic[Q, B]):
 
     def number(self, parameter: str) -> int:
         """Return a path parameter that is a number. Raises Rejected `path.number`."""
-        text = self.path[parameter]
-        if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= MAX_ID):
-            raise Rejected("path.number", f"{parameter}: wanted a whole number")
-        return int(text)
+        return number_in(self.path, parameter)
+
+    def enrolment(self) -> str:
+        """Return the enrolment that the path names. Raises Rejected `enrolment.unknown`."""
+        return named_in(self.path, "enrolment").key
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +131,8 @@ class Route(Generic[Q, B]):
     method: Literal["GET", "POST", "PUT", "DELETE"]
     path: str
     """After the prefix: `/nodes/{node}`."""
-    role: Access
+    needs: Needs
+    about: About
     summary: str
     handler: Callable[[Call[Q, B]], Awaitable[object]]
     query: type[Q]
@@ -94,9 +140,22 @@ class Route(Generic[Q, B]):
     """A struct (JSON), or bytes (application/octet-stream)."""
     reply: object
     """Type of what the handler returns; None for an empty answer."""
+    names: Callable[[B], Sequence[Subject]] | None = None
+    """What the body names beside the path: each must be in scope as well."""
     status: int = 200
     max_body_bytes: int = MAX_JSON_BYTES
     tag: str = ""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a route whose path and whose rule do not fit."""
+        inside = [name for name in PARAMETER.findall(self.path) if name in get_args(InPath)]
+        wanted = [self.about] if self.about in get_args(InPath) else []
+        if inside != wanted:
+            raise ValueError(f"{self.path}: its path names {inside}, its rule {self.about!r}")
+        if self.about == "named" and self.names is None:
+            raise ValueError(f"{self.path}: it does not say what its body names")
+        if self.needs == "public" and self.about != "nothing":
+            raise ValueError(f"{self.path}: what needs no token is about nothing")
 
 
 AnyRoute = Route[Any, Any]

@@ -12,6 +12,7 @@ from controller.api import (
     grants,
     health,
     incidents,
+    login,
     nodes,
     outlets,
     references,
@@ -19,6 +20,7 @@ from controller.api import (
     rollouts,
     sites,
     tokens,
+    users,
 )
 from controller.api.route import AnyRoute
 
@@ -38,7 +40,9 @@ _RESOURCES = (
     events,
     outlets,
     audit,
+    login,
     tokens,
+    users,
 )
 
 ROUTES: tuple[AnyRoute, ...] = tuple(route for resource in _RESOURCES for route in resource.ROUTES)

@@ -24,7 +24,9 @@ class NewPolicy(Strict, frozen=True, kw_only=True):
 
 async def list_sites(call: Call[Paging, Nothing]) -> Page[SiteView]:
     """Sites by name."""
-    return await call.services.fleet.list_sites(after=call.query.cursor, limit=call.query.limit)
+    return await call.services.fleet.list_sites(
+        scope=call.scope, after=call.query.cursor, limit=call.query.limit
+    )
 
 
 async def get_site(call: Call[Nothing, Nothing]) -> SiteView:
@@ -68,7 +70,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/sites",
-        role="viewer",
+        needs="fleet.read",
+        about="listed",
         summary="List sites",
         handler=list_sites,
         query=Paging,
@@ -78,7 +81,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/sites",
-        role="admin",
+        needs="site.make",
+        about="fleet",
         summary="Make a site",
         handler=create_site,
         query=Nothing,
@@ -89,7 +93,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
         path="/sites/{site}",
-        role="viewer",
+        needs="fleet.read",
+        about="site",
         summary="Look at one site",
         handler=get_site,
         query=Nothing,
@@ -99,7 +104,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="PUT",
         path="/sites/{site}/policy",
-        role="admin",
+        needs="site.policy",
+        about="site",
         summary="Replace a site's policy",
         handler=set_policy,
         query=Nothing,
@@ -109,7 +115,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/sites/{site}/isolate",
-        role="admin",
+        needs="isolation.act",
+        about="site",
         summary="Isolate a whole site",
         handler=isolate_site,
         query=Nothing,
@@ -119,7 +126,8 @@ ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
         path="/sites/{site}/release",
-        role="admin",
+        needs="isolation.act",
+        about="site",
         summary="Release a site",
         handler=release_site,
         query=Nothing,

@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from contract.errors import Rejected
-from controller.cli.access import completion, events, login, tokens, whoami
+from controller.cli.access import completion, events, whoami
 from controller.cli.apply import apply
 from controller.cli.attest import attest
 from controller.cli.audit import audit
@@ -26,12 +26,15 @@ from controller.cli.evidence import evidence
 from controller.cli.fleet import accept_boot, incidents, isolate, node, release, site, sites, status
 from controller.cli.grants import breakglass, grant
 from controller.cli.keys import keys
+from controller.cli.login import login, logout, password
 from controller.cli.nodes import label, nodes
 from controller.cli.outlets import outlets
 from controller.cli.references import reference
 from controller.cli.responses import drill, response, suppress, suppressions
 from controller.cli.rollouts import plan, rollout
 from controller.cli.show import harmless
+from controller.cli.tokens import tokens
+from controller.cli.users import users
 from controller.faults import log_fault
 
 REFUSED, USAGE, NOT_ALLOWED, UNREACHABLE, FAULT, INTERRUPTED = 1, 2, 3, 4, 70, 130
@@ -44,7 +47,22 @@ def cli() -> None:
 
 
 for command in (
-    *(login, whoami, status, nodes, node, label, sites, site, enrolments, baseline, keys, attest),
+    *(
+        login,
+        logout,
+        password,
+        whoami,
+        status,
+        nodes,
+        node,
+        label,
+        sites,
+        site,
+        enrolments,
+        baseline,
+        keys,
+        attest,
+    ),
     *(
         incidents,
         isolate,
@@ -65,6 +83,7 @@ for command in (
         events,
         outlets,
         audit,
+        users,
         tokens,
         completion,
     ),

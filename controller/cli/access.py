@@ -1,96 +1,27 @@
-"""`ringfence login, whoami, tokens, events, completion`."""
+"""`ringfence whoami, events, completion`."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 from click.shell_completion import get_completion_class
 
-from controller.cli.client import Client, segment
-from controller.cli.profile import Profile, load_profile, save_profile
-from controller.cli.show import at, harmless, items, json_option, show_facts, show_json, show_table, when
+from controller.cli.client import Client
+from controller.cli.profile import load_profile
+from controller.cli.rights import shown
+from controller.cli.show import at, harmless, items, json_option, show_facts, show_json, when
 
 LONG_POLL_S = 25
 
 
 @click.command()
-@click.option("--url", required=True, help="https://host:port of the admin listener.")
-@click.option(
-    "--ca",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    required=True,
-    help="The controller's controller-ca.pem.",
-)
-@click.option(
-    "--token-file",
-    type=click.Path(path_type=Path, allow_dash=True),
-    help="File with the token; '-' is stdin. Default: ask.",
-)
-def login(url: str, ca: Path, token_file: Path | None) -> None:
-    """Keep URL, authority and token for the commands that follow."""
-    if token_file is None:
-        token = click.prompt("Token", hide_input=True)
-    elif str(token_file) == "-":
-        token = sys.stdin.readline()
-    else:
-        token = token_file.read_text()
-    profile = Profile(url=url.rstrip("/"), ca=ca.read_text(), token=token.strip())
-    with Client(profile) as client:
-        found = client.get("/me")
-    path = save_profile(profile)
-    click.echo(f"logged in to {found['controller']} as {found['name']} ({found['role']}); kept in {path}")
-
-
-@click.command()
 @json_option
 def whoami(as_json: bool) -> None:
-    """Name and role of the token in use."""
+    """Name and rights of the token in use."""
     with Client(load_profile()) as client:
         found = client.get("/me")
-    show_json(found) if as_json else show_facts(found)
-
-
-@click.group()
-def tokens() -> None:
-    """API tokens."""
-
-
-@tokens.command("list")
-@json_option
-def list_tokens(as_json: bool) -> None:
-    """List tokens, without the tokens."""
-    with Client(load_profile()) as client:
-        found = items(client.get("/tokens")["items"])
-    if as_json:
-        show_json(found)
-        return
-    rows = [
-        (at(t, "name"), at(t, "role"), when(at(t, "created_at")), when(at(t, "expires_at"))) for t in found
-    ]
-    show_table(("NAME", "ROLE", "MADE", "EXPIRES"), rows)
-
-
-@tokens.command("new")
-@click.argument("name")
-@click.option("--role", type=click.Choice(("viewer", "admin")), required=True)
-@click.option("--days", type=float, default=90.0, show_default=True)
-@json_option
-def new_token(name: str, role: str, days: float, as_json: bool) -> None:
-    """Make a token. It is shown this once."""
-    with Client(load_profile()) as client:
-        found = client.send("POST", "/tokens", {"name": name, "role": role, "days": days})
-    show_json(found) if as_json else click.echo(found["token"])
-
-
-@tokens.command("revoke")
-@click.argument("name")
-def revoke_token(name: str) -> None:
-    """Revoke a token at once."""
-    with Client(load_profile()) as client:
-        client.send("DELETE", f"/tokens/{segment(name)}")
-    click.echo(f"revoked {name}")
+    show_json(found) if as_json else show_facts({**found, "rights": shown(found["rights"])})
 
 
 @click.command()

@@ -22,7 +22,7 @@ MAX_REPLY_BYTES = 64 * 1024 * 1024
 
 _CURES = {
     401: "log in again: ringfence login",
-    403: "ask for a token with another role",
+    403: "ask somebody who manages people for the right",
     429: "wait a minute",
     503: "is the database up? ringfence-controller's log says more",
 }
@@ -99,7 +99,9 @@ class Client:
         return self._call("POST", path, content, "application/octet-stream")
 
     def _call(self, method: str, path: str, body: bytes | None, content_type: str) -> dict[str, object]:
-        headers = {"Authorization": f"Bearer {self._token}", "Accept": "application/json"}
+        headers = {"Accept": "application/json"}
+        if self._token:
+            headers["Authorization"] = f"Bearer {self._token}"
         if content_type:
             headers["Content-Type"] = content_type
         try:

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from contract.directive import Directive
 from contract.errors import Rejected
 from controller.fleet import (
-    access,
     baselines,
     boots,
     incidents,
@@ -22,6 +21,7 @@ from controller.fleet import (
     reports,
     sessions,
     sites,
+    subjects,
 )
 from controller.fleet.enrolling import Enrolling
 from controller.fleet.granting import Granting
@@ -31,10 +31,11 @@ from controller.fleet.replicating import Replicating
 from controller.fleet.responding import Responding
 from controller.fleet.restoring import Restoring
 from controller.fleet.rolling import Rolling
+from controller.fleet.subjects import Subject
+from controller.permissions import Scope
 from controller.policy import SitePolicy
 from controller.presented import Presented
 from controller.records import (
-    ApiTokenView,
     AuditView,
     BaselineView,
     Change,
@@ -50,7 +51,6 @@ from controller.records import (
     NodeView,
     Outcome,
     Page,
-    Role,
     Sections,
     SessionRecord,
     SiteView,
@@ -58,7 +58,7 @@ from controller.records import (
     StandingChange,
 )
 from controller.selector import Selector
-from controller.store import audit
+from controller.store import Transaction, audit
 from controller.store.selecting import SortKey
 
 
@@ -79,9 +79,9 @@ class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Res
             lambda tx: sites.set_policy(tx, site, policy, actor=actor, reason=reason, now=now)
         )
 
-    async def list_sites(self, *, after: str | None = None, limit: int = 100) -> Page[SiteView]:
+    async def list_sites(self, *, scope: Scope, after: str | None = None, limit: int = 100) -> Page[SiteView]:
         """By name."""
-        return await self._store.run(lambda tx: sites.list_(tx, after=after, limit=limit))
+        return await self._store.run(lambda tx: sites.list_(tx, scope=scope, after=after, limit=limit))
 
     async def site(self, site: str) -> SiteView:
         """Raises Rejected `site.unknown`."""
@@ -203,11 +203,17 @@ class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Res
         )
 
     async def list_holds(
-        self, *, active: bool = True, site: str | None = None, after: str | None = None, limit: int = 100
+        self,
+        *,
+        scope: Scope,
+        active: bool = True,
+        site: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
     ) -> Page[HoldView]:
         """Newest first; `active=False` lists released ones too."""
         return await self._store.run(
-            lambda tx: isolation.list_(tx, active=active, site=site, after=after, limit=limit)
+            lambda tx: isolation.list_(tx, scope=scope, active=active, site=site, after=after, limit=limit)
         )
 
     # -- baselines and trust files -------------------------------------------------------------------------
@@ -231,15 +237,18 @@ class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Res
             lambda tx: baselines.assign(tx, site, name, version, actor=actor, reason=reason, now=now)
         )
 
-    async def list_baselines(self, *, after: str | None = None, limit: int = 100) -> Page[BaselineView]:
-        """By name, then version."""
-        return await self._store.run(lambda tx: baselines.list_(tx, after=after, limit=limit))
+    async def list_baselines(
+        self, *, scope: Scope, after: str | None = None, limit: int = 100
+    ) -> Page[BaselineView]:
+        """By name, then version. All of them, each with the sites of the scope that use it."""
+        return await self._store.run(lambda tx: baselines.list_(tx, scope=scope, after=after, limit=limit))
 
     # -- reading -------------------------------------------------------------------------------------------
 
     async def list_nodes(
         self,
         *,
+        scope: Scope,
         site: str | None = None,
         standing: Standing | None = None,
         selector: Selector | None = None,
@@ -252,6 +261,7 @@ class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Res
         return await self._store.run(
             lambda tx: nodes.list_(
                 tx,
+                scope=scope,
                 site=site,
                 standing=standing,
                 selector=selector,
@@ -277,19 +287,20 @@ class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Res
     async def list_incidents(
         self,
         *,
+        scope: Scope,
         state: str | None = None,
         site: str | None = None,
         after: str | None = None,
         limit: int = 100,
     ) -> Page[IncidentView]:
-        """Newest first."""
+        """Newest first: those that reach the site; of one that reaches beyond the scope, what is within."""
         return await self._store.run(
-            lambda tx: incidents.list_(tx, state=state, site=site, after=after, limit=limit)
+            lambda tx: incidents.list_(tx, scope=scope, state=state, site=site, after=after, limit=limit)
         )
 
-    async def incident(self, incident: int) -> IncidentView:
-        """Raises Rejected `incident.unknown`."""
-        return await self._store.run(lambda tx: incidents.get(tx, incident))
+    async def incident(self, incident: int, *, scope: Scope) -> IncidentView:
+        """What of it is within the scope. Raises Rejected `incident.unknown`."""
+        return await self._store.run(lambda tx: incidents.get(tx, incident, scope))
 
     async def close_incident(self, incident: int, *, actor: str, reason: str, now: float) -> IncidentView:
         """Raises Rejected `incident.unknown`, `incident.closed`, `reason.missing`."""
@@ -300,6 +311,7 @@ class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Res
     async def list_events(
         self,
         *,
+        scope: Scope,
         after: int = 0,
         limit: int = 100,
         node: str | None = None,
@@ -309,35 +321,31 @@ class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Res
         """Oldest first from the cursor `after` (exclusive); with `newest_first`, downwards from `after` (0: the end)."""
         return await self._store.run(
             lambda tx: incidents.events(
-                tx, after=after, limit=limit, node=node, site=site, newest_first=newest_first
+                tx,
+                scope=scope,
+                after=after,
+                limit=limit,
+                node=node,
+                site=site,
+                newest_first=newest_first,
             )
         )
 
-    async def counts(self) -> FleetCounts:
+    async def counts(self, *, scope: Scope) -> FleetCounts:
         """For metrics and status; walks the index, not the rows."""
-        return await self._store.run(nodes.counts)
+        return await self._store.run(lambda tx: nodes.counts(tx, scope))
 
     # -- who may ask ---------------------------------------------------------------------------------------
 
-    async def add_api_token(
-        self, name: str, role: Role, token_sha256: bytes, *, expires_at: float | None, actor: str, now: float
-    ) -> ApiTokenView:
-        """Raises Rejected `token.exists`, `name.invalid`."""
-        return await self._store.run(
-            lambda tx: access.add(tx, name, role, token_sha256, expires_at=expires_at, actor=actor, now=now)
-        )
+    async def check_scope(self, wanted: Sequence[Subject], scope: Scope, *, act: bool) -> None:
+        """Raises Rejected `*.unknown` for what is out of scope as for what is not there, `scope.insufficient` where an act
+        would reach beyond it, `enrolment.reserved` and `enrolment.ek-in-use` for a claimed name that is another site's."""
 
-    async def api_token(self, token_sha256: bytes, *, now: float) -> ApiTokenView | None:
-        """Whose token this is; None when unknown or expired."""
-        return await self._store.run(lambda tx: access.find(tx, token_sha256, now=now))
+        def job(tx: Transaction) -> None:
+            for subject in wanted:
+                subjects.check(tx, subject, scope, act=act)
 
-    async def list_api_tokens(self) -> list[ApiTokenView]:
-        """By name."""
-        return await self._store.run(access.list_)
-
-    async def revoke_api_token(self, name: str, *, actor: str, now: float) -> None:
-        """Raises Rejected `token.unknown`."""
-        await self._store.run(lambda tx: access.revoke(tx, name, actor=actor, now=now))
+        await self._store.run(job)
 
     async def list_audit(self, *, after: int = 0, limit: int = 100) -> list[AuditView]:
         """Oldest first from the cursor."""

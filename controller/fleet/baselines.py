@@ -5,6 +5,7 @@ from __future__ import annotations
 from contract.errors import Rejected
 from controller.fleet import acts, sites
 from controller.fleet.paging import cut, number
+from controller.permissions import Scope
 from controller.records import BaselineView, Change, ChangeTrust, Page, Sections
 from controller.store import Transaction, nodes
 from controller.store import sites as rows
@@ -85,11 +86,11 @@ def assign(
     return Change(affected=names)
 
 
-def list_(tx: Transaction, *, after: str | None, limit: int) -> Page[BaselineView]:
+def list_(tx: Transaction, *, scope: Scope, after: str | None, limit: int) -> Page[BaselineView]:
     """See Fleet.list_baselines."""
     cursor = None
     if after is not None:
         name, _, version = after.rpartition("/")
         cursor = (name, number(version) or 0)
-    page = rows.baseline_page(tx, after=cursor, limit=limit + 1)
+    page = rows.baseline_page(tx, scope=scope, after=cursor, limit=limit + 1)
     return cut(page, limit, lambda view: f"{view.name}/{view.version}")

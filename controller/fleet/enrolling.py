@@ -21,6 +21,7 @@ from controller.enrolment_records import (
     PreregistrationView,
 )
 from controller.fleet import enrolments, expected, identity
+from controller.permissions import Scope
 from controller.policy import FleetSettings
 from controller.records import Issue, Page
 from controller.store import Duplicate, Refused, Store, Transaction
@@ -120,13 +121,17 @@ class Enrolling:
         )
 
     async def list_enrolments(
-        self, *, state: str | None = None, after: str | None = None, limit: int = 100
+        self, *, scope: Scope, state: str | None = None, after: str | None = None, limit: int = 100
     ) -> Page[EnrolmentView]:
         """Newest first."""
-        return await self._store.run(lambda tx: enrolments.list_(tx, state=state, after=after, limit=limit))
+        return await self._store.run(
+            lambda tx: enrolments.list_(tx, scope=scope, state=state, after=after, limit=limit)
+        )
 
     async def list_preregistrations(
-        self, *, after: str | None = None, limit: int = 100
+        self, *, scope: Scope, after: str | None = None, limit: int = 100
     ) -> Page[PreregistrationView]:
         """By EK id."""
-        return await self._store.run(lambda tx: expected.list_expected(tx, after=after, limit=limit))
+        return await self._store.run(
+            lambda tx: expected.list_expected(tx, scope=scope, after=after, limit=limit)
+        )

@@ -27,6 +27,7 @@ from controller import tpmrecord
 from controller.enrolment_records import Admitted, DevIds, EnrolmentKeys, EnrolmentRequest, EnrolmentView
 from controller.fleet import acts, identity, newkeys
 from controller.fleet.paging import cut
+from controller.permissions import Scope
 from controller.policy import FleetSettings
 from controller.records import Issue, NodeIdentity, Page
 from controller.store import Refused, Transaction, events, nodes
@@ -187,9 +188,11 @@ def reject(tx: Transaction, enrolment: str, *, actor: str, reason: str, now: flo
     return _view(tx, enrolment)
 
 
-def list_(tx: Transaction, *, state: str | None, after: str | None, limit: int) -> Page[EnrolmentView]:
+def list_(
+    tx: Transaction, *, scope: Scope, state: str | None, after: str | None, limit: int
+) -> Page[EnrolmentView]:
     """See Fleet.list_enrolments."""
-    page = rows.page(tx, state=state, before=after, limit=limit + 1)
+    page = rows.page(tx, state=state, scope=scope, before=after, limit=limit + 1)
     return cut(page, limit, lambda view: view.enrolment)
 
 

@@ -7,6 +7,7 @@ from contract.names import checked_name
 from controller.enrolment_records import EnrolTokenView, PreregistrationView
 from controller.fleet import acts, sites
 from controller.fleet.paging import cut
+from controller.permissions import Scope
 from controller.records import Page
 from controller.store import Transaction, nodes
 from controller.store import enrolments as rows
@@ -81,6 +82,9 @@ def new_token(
     return rows.add_token(tx, token_sha256, node=node, site=site, expires_at=expires_at, actor=actor, now=now)
 
 
-def list_expected(tx: Transaction, *, after: str | None, limit: int) -> Page[PreregistrationView]:
+def list_expected(
+    tx: Transaction, *, scope: Scope, after: str | None, limit: int
+) -> Page[PreregistrationView]:
     """See Fleet.list_preregistrations."""
-    return cut(rows.expected_page(tx, after=after, limit=limit + 1), limit, lambda view: view.ek_id)
+    page = rows.expected_page(tx, scope=scope, after=after, limit=limit + 1)
+    return cut(page, limit, lambda view: view.ek_id)

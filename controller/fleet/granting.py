@@ -8,6 +8,7 @@ from __future__ import annotations
 from controller.fleet import grants
 from controller.fleet.grants import Codes
 from controller.grant_records import CodeView, GrantChange, GrantRequest, GrantView
+from controller.permissions import Scope
 from controller.records import Change, Page
 from controller.store import Store
 
@@ -41,6 +42,7 @@ class Granting:
     async def list_grants(
         self,
         *,
+        scope: Scope,
         node: str | None = None,
         site: str | None = None,
         ended: bool = False,
@@ -50,7 +52,9 @@ class Granting:
     ) -> Page[GrantView]:
         """Newest first; with `ended` those that are over too."""
         return await self._store.run(
-            lambda tx: grants.list_(tx, node=node, site=site, ended=ended, after=after, limit=limit, now=now)
+            lambda tx: grants.list_(
+                tx, scope=scope, node=node, site=site, ended=ended, after=after, limit=limit, now=now
+            )
         )
 
     async def issue_codes(

@@ -16,6 +16,7 @@ from contract.grant import MAX_CODES, MAX_GRANTS, CodeHash, Grant
 from contract.messages import Event
 from controller.fleet import acts
 from controller.fleet.paging import cut, number
+from controller.fleet.tokens import person_behind
 from controller.grant_records import (
     CodeView,
     GrantChange,
@@ -24,6 +25,7 @@ from controller.grant_records import (
     GrantState,
     GrantView,
 )
+from controller.permissions import Scope
 from controller.records import Change, Page
 from controller.store import Transaction, audit, events, nodes
 from controller.store import grants as rows
@@ -79,8 +81,10 @@ def approve(tx: Transaction, grant: int, *, actor: str, reason: str, now: float)
         raise Rejected("grant.decided", f"{_state(row, now)} already")
     if row.ends <= now:
         raise Rejected("grant.over", "its time is over; ask for a new one")
-    if node.policy.grants_need_two_persons and actor == row.requested_by:
-        raise Rejected("grant.same-person", f"{actor} asked for it: somebody else must approve it")
+    if node.policy.grants_need_two_persons and person_behind(tx, actor) == person_behind(
+        tx, row.requested_by
+    ):
+        raise Rejected("grant.same-person", f"{row.requested_by} asked for it: somebody else must approve it")
     rows.approve(tx, grant, actor=actor, now=now)
     nodes.set_due(tx, [row.node])
     _record(tx, "grant.approved", f"grant {grant} approved by {actor}", row, actor=actor, reason=why, now=now)
@@ -107,6 +111,7 @@ def get(tx: Transaction, grant: int, *, now: float) -> GrantView:
 def list_(
     tx: Transaction,
     *,
+    scope: Scope,
     node: str | None,
     site: str | None,
     ended: bool,
@@ -116,7 +121,12 @@ def list_(
 ) -> Page[GrantView]:
     """See Fleet.list_grants."""
     page = rows.page(
-        tx, node=node, site=site, live_at=None if ended else now, before=number(after), limit=limit + 1
+        tx,
+        node=node,
+        scope=scope.narrowed(site),
+        live_at=None if ended else now,
+        before=number(after),
+        limit=limit + 1,
     )
     return cut([_view(row, now) for row in page], limit, lambda view: str(view.id))
 

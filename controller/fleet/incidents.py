@@ -10,8 +10,10 @@ from contract.errors import Rejected
 from contract.messages import Drift, Finding, Severity
 from controller import judge
 from controller.fleet import acts
+from controller.fleet.incidentshare import share
 from controller.fleet.paging import cut, number
 from controller.judge import Suspicion
+from controller.permissions import EVERYWHERE, Scope
 from controller.records import EventView, IncidentKind, IncidentState, IncidentView, Page
 from controller.store import Transaction  # fmt: skip
 from controller.store import events as event_rows
@@ -71,7 +73,8 @@ def record(
         severity = _worst([s.severity for s in of_kind])
         if there:
             incident = min(there.values())
-            _again(tx, incident, node, new=not set(keys).issubset(there), severity=severity, now=now)
+            new = not set(keys).issubset(there)
+            _again(tx, incident, node, site, new=new, severity=severity, now=now)
         else:
             incident = rows.open_(
                 tx, kind=kind, severity=severity, site=site, title=of_kind[0].title, now=now
@@ -99,13 +102,16 @@ def record(
             severity=severity,
             recommend=[f"{node}: {text}" for text in recommend] if kind == gravest else [],
             questions=questions if kind == "update" else None,
+            site=site,
             now=now,
         )
         made[kind] = incident
     return made
 
 
-def _again(tx: Transaction, incident: int, node: str, *, new: bool, severity: Severity, now: float) -> None:
+def _again(
+    tx: Transaction, incident: int, node: str, site: str, *, new: bool, severity: Severity, now: float
+) -> None:
     """An incident grows, or comes again: that is told once, and then it is quiet until it has stayed away. Whatever is new in
     it, or graver, ends the quiet: nothing hides behind something that flaps."""
     view = get(tx, incident)
@@ -120,10 +126,10 @@ def _again(tx: Transaction, incident: int, node: str, *, new: bool, severity: Se
         tx,
         "incident.reopened",
         severity,
-        f"incident {incident} came again: {node}: {view.title}"[:2048],
+        f"incident {incident} came again: {node}: {view.title if view.site == site else view.kind}"[:2048],
         now=now,
         node=node,
-        site=view.site,
+        site=site,
         detail={"incident": str(incident), "reopened": str(view.reopened + 1)},
     )
 
@@ -159,10 +165,12 @@ def note(
     recommend: Sequence[str] = (),
     questions: Mapping[str, int] | None = None,
     gone: bool = False,
+    site: str | None = None,
     now: float,
 ) -> None:
     """Add to an incident and settle its state: it needs a person once something was recommended, it is resolved
-    when no node shows any of its suspicions any more; where a person was asked, not before something is `gone`."""
+    when no node shows any of its suspicions any more; where a person was asked, not before something is `gone`. `site`: of the
+    node that this is about, where it is one."""
     view = rows.load(tx, incident)
     if view is None or view.state == "closed":
         return
@@ -172,26 +180,13 @@ def note(
         state = "resolved"
     elif recommend or questions or view.state == "needs-person":
         state = "needs-person"
+    where = site or view.site
     if recommend and view.state != "needs-person" and not view.quiet:
-        event_rows.add(
-            tx,
-            "isolation.recommended",
-            "critical",
-            f"incident {incident} needs a person: {recommend[0]}"[:2048],
-            now=now,
-            site=view.site,
-            detail={"incident": str(incident)},
-        )
+        text = f"incident {incident} needs a person: {recommend[0]}"
+        _tell(tx, incident, "isolation.recommended", "critical", text, site=where, now=now)
     if questions and view.state != "needs-person" and not view.quiet:
-        event_rows.add(
-            tx,
-            "update.unannounced",
-            "warning",
-            f"incident {incident} asks a person: {next(iter(questions))}"[:2048],
-            now=now,
-            site=view.site,
-            detail={"incident": str(incident)},
-        )
+        text = f"incident {incident} asks a person: {next(iter(questions))}"
+        _tell(tx, incident, "update.unannounced", "warning", text, site=where, now=now)
     asked = questions or {}
     # A question stands once, with the newest count: five hundred nodes are one line.
     before = [line for line in view.done if not line.startswith(tuple(asked))] if asked else view.done
@@ -213,6 +208,13 @@ def note(
     )
 
 
+def _tell(
+    tx: Transaction, incident: int, kind: str, severity: Severity, text: str, *, site: str, now: float
+) -> None:
+    detail = {"incident": str(incident)}
+    event_rows.add(tx, kind, severity, text[:2048], now=now, site=site, detail=detail)
+
+
 def withdraw(tx: Transaction, node: str, site: str, keys: Sequence[str], now: float) -> None:
     """A node no longer shows these suspicions: incidents that nobody shows any more resolve themselves."""
     for incident in rows.withdraw(tx, node, keys):
@@ -221,7 +223,10 @@ def withdraw(tx: Transaction, node: str, site: str, keys: Sequence[str], now: fl
             continue
         note(tx, incident, done=[f"{node}: no longer found"], gone=True, now=now)
         if not before.quiet:
-            _tell_resolved(tx, incident, before.title, site=site, node=node, now=now)
+            title = (
+                before.title if before.site == site else before.kind
+            )  # what began elsewhere tells of elsewhere
+            _tell_resolved(tx, incident, title, site=site, node=node, now=now)
 
 
 def _worst(severities: Sequence[Severity]) -> Severity:
@@ -229,20 +234,21 @@ def _worst(severities: Sequence[Severity]) -> Severity:
 
 
 def list_(
-    tx: Transaction, *, state: str | None, site: str | None, after: str | None, limit: int
+    tx: Transaction, *, scope: Scope, state: str | None, site: str | None, after: str | None, limit: int
 ) -> Page[IncidentView]:
     """See Fleet.list_incidents."""
-    page = rows.page(tx, state=state, site=site, before=number(after), limit=limit + 1)
-    return cut(page, limit, lambda view: str(view.id))
+    page = rows.page(tx, state=state, scope=scope.narrowed(site), before=number(after), limit=limit + 1)
+    return cut([share(tx, view, scope) for view in page], limit, lambda view: str(view.id))
 
 
-def get(tx: Transaction, incident: int) -> IncidentView:
+def get(tx: Transaction, incident: int, scope: Scope = EVERYWHERE) -> IncidentView:
     """See Fleet.incident."""
     view = rows.load(tx, incident)
     if view is None:
         raise Rejected("incident.unknown", str(incident))
     counts = shown_by(tx, view.findings, incident=incident)
-    return msgspec.structs.replace(view, findings_nodes=[count or None for count in counts])
+    view = msgspec.structs.replace(view, findings_nodes=[count or None for count in counts])
+    return share(tx, view, scope)
 
 
 def close(tx: Transaction, incident: int, *, actor: str, reason: str, now: float) -> IncidentView:
@@ -274,9 +280,21 @@ def close(tx: Transaction, incident: int, *, actor: str, reason: str, now: float
 
 
 def events(
-    tx: Transaction, *, after: int, limit: int, node: str | None, site: str | None, newest_first: bool
+    tx: Transaction,
+    *,
+    scope: Scope,
+    after: int,
+    limit: int,
+    node: str | None,
+    site: str | None,
+    newest_first: bool,
 ) -> list[EventView]:
     """See Fleet.list_events."""
     return event_rows.read(
-        tx, after=after, limit=limit, node=node, site=site, order="down" if newest_first else "up"
+        tx,
+        after=after,
+        limit=limit,
+        node=node,
+        scope=scope.narrowed(site),
+        order="down" if newest_first else "up",
     )

@@ -18,6 +18,7 @@ from contract.grant import CodeHash, Grant
 from contract.messages import Posture
 from controller.fleet import acts, grants, sessions, sites
 from controller.fleet.paging import cut, number
+from controller.permissions import Scope
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
 from controller.standing import standing
@@ -162,10 +163,10 @@ def _release_itself(tx: Transaction, node: str, *, actor: str, why: str, now: fl
 
 
 def list_(
-    tx: Transaction, *, active: bool, site: str | None, after: str | None, limit: int
+    tx: Transaction, *, scope: Scope, active: bool, site: str | None, after: str | None, limit: int
 ) -> Page[HoldView]:
     """See Fleet.list_holds."""
-    page = holds.page(tx, active=active, site=site, before=number(after), limit=limit + 1)
+    page = holds.page(tx, active=active, scope=scope.narrowed(site), before=number(after), limit=limit + 1)
     return cut(page, limit, lambda view: str(view.id))
 
 

@@ -14,6 +14,7 @@ from controller import tpmrecord
 from controller.claimsview import BootClaims, shown
 from controller.fleet import acts, incidents
 from controller.fleet.paging import cut
+from controller.permissions import Scope
 from controller.policy import FleetSettings
 from controller.records import (
     MAX_REFERENCE_BYTES,
@@ -59,6 +60,7 @@ def _view(row: NodeRow) -> NodeView:
 def list_(
     tx: Transaction,
     *,
+    scope: Scope,
     site: str | None,
     standing: Standing | None,
     selector: Selector | None,
@@ -70,7 +72,7 @@ def list_(
     """See Fleet.list_nodes."""
     page = selecting.page(
         tx,
-        site=site,
+        scope=scope.narrowed(site),
         standing=standing,
         selector=selector,
         sort=sort,
@@ -185,7 +187,7 @@ def sweep(tx: Transaction, settings: FleetSettings, *, now: float) -> list[Stand
     return changes
 
 
-def counts(tx: Transaction) -> FleetCounts:
+def counts(tx: Transaction, scope: Scope) -> FleetCounts:
     """See Fleet.counts."""
     by_standing: dict[Standing, int] = {
         "healthy": 0,
@@ -194,16 +196,16 @@ def counts(tx: Transaction) -> FleetCounts:
         "untrusted": 0,
         "isolated": 0,
     }
-    for (_, stands), count in rows.count_by_standing(tx).items():
+    for (_, stands), count in rows.count_by_standing(tx, scope).items():
         by_standing[stands] += count
-    by_state = incident_rows.count_by_state(tx)
+    by_state = incident_rows.count_by_state(tx, scope)
     return FleetCounts(
         nodes=by_standing,
-        connected=rows.count_connected(tx),
-        sites=sites.count(tx),
-        sites_isolated=len(holds.active_on_sites(tx)),
+        connected=rows.count_connected(tx, scope),
+        sites=sites.count(tx, scope),
+        sites_isolated=len(holds.active_on_sites(tx, scope)),
         incidents_open=by_state.get("open", 0),
         incidents_needing_a_person=by_state.get("needs-person", 0),
-        enrolments_waiting=enrolments.count_open(tx, states=("proved",)),
-        last_event=events.last_id(tx),
+        enrolments_waiting=enrolments.count_open(tx, states=("proved",), scope=scope),
+        last_event=events.last_id(tx, scope),
     )

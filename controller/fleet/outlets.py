@@ -6,6 +6,7 @@ from contract.errors import Rejected
 from controller.fleet import acts
 from controller.fleet.paging import cut, number
 from controller.outlet_records import DeadLetter, OutletView
+from controller.permissions import EVERYWHERE
 from controller.records import Page
 from controller.store import Store, Transaction, events
 from controller.store import outlets as rows
@@ -32,7 +33,7 @@ class Outlets:
 
 
 def _views(tx: Transaction) -> list[OutletView]:
-    newest, dead = events.last_id(tx), rows.count_dead(tx)
+    newest, dead = events.last_id(tx, EVERYWHERE), rows.count_dead(tx)
     return [
         OutletView(
             name=row.name,

@@ -11,6 +11,7 @@ from typing import Final
 
 from contract.errors import Rejected
 from controller.baselinediff import changes
+from controller.permissions import Scope
 from controller.records import BaselineView, Record
 from controller.rollout_records import MAX_PLANNED, NewPlan, PlanGroup, PlanView, SectionChange
 from controller.selector import Selector, parse_selector
@@ -29,13 +30,14 @@ class Gathered(Record, frozen=True, kw_only=True):
 
     wanted: BaselineView
     selector: Selector
+    scope: Scope
     nodes: list[NodeRow]
     documents: dict[str, bytes]
     """Signed baselines by name/version."""
     in_rollout: dict[str, int]
 
 
-def gather(tx: Transaction, new: NewPlan) -> Gathered:
+def gather(tx: Transaction, new: NewPlan, scope: Scope) -> Gathered:
     """Read what is wanted to know. Raises Rejected `selector.*`, `baseline.unknown`, `plan.nobody`, `plan.too-many`."""
     selector = parse_selector(new.selector)
     wanted = baselines.baseline(tx, new.baseline, new.version)
@@ -43,7 +45,7 @@ def gather(tx: Transaction, new: NewPlan) -> Gathered:
         raise Rejected(
             "baseline.unknown", new.baseline if new.version is None else f"{new.baseline} {new.version}"
         )
-    chosen = nodes.rows_of(tx, selecting.condition(selector), (selecting.BY_NAME,), MAX_PLANNED + 1)
+    chosen = selecting.meant(tx, selector, scope, MAX_PLANNED + 1)
     if not chosen:
         raise Rejected("plan.nobody", f"no node is meant by {selector}")
     if len(chosen) > MAX_PLANNED:
@@ -57,7 +59,12 @@ def gather(tx: Transaction, new: NewPlan) -> Gathered:
             documents[f"{name}/{version}"] = content
     in_rollout = rows.active_of(tx, [row.node for row in chosen])
     return Gathered(
-        wanted=wanted, selector=selector, nodes=chosen, documents=documents, in_rollout=in_rollout
+        wanted=wanted,
+        selector=selector,
+        scope=scope,
+        nodes=chosen,
+        documents=documents,
+        in_rollout=in_rollout,
     )
 
 
@@ -81,6 +88,7 @@ def think(found: Gathered, *, actor: str, now: float) -> PlanView:
         version=wanted.version,
         sha256=wanted.sha256,
         selector=str(found.selector),
+        scope=found.scope,
         nodes=len(changing),
         sites=sorted({row.site for row in changing}),
         groups=[
@@ -116,7 +124,7 @@ def check_fresh(tx: Transaction, plan: PlanView, now: float) -> list[NodeRow]:
         raise Rejected("plan.changed", "its baseline is no longer offered")
     before = {name: group.before for group in plan.groups for name in group.nodes}
     selector = parse_selector(plan.selector)
-    now_there = nodes.rows_of(tx, selecting.condition(selector), (selecting.BY_NAME,), MAX_PLANNED + 1)
+    now_there = selecting.meant(tx, selector, plan.scope, MAX_PLANNED + 1)
     known = {*before, *plan.already, *plan.refused}
     here = {row.node: row for row in now_there}
     moved = known ^ here.keys()

@@ -16,6 +16,7 @@ from contract.revocations import REVOCATION
 from contract.wire import decode
 from controller.fleet import acts, boots, incidents, sites
 from controller.fleet.paging import cut, number
+from controller.permissions import Scope
 from controller.records import MAX_REFERENCE_BYTES, Page
 from controller.reference_records import Accepted, BootView, ReferenceView
 from controller.store import Transaction, nodes
@@ -99,10 +100,12 @@ def withdraw(tx: Transaction, reference: int, *, actor: str, reason: str, now: f
 
 
 def list_(
-    tx: Transaction, *, site: str | None, withdrawn: bool, after: str | None, limit: int
+    tx: Transaction, *, scope: Scope, site: str | None, withdrawn: bool, after: str | None, limit: int
 ) -> Page[ReferenceView]:
     """See Fleet.list_references."""
-    page = rows.page(tx, site=site, withdrawn=withdrawn, before=number(after), limit=limit + 1)
+    page = rows.page(
+        tx, scope=scope.narrowed(site), withdrawn=withdrawn, before=number(after), limit=limit + 1
+    )
     return cut(list(page), limit, lambda view: str(view.id))
 
 

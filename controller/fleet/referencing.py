@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from contract.references import Expected, ReferenceSet
 from controller.fleet import references
+from controller.permissions import Scope
 from controller.records import Page
 from controller.reference_records import Accepted, BootView, ReferenceView
 from controller.store import Store
@@ -37,11 +38,19 @@ class Referencing:
         )
 
     async def list_references(
-        self, *, site: str | None = None, withdrawn: bool = False, after: str | None = None, limit: int = 100
+        self,
+        *,
+        scope: Scope,
+        site: str | None = None,
+        withdrawn: bool = False,
+        after: str | None = None,
+        limit: int = 100,
     ) -> Page[ReferenceView]:
         """Newest first."""
         return await self._store.run(
-            lambda tx: references.list_(tx, site=site, withdrawn=withdrawn, after=after, limit=limit)
+            lambda tx: references.list_(
+                tx, scope=scope, site=site, withdrawn=withdrawn, after=after, limit=limit
+            )
         )
 
     async def expected(self, site: str, *, now: float) -> Expected:

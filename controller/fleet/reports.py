@@ -10,6 +10,7 @@ from contract.messages import Finding, ReportBody
 from controller import judge
 from controller.fleet import boots, following, grants, incidents, isolation, rollouts, sessions
 from controller.fleet import evidence as keeping
+from controller.permissions import EVERYWHERE
 from controller.policy import FleetSettings
 from controller.presented import Presented
 from controller.records import Evidence, Outcome, Standing
@@ -91,7 +92,7 @@ def take(
 def _take_events(tx: Transaction, row: NodeRow, body: ReportBody, now: float) -> list[Seen]:
     """Store the events; return those that are new here where any rule is about events at all."""
     wanted = any(rule.when.event for rule, _ in compiled(rules.document(tx)))
-    mark = events.last_id(tx) if wanted else 0
+    mark = events.last_id(tx, EVERYWHERE) if wanted else 0
     events.add_agents(tx, row.node, row.site, body.events, now)
     grants.note(tx, row, body.events, now)
     rollouts.note(tx, row, body.events, now)
@@ -99,7 +100,9 @@ def _take_events(tx: Transaction, row: NodeRow, body: ReportBody, now: float) ->
         return []
     return [
         Seen(id=one.id, kind=one.kind, summary=one.summary)
-        for one in events.read(tx, after=mark, limit=len(body.events), node=row.node, site=None, order="up")
+        for one in events.read(
+            tx, after=mark, limit=len(body.events), node=row.node, scope=EVERYWHERE, order="up"
+        )
         if one.source == "agent"
     ]
 

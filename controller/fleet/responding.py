@@ -9,6 +9,7 @@ from controller import response
 from controller.drill_records import DrillPlan, DrillView
 from controller.fleet import acts, drills
 from controller.fleet.paging import cut, number
+from controller.permissions import Scope
 from controller.policy import FleetSettings
 from controller.records import Page
 from controller.response_records import (
@@ -53,10 +54,10 @@ class Responding:
         found = await self._store.run(lambda tx: rows.history(tx, before=number(after), limit=limit + 1))
         return cut(found, limit, lambda view: str(view.version))
 
-    async def suppress(self, new: NewSuppression, *, actor: str, now: float) -> SuppressionView:
-        """Keep something quiet for a while. Raises Rejected `selector.*`, `suppression.never`, `suppression.until`,
-        `reason.missing`."""
-        return await self._store.run(lambda tx: _suppress(tx, new, actor=actor, now=now))
+    async def suppress(self, new: NewSuppression, *, scope: Scope, actor: str, now: float) -> SuppressionView:
+        """Keep something quiet for a while, on nodes in scope: the selector is narrowed to it. Raises Rejected `selector.*`,
+        `scope.several`, `suppression.never`, `suppression.until`, `reason.missing`."""
+        return await self._store.run(lambda tx: _suppress(tx, new, scope, actor=actor, now=now))
 
     async def end_suppression(
         self, suppression: int, *, actor: str, reason: str, now: float
@@ -65,11 +66,18 @@ class Responding:
         return await self._store.run(lambda tx: _end(tx, suppression, actor=actor, reason=reason, now=now))
 
     async def list_suppressions(
-        self, *, all_: bool = False, after: str | None = None, limit: int = 100, now: float
+        self, *, scope: Scope, all_: bool = False, after: str | None = None, limit: int = 100, now: float
     ) -> Page[SuppressionView]:
-        """Newest first; `all_` lists ended ones too."""
+        """Newest first, those that mean nothing outside the scope; `all_` lists ended ones too."""
         found = await self._store.run(
-            lambda tx: rows.page(tx, all_=all_, now=now, before=number(after), limit=limit + 1)
+            lambda tx: rows.page(
+                tx,
+                all_=all_,
+                now=now,
+                before=number(after),
+                limit=limit + 1,
+                wanted=lambda view: scope.everywhere or scope.holds_all(parse_selector(view.selector)),
+            )
         )
         return cut(found, limit, lambda view: str(view.id))
 
@@ -148,9 +156,11 @@ def _store(tx: Transaction, made: ResponseView, *, actor: str, now: float) -> Re
     return made
 
 
-def _suppress(tx: Transaction, new: NewSuppression, *, actor: str, now: float) -> SuppressionView:
+def _suppress(
+    tx: Transaction, new: NewSuppression, scope: Scope, *, actor: str, now: float
+) -> SuppressionView:
     why = acts.checked_reason(new.reason)
-    selector = parse_selector(new.selector)
+    selector = scope.limited(parse_selector(new.selector))
     if new.kind.startswith(NEVER_QUIET) or new.kind + "." in NEVER_QUIET:
         raise Rejected("suppression.never", f"{new.kind}: identity and forged evidence are always told")
     if not now < new.until <= now + MAX_SUPPRESSION_S:

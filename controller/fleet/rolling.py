@@ -6,6 +6,7 @@ import asyncio
 
 from contract.errors import Rejected
 from controller.fleet import plans, rollouts
+from controller.permissions import Scope
 from controller.records import Page
 from controller.rollout_records import NewPlan, NewRollout, PlanView, RolloutNode, RolloutView
 from controller.store import Store
@@ -17,10 +18,11 @@ class Rolling:
 
     _store: Store
 
-    async def make_plan(self, new: NewPlan, *, actor: str, now: float) -> PlanView:
-        """Say what a baseline would change, and keep it under a number; nothing is sent. Raises Rejected `selector.*`,
+    async def make_plan(self, new: NewPlan, *, scope: Scope, actor: str, now: float) -> PlanView:
+        """Say what a baseline would change, and keep it under a number; nothing is sent. The selector means nodes in scope,
+        now and when it is carried out. Raises Rejected `selector.*`,
         `baseline.unknown`, `plan.nobody`, `plan.too-many`."""
-        found = await self._store.run(lambda tx: plans.gather(tx, new))
+        found = await self._store.run(lambda tx: plans.gather(tx, new, scope))
         plan = await asyncio.to_thread(plans.think, found, actor=actor, now=now)
         return await self._store.run(lambda tx: rows.add_plan(tx, plan))
 
@@ -72,11 +74,17 @@ class Rolling:
         return await self._store.run(lambda tx: rollouts.get(tx, rollout, now=now))
 
     async def list_rollouts(
-        self, *, state: str | None = None, after: str | None = None, limit: int = 100, now: float
+        self,
+        *,
+        scope: Scope,
+        state: str | None = None,
+        after: str | None = None,
+        limit: int = 100,
+        now: float,
     ) -> Page[RolloutView]:
-        """Newest first."""
+        """Newest first: those whose nodes are all in scope."""
         return await self._store.run(
-            lambda tx: rollouts.list_(tx, state=state, after=after, limit=limit, now=now)
+            lambda tx: rollouts.list_(tx, scope=scope, state=state, after=after, limit=limit, now=now)
         )
 
     async def list_rollout_nodes(

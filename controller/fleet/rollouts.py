@@ -13,6 +13,8 @@ from contract.messages import Event
 from controller import windows
 from controller.fleet import acts, plans
 from controller.fleet.paging import cut, number
+from controller.fleet.tokens import person_behind
+from controller.permissions import Scope
 from controller.records import Page
 from controller.rollout import Moved, decide, waves_of
 from controller.rollout_records import NewRollout, NodeFacts, RolloutNode, RolloutState, RolloutView
@@ -80,8 +82,10 @@ def approve(tx: Transaction, rollout: int, *, actor: str, reason: str, now: floa
     why = acts.checked_reason(reason)
     if row.state != "requested":
         raise Rejected("rollout.decided", f"it is {row.state} already")
-    if actor == row.requested_by and _needs_two(tx, row):
-        raise Rejected("rollout.same-person", f"{actor} asked for it: somebody else must approve it")
+    if person_behind(tx, actor) == person_behind(tx, row.requested_by) and _needs_two(tx, row):
+        raise Rejected(
+            "rollout.same-person", f"{row.requested_by} asked for it: somebody else must approve it"
+        )
     rows.change(tx, rollout, state="running", why="", approved_at=now, approved_by=actor)
     _record(tx, "rollout.approved", row, actor=actor, reason=why, now=now)
     return view(tx, _known(tx, rollout), now)
@@ -148,10 +152,10 @@ def get(tx: Transaction, rollout: int, *, now: float) -> RolloutView:
 
 
 def list_(
-    tx: Transaction, *, state: str | None, after: str | None, limit: int, now: float
+    tx: Transaction, *, scope: Scope, state: str | None, after: str | None, limit: int, now: float
 ) -> Page[RolloutView]:
     """See Fleet.list_rollouts."""
-    page = rows.page(tx, state=state, before=number(after), limit=limit + 1)
+    page = rows.page(tx, scope=scope, state=state, before=number(after), limit=limit + 1)
     return cut([view(tx, row, now) for row in page], limit, lambda each: str(each.id))
 
 
@@ -224,6 +228,7 @@ def _advance(tx: Transaction, row: RolloutRow, now: float) -> list[str]:
     facts = rows.facts(tx, row.id, row.sha256)
     step = decide(row.terms, row.wave, facts, now, window_open=windows.is_open(row.terms.windows, now))
     rows.move(tx, row.id, step.moved, now)
+    site_of = {fact.node: fact.site for fact in facts}
     for move in step.moved:
         if move.progress == "failed":
             _tell(
@@ -232,6 +237,7 @@ def _advance(tx: Transaction, row: RolloutRow, now: float) -> list[str]:
                 f"rollout {row.id}: {move.node} failed: {move.detail}",
                 now,
                 node=move.node,
+                site=site_of.get(move.node),
             )
     if step.halt:
         affected = _withdraw(tx, row, now)

@@ -10,6 +10,7 @@ from contract.errors import Rejected
 from contract.names import checked_name
 from controller.fleet import acts
 from controller.fleet.paging import cut
+from controller.permissions import Scope, at_sites
 from controller.policy import SitePolicy
 from controller.records import Page, SiteView
 from controller.store import Transaction, holds, nodes
@@ -64,14 +65,16 @@ def get(tx: Transaction, site: str) -> SiteView:
     return _views(tx, [known(tx, site)])[0]
 
 
-def list_(tx: Transaction, *, after: str | None, limit: int) -> Page[SiteView]:
+def list_(tx: Transaction, *, scope: Scope, after: str | None, limit: int) -> Page[SiteView]:
     """See Fleet.list_sites."""
-    return cut(_views(tx, rows.page(tx, after=after, limit=limit + 1)), limit, lambda view: view.site)
+    page = rows.page(tx, scope=scope, after=after, limit=limit + 1)
+    return cut(_views(tx, page), limit, lambda view: view.site)
 
 
 def _views(tx: Transaction, of: Sequence[SiteRow]) -> list[SiteView]:
-    counted = nodes.count_by_standing(tx, [row.site for row in of])
-    held = holds.active_on_sites(tx)
+    these = at_sites(*(row.site for row in of))
+    counted = nodes.count_by_standing(tx, these)
+    held = holds.active_on_sites(tx, these)
     return [
         SiteView(
             site=row.site,

@@ -8,9 +8,11 @@ from sqlalchemy import Row, func, insert, select, update
 
 from controller import tpmrecord
 from controller.enrolment_records import EnrolmentState, EnrolmentView, EnrolTokenView, PreregistrationView
+from controller.permissions import EVERYWHERE, Scope
 from controller.records import EkTrust, Record
 from controller.store import Transaction
 from controller.store.schema import enrol_tokens, enrolments, preregistrations, revoked_keys
+from controller.store.scoped import within
 
 STATES: frozenset[str] = frozenset(get_args(EnrolmentState))
 OPEN_STATES = ("begun", "proved")
@@ -90,13 +92,10 @@ def change(tx: Transaction, enrolment: str, **values: object) -> None:
     tx.execute(update(enrolments).where(enrolments.c.enrolment == enrolment).values(**values))
 
 
-def count_open(tx: Transaction, *, states: tuple[str, ...] = OPEN_STATES) -> int:
+def count_open(tx: Transaction, *, states: tuple[str, ...] = OPEN_STATES, scope: Scope = EVERYWHERE) -> int:
     """Enrolments that wait for something."""
-    return int(
-        tx.execute(
-            select(func.count()).select_from(enrolments).where(enrolments.c.state.in_(states))
-        ).scalar_one()
-    )
+    waiting = select(func.count()).select_from(enrolments).where(enrolments.c.state.in_(states))
+    return int(tx.execute(waiting.where(within(scope, enrolments.c.site))).scalar_one())
 
 
 def expire(tx: Transaction, *, begun_before: float, proved_before: float) -> None:
@@ -123,9 +122,12 @@ def supersede(tx: Transaction, *, node: str, ek_id: str, without: str) -> None:
     )
 
 
-def page(tx: Transaction, *, state: str | None, before: str | None, limit: int) -> list[EnrolmentView]:
+def page(
+    tx: Transaction, *, state: str | None, scope: Scope, before: str | None, limit: int
+) -> list[EnrolmentView]:
     """Newest first: ids begin with the time."""
     statement = select(*enrolments.c).order_by(enrolments.c.enrolment.desc()).limit(limit)
+    statement = statement.where(within(scope, enrolments.c.site))
     if state is not None:
         statement = statement.where(enrolments.c.state == state)
     if before is not None:
@@ -189,9 +191,12 @@ def expected_eks(tx: Transaction) -> frozenset[str]:
     return frozenset(tx.execute(select(preregistrations.c.ek_id)).scalars())
 
 
-def expected_page(tx: Transaction, *, after: str | None, limit: int) -> list[PreregistrationView]:
+def expected_page(
+    tx: Transaction, *, scope: Scope, after: str | None, limit: int
+) -> list[PreregistrationView]:
     """By EK id, after the cursor."""
     statement = select(*preregistrations.c).order_by(preregistrations.c.ek_id).limit(limit)
+    statement = statement.where(within(scope, preregistrations.c.site))
     if after is not None:
         statement = statement.where(preregistrations.c.ek_id > after)
     return [_expected(row) for row in tx.execute(statement)]

@@ -10,9 +10,11 @@ from sqlalchemy import Row, func, insert, select, text
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 
 from contract.messages import Event, Severity
+from controller.permissions import Scope
 from controller.records import EventView
 from controller.store import Transaction, notices
 from controller.store.schema import events
+from controller.store.scoped import within
 
 _CURSOR_LOCK = 0x52464556
 _decode_detail = msgspec.json.Decoder(dict[str, str]).decode
@@ -104,15 +106,13 @@ def read(
     after: int,
     limit: int,
     node: str | None,
-    site: str | None,
+    scope: Scope,
     order: Literal["up", "down"],
 ) -> list[EventView]:
     """Up: ids above `after`. Down: ids below it, or from the end when it is 0."""
-    statement = select(*events.c).limit(limit)
+    statement = select(*events.c).where(within(scope, events.c.site, events.c.node)).limit(limit)
     if node is not None:
         statement = statement.where(events.c.node == node)
-    if site is not None:
-        statement = statement.where(events.c.site == site)
     if order == "up":
         statement = statement.where(events.c.id > after).order_by(events.c.id)
     else:
@@ -122,6 +122,9 @@ def read(
     return [_view(row) for row in tx.execute(statement)]
 
 
-def last_id(tx: Transaction) -> int:
+def last_id(tx: Transaction, scope: Scope) -> int:
     """The cursor of the newest event; 0 when there is none."""
-    return int(tx.execute(select(func.coalesce(func.max(events.c.id), 0))).scalar_one())
+    newest = select(func.coalesce(func.max(events.c.id), 0)).where(
+        within(scope, events.c.site, events.c.node)
+    )
+    return int(tx.execute(newest).scalar_one())

@@ -9,9 +9,11 @@ from sqlalchemy import Row, and_, func, insert, or_, select, update
 
 from contract.grant import CodeHash
 from controller.grant_records import CodeView, GrantContent, GrantUse
+from controller.permissions import Scope
 from controller.records import Record
 from controller.store import Transaction
 from controller.store.schema import break_glass_codes, grants
+from controller.store.scoped import within
 
 _decode_content = msgspec.json.Decoder(GrantContent).decode
 _decode_use = msgspec.json.Decoder(GrantUse).decode
@@ -128,17 +130,20 @@ def page(
     tx: Transaction,
     *,
     node: str | None,
-    site: str | None,
+    scope: Scope,
     live_at: float | None,
     before: int | None,
     limit: int,
 ) -> list[GrantRow]:
     """Newest first, ids below `before`; with `live_at` only those that are or may still be open then."""
-    statement = select(*grants.c).order_by(grants.c.id.desc()).limit(limit)
+    statement = (
+        select(*grants.c)
+        .where(within(scope, grants.c.site, grants.c.node))
+        .order_by(grants.c.id.desc())
+        .limit(limit)
+    )
     if node is not None:
         statement = statement.where(grants.c.node == node)
-    if site is not None:
-        statement = statement.where(grants.c.site == site)
     if live_at is not None:
         statement = statement.where(grants.c.ends > live_at, _LIVE)
     if before is not None:

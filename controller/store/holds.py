@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from sqlalchemy import ColumnElement, Row, func, insert, select, text, update
 
+from controller.permissions import Scope
 from controller.records import HoldView
 from controller.store import Transaction
 from controller.store.schema import holds
+from controller.store.scoped import within
 
 _BREAKER_LOCK = 0x52464252
 """Any number, the same in every controller."""
@@ -72,9 +74,10 @@ def active_of_site(tx: Transaction, site: str) -> list[HoldView]:
     return [_view(row) for row in tx.execute(_ACTIVE.where(holds.c.site == site).order_by(holds.c.id))]
 
 
-def active_on_sites(tx: Transaction) -> dict[str, HoldView]:
+def active_on_sites(tx: Transaction, scope: Scope) -> dict[str, HoldView]:
     """Holds in force on whole sites, by site."""
-    return {row.site: _view(row) for row in tx.execute(_ACTIVE.where(holds.c.node.is_(None)))}
+    rows = tx.execute(_ACTIVE.where(holds.c.node.is_(None), within(scope, holds.c.site, holds.c.node)))
+    return {row.site: _view(row) for row in rows}
 
 
 def automatic_since(tx: Transaction, since: float, *, sites: bool) -> int:
@@ -93,17 +96,20 @@ def page(
     tx: Transaction,
     *,
     active: bool,
-    site: str | None,
+    scope: Scope,
     node: str | None = None,
     before: int | None,
     limit: int,
 ) -> list[HoldView]:
     """Newest first, ids below `before`."""
-    statement = select(*holds.c).order_by(holds.c.id.desc()).limit(limit)
+    statement = (
+        select(*holds.c)
+        .where(within(scope, holds.c.site, holds.c.node))
+        .order_by(holds.c.id.desc())
+        .limit(limit)
+    )
     if active:
         statement = statement.where(holds.c.released_at.is_(None))
-    if site is not None:
-        statement = statement.where(holds.c.site == site)
     if node is not None:
         statement = statement.where(holds.c.node == node)
     if before is not None:

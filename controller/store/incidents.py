@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import msgspec
-from sqlalchemy import Row, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, exists, func, insert, or_, select, true, update
 
 from contract.messages import Finding, Severity
+from controller.permissions import Reach, Scope
 from controller.records import IncidentKind, IncidentState, IncidentView
 from controller.store import Transaction
-from controller.store.schema import incident_nodes, incidents
+from controller.store.places import placed
+from controller.store.schema import incident_nodes, incidents, nodes
+from controller.store.scoped import within
 
 SHOWN_NODES = 100
 _decode_findings = msgspec.json.Decoder(list[Finding]).decode
@@ -203,11 +206,11 @@ def calm(tx: Transaction, *, before: float) -> list[tuple[int, str, str]]:
     return [(row.id, row.site, row.title) for row in found]
 
 
-def _view(row: Row[tuple[object, ...]], nodes: list[str], total: int) -> IncidentView:
+def _view(row: Row[tuple[object, ...]], names: list[str], total: int) -> IncidentView:
     values = dict(row._mapping)
     values["findings"] = _decode_findings(values["findings"])
     values["done"] = _decode_done(values["done"])
-    return IncidentView(**values, nodes=nodes, nodes_total=total)
+    return IncidentView(**values, nodes=names, nodes_total=total)
 
 
 def _with_nodes(tx: Transaction, row: Row[tuple[object, ...]]) -> IncidentView:
@@ -225,21 +228,55 @@ def load(tx: Transaction, incident: int) -> IncidentView | None:
     return None if row is None else _with_nodes(tx, row)
 
 
+def _reaches(scope: Scope) -> ColumnElement[bool]:
+    """That an incident began at a site in scope, or is about a node in scope."""
+    if scope.everywhere:
+        return true()
+    about = incident_nodes.join(nodes, nodes.c.node == incident_nodes.c.node)
+    inside = exists(incident_nodes.c.node).select_from(about)
+    of_these = inside.where(
+        incident_nodes.c.incident == incidents.c.id, within(scope, nodes.c.site, nodes.c.node)
+    )
+    return or_(within(scope, incidents.c.site), of_these)
+
+
+def reach(tx: Transaction, incident: int) -> Reach | None:
+    """What an incident is about: its nodes, and where it has none any more the site where it began. None: there is none such."""
+    began = tx.execute(select(incidents.c.site).where(incidents.c.id == incident)).scalar_one_or_none()
+    if began is None:
+        return None
+    about = select(nodes.c.site, nodes.c.labels).where(
+        nodes.c.node.in_(select(incident_nodes.c.node).where(incident_nodes.c.incident == incident))
+    )
+    found = tuple(placed(row.site, row.labels) for row in tx.execute(about))
+    return Reach(nodes=found) if found else Reach(frozenset({began}))
+
+
+def members(tx: Transaction, incident: int, scope: Scope) -> list[tuple[str, str, str]]:
+    """Return node, its site and its suspicion for every node in scope that an incident is or was about."""
+    about = incident_nodes.join(nodes, nodes.c.node == incident_nodes.c.node)
+    statement = select(incident_nodes.c.node, nodes.c.site, incident_nodes.c.key).select_from(about)
+    of_these = statement.where(
+        incident_nodes.c.incident == incident, within(scope, nodes.c.site, nodes.c.node)
+    )
+    rows = tx.execute(of_these.order_by(incident_nodes.c.node, incident_nodes.c.key))
+    return [(row[0], row[1], row[2]) for row in rows]
+
+
 def page(
-    tx: Transaction, *, state: str | None, site: str | None, before: int | None, limit: int
+    tx: Transaction, *, state: str | None, scope: Scope, before: int | None, limit: int
 ) -> list[IncidentView]:
     """Newest first, ids below `before`."""
-    statement = select(*incidents.c).order_by(incidents.c.id.desc()).limit(limit)
+    statement = select(*incidents.c).where(_reaches(scope)).order_by(incidents.c.id.desc()).limit(limit)
     if state is not None:
         statement = statement.where(incidents.c.state == state)
-    if site is not None:
-        statement = statement.where(incidents.c.site == site)
     if before is not None:
         statement = statement.where(incidents.c.id < before)
     return [_with_nodes(tx, row) for row in tx.execute(statement)]
 
 
-def count_by_state(tx: Transaction) -> dict[str, int]:
+def count_by_state(tx: Transaction, scope: Scope) -> dict[str, int]:
     """Incidents by state."""
-    rows = tx.execute(select(incidents.c.state, func.count()).group_by(incidents.c.state))
+    counted = select(incidents.c.state, func.count()).where(_reaches(scope)).group_by(incidents.c.state)
+    rows = tx.execute(counted)
     return {row[0]: row[1] for row in rows}

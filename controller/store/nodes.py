@@ -10,11 +10,13 @@ from sqlalchemy import ColumnElement, and_, bindparam, exists, func, insert, or_
 
 from contract.directive import WantedBaseline
 from contract.messages import BaselineRef, Posture, Tier
+from controller.permissions import Scope
 from controller.policy import SitePolicy
 from controller.records import EkTrust, Record, Standing
 from controller.store import Transaction, notices
 from controller.store.hot import Prepared
 from controller.store.schema import baselines, boot_references, holds, nodes, sites
+from controller.store.scoped import within
 from controller.store.state import NodeState
 
 decode_state = msgspec.json.Decoder(NodeState).decode
@@ -359,19 +361,23 @@ def count(tx: Transaction) -> int:
     return int(tx.execute(select(func.count()).select_from(nodes)).scalar_one())
 
 
-def count_by_standing(
-    tx: Transaction, sites_: Sequence[str] | None = None
-) -> dict[tuple[str, Standing], int]:
+def count_by_standing(tx: Transaction, scope: Scope) -> dict[tuple[str, Standing], int]:
     """Count by (site, standing)."""
     statement = select(nodes.c.site, nodes.c.standing, func.count()).group_by(nodes.c.site, nodes.c.standing)
-    if sites_ is not None:
-        statement = statement.where(nodes.c.site.in_(sites_))
-    return {(row[0], row[1]): row[2] for row in tx.execute(statement)}
+    return {
+        (row[0], row[1]): row[2]
+        for row in tx.execute(statement.where(within(scope, nodes.c.site, nodes.c.node)))
+    }
 
 
-def count_connected(tx: Transaction) -> int:
+def count_connected(tx: Transaction, scope: Scope) -> int:
     """Nodes with an open session."""
-    return int(tx.execute(select(func.count()).select_from(nodes).where(nodes.c.connected)).scalar_one())
+    connected = (
+        select(func.count())
+        .select_from(nodes)
+        .where(nodes.c.connected, within(scope, nodes.c.site, nodes.c.node))
+    )
+    return int(tx.execute(connected).scalar_one())
 
 
 def drifting(tx: Transaction, site: str, *, since: float, without: str) -> int:

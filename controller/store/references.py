@@ -8,9 +8,11 @@ import msgspec
 from sqlalchemy import Row, insert, select, update
 
 from contract.references import ReferenceSet, spans_text
+from controller.permissions import Scope
 from controller.reference_records import ReferenceView
 from controller.store import Transaction
 from controller.store.schema import reference_values, sites
+from controller.store.scoped import within
 
 _decode_set = msgspec.json.Decoder(ReferenceSet).decode
 _encode = msgspec.json.encode
@@ -72,12 +74,11 @@ def load(tx: Transaction, number: int) -> ReferenceView | None:
 
 
 def page(
-    tx: Transaction, *, site: str | None, withdrawn: bool, before: int | None, limit: int
+    tx: Transaction, *, scope: Scope, withdrawn: bool, before: int | None, limit: int
 ) -> Sequence[ReferenceView]:
     """Newest first, numbers below `before`; with `withdrawn`, those too."""
     statement = select(*reference_values.c).order_by(reference_values.c.id.desc()).limit(limit)
-    if site is not None:
-        statement = statement.where(reference_values.c.site == site)
+    statement = statement.where(within(scope, reference_values.c.site))
     if not withdrawn:
         statement = statement.where(reference_values.c.withdrawn_at.is_(None))
     if before is not None:

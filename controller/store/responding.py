@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 from sqlalchemy import Row, delete, func, insert, select, text, update
 
 from controller.response_records import ResponseView, SuppressionView
@@ -137,11 +140,19 @@ def in_force(tx: Transaction, now: float) -> list[SuppressionView]:
     return [_suppression(row) for row in rows]
 
 
-def page(tx: Transaction, *, all_: bool, now: float, before: int | None, limit: int) -> list[SuppressionView]:
-    """Newest first, ids below `before`; `all_`: ended ones too."""
-    statement = select(*suppressions.c).order_by(suppressions.c.id.desc()).limit(limit)
+def page(
+    tx: Transaction,
+    *,
+    all_: bool,
+    now: float,
+    before: int | None,
+    limit: int,
+    wanted: Callable[[SuppressionView], bool],
+) -> list[SuppressionView]:
+    """Newest first, ids below `before`, those that are wanted; `all_`: ended ones too."""
+    statement = select(*suppressions.c).order_by(suppressions.c.id.desc())
     if not all_:
         statement = statement.where(suppressions.c.until > now, suppressions.c.ended_at.is_(None))
     if before is not None:
         statement = statement.where(suppressions.c.id < before)
-    return [_suppression(row) for row in tx.execute(statement)]
+    return list(itertools.islice(filter(wanted, map(_suppression, tx.execute(statement))), limit))

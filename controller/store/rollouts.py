@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, exists, func, insert, not_, select, update
 
+from controller.permissions import Scope
 from controller.records import Record
 from controller.rollout import Moved
 from controller.rollout_records import NodeFacts, PlanView, Progress, RolloutNode, RolloutState, Terms
 from controller.store import Transaction
 from controller.store.nodes import decode_state
 from controller.store.schema import nodes, plans, rollout_nodes, rollouts
+from controller.store.scoped import within
 
 _decode_plan = msgspec.json.Decoder(PlanView).decode
 _decode_terms = msgspec.json.Decoder(Terms).decode
@@ -110,9 +112,18 @@ def ids_in(tx: Transaction, state: RolloutState) -> list[int]:
     )
 
 
-def page(tx: Transaction, *, state: str | None, before: int | None, limit: int) -> list[RolloutRow]:
-    """Newest first."""
+def page(
+    tx: Transaction, *, scope: Scope, state: str | None, before: int | None, limit: int
+) -> list[RolloutRow]:
+    """Newest first: those whose nodes are all in scope."""
+    about = rollout_nodes.join(nodes, nodes.c.node == rollout_nodes.c.node)
+    outside = exists(rollout_nodes.c.node).select_from(about)
+    of_others = outside.where(
+        rollout_nodes.c.rollout == rollouts.c.id, not_(within(scope, nodes.c.site, nodes.c.node))
+    )
     statement = select(*rollouts.c).order_by(rollouts.c.id.desc()).limit(limit)
+    if not scope.everywhere:
+        statement = statement.where(not_(of_others))
     if state is not None:
         statement = statement.where(rollouts.c.state == state)
     if before is not None:
@@ -161,6 +172,12 @@ def facts(tx: Transaction, number: int, sha256: str) -> list[NodeFacts]:
             )
         )
     return out
+
+
+def names_of(tx: Transaction, number: int) -> list[str]:
+    """Its nodes, by name."""
+    of_it = select(rollout_nodes.c.node).where(rollout_nodes.c.rollout == number)
+    return list(tx.execute(of_it.order_by(rollout_nodes.c.node)).scalars())
 
 
 def node_page(tx: Transaction, number: int, *, after: str | None, limit: int) -> list[RolloutNode]:

@@ -9,14 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, not_, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, not_, or_, select, true, update
 from sqlalchemy.sql.elements import KeyedColumnElement
 
+from controller.permissions import Scope
 from controller.records import Standing
 from controller.selector import Selector, Term
 from controller.store import Transaction, notices
 from controller.store.nodes import NodeRow, rows_of
 from controller.store.schema import node_labels, nodes
+from controller.store.scoped import labelled, within
 
 SortKey = Literal["node", "site", "standing", "last_report_at", "standing_since"]
 """The closed list of what nodes may be sorted by; ties go by name."""
@@ -31,9 +33,6 @@ _FIELDS: Final[Mapping[str, KeyedColumnElement[str]]] = {
 }
 
 
-BY_NAME: Final[ColumnElement[object]] = nodes.c.node
-
-
 def condition(selector: Selector) -> ColumnElement[bool]:
     """Return the selector as a condition on `nodes`."""
     return and_(true(), *(_term(term) for term in selector.terms))
@@ -41,13 +40,10 @@ def condition(selector: Selector) -> ColumnElement[bool]:
 
 def _term(term: Term) -> ColumnElement[bool]:
     column = _FIELDS.get(term.key)
-    if column is not None:
-        there: ColumnElement[bool] = column != ""
-        named: ColumnElement[bool] = column.in_(term.values)
-    else:
-        of_key = (node_labels.c.node == nodes.c.node) & (node_labels.c.key == term.key)
-        there = exists().where(of_key)
-        named = exists().where(of_key & node_labels.c.value.in_(term.values))
+    if column is None:
+        return labelled(term, nodes.c.node)
+    there: ColumnElement[bool] = column != ""
+    named: ColumnElement[bool] = column.in_(term.values)
     match term.operator:
         case "in":
             return named
@@ -59,15 +55,16 @@ def _term(term: Term) -> ColumnElement[bool]:
             return not_(there)
 
 
-def names(tx: Transaction, selector: Selector) -> list[str]:
-    """All nodes that are meant, by name."""
-    return list(tx.execute(select(nodes.c.node).where(condition(selector)).order_by(nodes.c.node)).scalars())
+def meant(tx: Transaction, selector: Selector, scope: Scope, limit: int) -> list[NodeRow]:
+    """Nodes in scope that are meant, by name."""
+    where = and_(condition(selector), within(scope, nodes.c.site, nodes.c.node))
+    return rows_of(tx, where, (nodes.c.node,), limit)
 
 
 def page(
     tx: Transaction,
     *,
-    site: str | None,
+    scope: Scope,
     standing: Standing | None,
     selector: Selector | None,
     sort: SortKey,
@@ -76,9 +73,7 @@ def page(
     limit: int,
 ) -> list[NodeRow]:
     """Nodes in this order, after the node that the cursor names, wherever it stands by now."""
-    conditions: list[ColumnElement[bool]] = []
-    if site is not None:
-        conditions.append(nodes.c.site == site)
+    conditions = [within(scope, nodes.c.site, nodes.c.node)]
     if standing is not None:
         conditions.append(nodes.c.standing == standing)
     if selector is not None:

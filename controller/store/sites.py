@@ -8,11 +8,13 @@ import msgspec
 from sqlalchemy import delete, func, insert, select, tuple_, update
 
 from contract.directive import WantedBaseline
+from controller.permissions import EVERYWHERE, Scope
 from controller.policy import SitePolicy
 from controller.records import BaselineView, NewBaseline, Record, Sections
 from controller.store import Transaction
 from controller.store.nodes import policy_of
 from controller.store.schema import baselines, sites, trust_files
+from controller.store.scoped import within
 
 
 class SiteRow(Record, frozen=True, kw_only=True):
@@ -56,9 +58,14 @@ def load(tx: Transaction, site: str) -> SiteRow | None:
     return None if row is None else _row(row)
 
 
-def page(tx: Transaction, *, after: str | None, limit: int) -> list[SiteRow]:
+def exists(tx: Transaction, site: str) -> bool:
+    """Whether there is such a site."""
+    return tx.execute(select(sites.c.site).where(sites.c.site == site)).first() is not None
+
+
+def page(tx: Transaction, *, scope: Scope, after: str | None, limit: int) -> list[SiteRow]:
     """By name, after the cursor."""
-    statement = _SELECT.order_by(sites.c.site).limit(limit)
+    statement = _SELECT.where(within(scope, sites.c.site)).order_by(sites.c.site).limit(limit)
     if after is not None:
         statement = statement.where(sites.c.site > after)
     return [_row(row) for row in tx.execute(statement)]
@@ -95,21 +102,21 @@ def choose_baseline(tx: Transaction, site: str, name: str, version: int) -> None
     tx.execute(update(sites).where(sites.c.site == site).values(baseline_name=name, baseline_version=version))
 
 
-def count(tx: Transaction) -> int:
+def count(tx: Transaction, scope: Scope) -> int:
     """Sites there are."""
-    return int(tx.execute(select(func.count()).select_from(sites)).scalar_one())
+    statement = select(func.count()).select_from(sites).where(within(scope, sites.c.site))
+    return int(tx.execute(statement).scalar_one())
 
 
 # -- baselines -------------------------------------------------------------------------------------------
 
 
-def _baseline_views(tx: Transaction, rows: Sequence[Sequence[object]]) -> list[BaselineView]:
+def _baseline_views(tx: Transaction, rows: Sequence[Sequence[object]], scope: Scope) -> list[BaselineView]:
     used: dict[tuple[object, object], list[str]] = {}
     named = [(row[0], row[1]) for row in rows]
     assigned = select(sites.c.baseline_name, sites.c.baseline_version, sites.c.site).order_by(sites.c.site)
-    for name, version, site in tx.execute(
-        assigned.where(tuple_(sites.c.baseline_name, sites.c.baseline_version).in_(named))
-    ):
+    of_these = tuple_(sites.c.baseline_name, sites.c.baseline_version).in_(named)
+    for name, version, site in tx.execute(assigned.where(of_these, within(scope, sites.c.site))):
         used.setdefault((name, version), []).append(site)
     return [
         BaselineView(
@@ -135,15 +142,17 @@ _BASELINES = select(
 )
 
 
-def baseline_page(tx: Transaction, *, after: tuple[str, int] | None, limit: int) -> list[BaselineView]:
-    """By name, then version, after the cursor."""
+def baseline_page(
+    tx: Transaction, *, scope: Scope, after: tuple[str, int] | None, limit: int
+) -> list[BaselineView]:
+    """By name, then version, after the cursor. Of the sites that use one, only those in scope are named."""
     statement = _BASELINES.order_by(baselines.c.name, baselines.c.version).limit(limit)
     if after is not None:
         name, version = after
         statement = statement.where(
             (baselines.c.name > name) | ((baselines.c.name == name) & (baselines.c.version > version))
         )
-    return _baseline_views(tx, tx.execute(statement).all())
+    return _baseline_views(tx, tx.execute(statement).all(), scope)
 
 
 def baseline(tx: Transaction, name: str, version: int | None) -> BaselineView | None:
@@ -151,7 +160,7 @@ def baseline(tx: Transaction, name: str, version: int | None) -> BaselineView | 
     statement = _BASELINES.where(baselines.c.name == name).order_by(baselines.c.version.desc()).limit(1)
     if version is not None:
         statement = statement.where(baselines.c.version == version)
-    views = _baseline_views(tx, tx.execute(statement).all())
+    views = _baseline_views(tx, tx.execute(statement).all(), EVERYWHERE)
     return views[0] if views else None
 
 

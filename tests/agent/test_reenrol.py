@@ -17,6 +17,7 @@ from agent.tpm import TpmForeignKeys
 from contract.certpath import Trust
 from contract.devid import DevIdTrust
 from contract.errors import Rejected
+from controller.permissions import EVERYWHERE
 from controller.policy import SitePolicy
 from controller.roots import DeviceTrust
 from tests.agent.test_identity import IDEVID, SIGNING, Bench, device_certificate
@@ -61,7 +62,7 @@ async def let_in(live: Live, node: WholeNode, *, replace: bool = False) -> None:
     task = asyncio.create_task(node.enrol())
 
     async def waiting() -> str:
-        items = (await live.fleet.list_enrolments(state="proved")).items
+        items = (await live.fleet.list_enrolments(scope=EVERYWHERE, state="proved")).items
         return items[0].enrolment if items else ""
 
     await until("the claim", waiting)
@@ -146,7 +147,7 @@ async def test_b12_a_cloned_disk_in_another_machine_gets_nowhere(
     finally:
         other.close()
     assert (await live.fleet.node(NODE)).ek_id == before
-    [incident] = (await live.fleet.list_incidents()).items
+    [incident] = (await live.fleet.list_incidents(scope=EVERYWHERE)).items
     assert (incident.kind, incident.nodes) == ("identity", [NODE])
 
 

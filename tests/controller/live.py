@@ -17,16 +17,26 @@ from contract.messages import MAX_FRAME_BYTES, FromController, Message, Order
 from contract.wire import decode, encode
 from controller.api.entry import token_digest
 from controller.app import Controller, server_names, store_url
-from controller.config import CertificateConfig, Config, EnrolmentConfig, Limits, Listen, StoreConfig
+from controller.config import (
+    CertificateConfig,
+    Config,
+    EnrolmentConfig,
+    Limits,
+    Listen,
+    PeopleConfig,
+    StoreConfig,
+)
 from controller.keys import create, load
+from controller.permissions import EVERYWHERE, ON_THE_MACHINE, ROLES, Right, Role
 from controller.policy import SitePolicy
-from controller.records import EventView, Role
+from controller.records import EventView
 from controller.store import migrate
 from tests.parts.signing import SigningKit, minimal_baseline
 from tests.parts.simulator import Identity, Node, client_context, ek_id, enrol, new_fleet, replayed
 
 EVENT_LOG = Path(__file__).resolve().parent.parent / "vectors" / "good-rsa" / "eventlog.bin"
-TOKENS = {"admin": "rfa_" + "a" * 43, "viewer": "rfa_" + "v" * 43}
+TOKENS: dict[Role, str] = {role: "rfa_" + f"{role}-of-all-".ljust(43, "x") for role in ROLES}
+"""One of each role, for the whole fleet."""
 
 
 class Live:
@@ -90,6 +100,13 @@ class Live:
             value = msgspec.json.decode(content) if reply.content_type.endswith("json") else {"text": content}
             return reply.status, value
 
+    async def token(self, name: str, token: str, *rights: Right) -> dict[str, str]:
+        """Make a token and return the header that carries it."""
+        await self.services.people.add_token(
+            name, rights, token_digest(token), by=ON_THE_MACHINE, expires_at=None, now=time.time()
+        )
+        return {"Authorization": f"Bearer {token}"}
+
     async def push(self, version: int = 1, *, extra: str = "") -> None:
         """Push a baseline, factory/1 at first, signed offline; `extra` is more TOML."""
         now = time.time()
@@ -114,7 +131,7 @@ class Live:
 
     async def events(self, node: str | None = None) -> list[EventView]:
         """Events so far."""
-        return await self.fleet.list_events(limit=500, node=node)
+        return await self.fleet.list_events(scope=EVERYWHERE, limit=500, node=node)
 
 
 async def answer_to(node: Node, message: Message | bytes) -> Message:
@@ -154,10 +171,11 @@ async def running(
     interval_s: float = 60.0,
     push: bool = True,
     certificate_s: float = 72 * 3600.0,
+    people: PeopleConfig | None = None,
     database: str = "",
     beside: Live | None = None,
 ) -> AsyncIterator[Live]:
-    """A controller on free ports of loopback: one site, an admin's and a viewer's token, a first baseline.
+    """A controller on free ports of loopback: one site, a token of each role, a first baseline.
 
     `database` empty: SQLite. `beside`: one more over the same database, with the same keys.
     """
@@ -169,6 +187,7 @@ async def running(
         enrolment=EnrolmentConfig(retry_s=0.05),
         certificates=CertificateConfig(node_hours=certificate_s / 3600),
         limits=limits or Limits(),
+        people=people or PeopleConfig(),
         store=StoreConfig(url=database),
     )
     if beside is not None:
@@ -190,14 +209,7 @@ async def running(
                 await controller.stop()
             return
         for role, token in TOKENS.items():
-            await live.fleet.add_api_token(
-                role,
-                role,
-                token_digest(token),
-                expires_at=None,
-                actor="tester",
-                now=time.time(),  # type: ignore[arg-type]
-            )
+            await live.token(role, token, Right(role=role, sites="all"))
         policy = SitePolicy(interval_s=interval_s)
         await live.fleet.create_site("factory", policy, actor="tester", now=time.time())
         if push:

@@ -16,13 +16,13 @@ import pytest_asyncio
 from contract.messages import Event
 from controller import openapi
 from controller.api.problem import status_of
-from controller.api.route import AnyRoute, Nothing
+from controller.api.route import Nothing
 from controller.api.routes import ROUTES
 from controller.config import Limits
+from controller.permissions import EVERYWHERE
 from controller.store import StoreUnavailable
 from tests.controller.live import TOKENS, Live, answer_to, running
-
-REPO = Path(__file__).resolve().parent.parent.parent
+from tests.controller.pages import PAGES, with_table
 
 
 @pytest_asyncio.fixture
@@ -31,39 +31,7 @@ async def live(tmp_path: Path) -> AsyncIterator[Live]:
         yield controller
 
 
-def path_of(route: AnyRoute) -> str:
-    """A path of this route with harmless parameters."""
-    return "/api/v1" + re.sub(
-        r"\{(\w+)\}",
-        lambda m: (
-            "1" if m[1] in {"incident", "grant", "plan", "rollout", "act", "suppression"} else "nothing"
-        ),
-        route.path,
-    )
-
-
-@pytest.mark.parametrize("route", ROUTES, ids=lambda route: f"{route.method} {route.path}")
-def test_every_route_has_a_role_and_changes_need_admin(route: AnyRoute) -> None:
-    assert route.role in ("viewer", "admin")
-    assert route.summary and route.handler.__doc__
-    if route.method != "GET":
-        assert route.role == "admin"
-
-
-async def test_every_route_refuses_no_token_a_wrong_one_and_a_lesser_role(live: Live) -> None:
-    # More failures than one address may cause are wanted here.
-    live.services.failures._limit = 10**6
-    for route in ROUTES:
-        status, problem = await live.call(route.method, path_of(route), role=None)
-        assert (status, problem["code"]) == (401, "token.missing"), route.path
-        wrong = {"Authorization": "Bearer rfa_" + "x" * 43}
-        status, problem = await live.call(route.method, path_of(route), role=None, headers=wrong)
-        assert (status, problem["code"]) == (401, "token.invalid"), route.path
-        status, problem = await live.call(route.method, path_of(route), role="viewer")
-        if route.role == "admin":
-            assert (status, problem["code"]) == (403, "role.insufficient"), route.path
-        else:
-            assert status in (200, 404), route.path
+VIEWER = [{"role": "viewer", "sites": "all"}]
 
 
 async def test_metrics_need_a_token_and_health_does_not(live: Live) -> None:
@@ -75,11 +43,11 @@ async def test_metrics_need_a_token_and_health_does_not(live: Live) -> None:
 
 
 async def test_an_expired_or_revoked_token_is_worth_nothing(live: Live) -> None:
-    status, made = await live.call("POST", "/api/v1/tokens", {"name": "ci", "role": "viewer", "days": 1e-9})
+    status, made = await live.call("POST", "/api/v1/tokens", {"name": "ci", "rights": VIEWER, "days": 1e-9})
     assert status == 201
     headers = {"Authorization": f"Bearer {made['token']}"}
     assert (await live.call("GET", "/api/v1/me", role=None, headers=headers))[0] == 401
-    _, made = await live.call("POST", "/api/v1/tokens", {"name": "ci-2", "role": "viewer"})
+    _, made = await live.call("POST", "/api/v1/tokens", {"name": "ci-2", "rights": VIEWER})
     headers = {"Authorization": f"Bearer {made['token']}"}
     assert (await live.call("GET", "/api/v1/me", role=None, headers=headers))[0] == 200
     assert (await live.call("DELETE", "/api/v1/tokens/ci-2"))[0] == 204
@@ -118,7 +86,7 @@ async def test_c16_an_empty_or_wild_selector_never_means_all(
     await live.node("press-1", connect=False)
     status, _ = await live.call(method, path, body)
     assert 400 <= status < 500
-    assert (await live.fleet.list_holds()).items == []
+    assert (await live.fleet.list_holds(scope=EVERYWHERE)).items == []
     assert "site.isolated" not in await live.kinds()
 
 
@@ -135,7 +103,7 @@ async def test_an_act_needs_a_reason(live: Live, reason: str | None) -> None:
     body = {} if reason is None else {"reason": reason}
     status, _ = await live.call("POST", "/api/v1/sites/factory/isolate", body)
     assert status == 400
-    assert (await live.fleet.list_holds()).items == []
+    assert (await live.fleet.list_holds(scope=EVERYWHERE)).items == []
 
 
 HOSTILE_NAMES = [
@@ -160,7 +128,7 @@ HOSTILE_NAMES = [
 async def test_b11_hostile_names_are_refused_at_every_entry(live: Live, name: str) -> None:
     for path, body in (
         ("/api/v1/sites", {"site": name}),
-        ("/api/v1/tokens", {"name": name, "role": "viewer"}),
+        ("/api/v1/tokens", {"name": name, "rights": VIEWER}),
         ("/api/v1/preregistrations", {"ek_id": "0" * 64, "site": "factory", "node": name}),
         ("/api/v1/enrolment-tokens", {"site": "factory", "node": name}),
     ):
@@ -224,9 +192,7 @@ async def test_c14_a_fault_and_its_log_show_no_values(live: Live, caplog: pytest
     async def broken(*args: object, **named: object) -> object:
         raise ValueError(f"{secret} {TOKENS['admin']}")
 
-    live.services.fleet = type(
-        "Broken", (), {"counts": broken, "api_token": live.fleet.api_token, "leave": live.fleet.leave}
-    )()  # type: ignore[assignment]
+    live.services.fleet = type("Broken", (), {"counts": broken, "leave": live.fleet.leave})()  # type: ignore[assignment]
     caplog.set_level(logging.DEBUG)
     status, problem = await live.call("GET", "/api/v1/status")
     assert (status == 500 and problem["code"] == "internal" and "detail" not in problem) or problem[
@@ -240,7 +206,7 @@ async def test_c14_tokens_are_in_no_answer_event_log_or_database(
     live: Live, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    _, api = await live.call("POST", "/api/v1/tokens", {"name": "ci", "role": "viewer"})
+    _, api = await live.call("POST", "/api/v1/tokens", {"name": "ci", "rights": VIEWER})
     _, enrolment = await live.call("POST", "/api/v1/enrolment-tokens", {"site": "factory"})
     secrets = [str(api["token"]), str(enrolment["token"]), TOKENS["admin"]]
     shown = [
@@ -256,7 +222,7 @@ async def test_c03_without_a_database_nothing_is_answered(live: Live) -> None:
     async def away(*args: object, **named: object) -> object:
         raise StoreUnavailable("disk I/O error at /var/lib/secret-place")
 
-    live.services.fleet = type("Away", (), {"counts": away, "api_token": away, "leave": away})()  # type: ignore[assignment]
+    live.services.fleet = type("Away", (), {"counts": away, "leave": away})()  # type: ignore[assignment]
     for path in ("/api/v1/status", "/healthz"):
         status, problem = await live.call("GET", path)
         assert (status, problem["code"]) == (503, "store.unavailable") and "secret-place" not in str(problem)
@@ -322,10 +288,9 @@ def test_the_document_has_every_route_and_no_dangling_reference() -> None:
     assert all(route.body is not Nothing or route.method != "PUT" for route in ROUTES)
 
 
-def test_the_page_about_the_api_names_every_route() -> None:
-    text = (REPO / "docs" / "api.md").read_text()
-    for route in ROUTES:
-        assert f"| {route.method} | `{route.path}` | {route.role} |" in text, route
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_pages_hold_the_tables_of_routes_and_of_roles(page: Path) -> None:
+    assert with_table(page) == page.read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest_asyncio
 from click.testing import CliRunner, Result
 
 from controller.cli.apply import apply
+from controller.permissions import EVERYWHERE
 from tests.controller.live import TOKENS, Live, running
 
 FILES = {
@@ -53,7 +54,9 @@ async def test_files_are_applied_once_and_say_nothing_the_second_time(live: Live
         ("site factory", "policy"), ("site lyon", "site"), ("site lyon", "baseline"), ("node press-1", "labels"),
     ]  # fmt: skip
     assert {c["result"] for c in told} == {"would change"}
-    assert [s.site for s in (await live.fleet.list_sites()).items] == ["factory"], "nothing was changed"
+    assert [s.site for s in (await live.fleet.list_sites(scope=EVERYWHERE)).items] == ["factory"], (
+        "nothing was changed"
+    )
 
     made = await applied(live, folder)
     assert made.exit_code == 0, made.output
@@ -61,7 +64,7 @@ async def test_files_are_applied_once_and_say_nothing_the_second_time(live: Live
     site = await live.fleet.site("lyon")
     assert (site.policy.interval_s, site.baseline and site.baseline.version) == (30, 1)
     assert (await live.fleet.site("factory")).policy.reenrol == "same-ek"
-    assert (await live.fleet.list_nodes()).items[0].labels == {"line": "3"}
+    assert (await live.fleet.list_nodes(scope=EVERYWHERE)).items[0].labels == {"line": "3"}
     again = await applied(live, folder)
     assert json.loads(again.output) == {"changes": [], "not_in_the_files": []}
 
@@ -102,4 +105,4 @@ async def test_a09_a_wrong_file_changes_nothing(
     done = await applied(live, written(tmp_path / "fleet", {**good, **files}))
     assert done.exit_code == 2
     assert told in done.output
-    assert [s.site for s in (await live.fleet.list_sites()).items] == ["factory"]
+    assert [s.site for s in (await live.fleet.list_sites(scope=EVERYWHERE)).items] == ["factory"]

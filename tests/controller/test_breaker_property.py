@@ -17,6 +17,7 @@ from contract.errors import Rejected
 from contract.messages import Finding
 from controller.breaker import node_budget, window_start
 from controller.judge import Appraisal, FleetFacts, appraise, appraise_rejection, decide
+from controller.permissions import EVERYWHERE
 from controller.policy import BreakerLimits, DriftingNodes, FleetSettings, SitePolicy
 from controller.store import Store
 from tests.parts.fleets import ACTOR, T0, FleetLab, drift, evidence, finding
@@ -159,7 +160,7 @@ async def _play(url: str, steps: list[Step], limits: BreakerLimits) -> None:
         for number, step in enumerate(steps):
             now += step.after_s
             await _do(lab, step, number, now)
-        holds = (await lab.fleet.list_holds(active=False, limit=500)).items
+        holds = (await lab.fleet.list_holds(scope=EVERYWHERE, active=False, limit=500)).items
         automatic = [hold for hold in holds if hold.automatic]
         _check(
             limits, len(names), [h.placed_at for h in automatic if h.node], node_budget(limits, len(names))
@@ -167,7 +168,7 @@ async def _play(url: str, steps: list[Step], limits: BreakerLimits) -> None:
         _check(limits, len(names), [h.placed_at for h in automatic if not h.node], limits.sites)
         active = {h.node for h in holds if h.released_at is None and h.node}
         active_sites = {h.site for h in holds if h.released_at is None and not h.node}
-        for view in (await lab.fleet.list_nodes(limit=500)).items:
+        for view in (await lab.fleet.list_nodes(scope=EVERYWHERE, limit=500)).items:
             held = view.node in active or view.site in active_sites
             assert (view.standing == "isolated") == held
             assert (view.wanted_posture == "isolated") == held

@@ -27,6 +27,7 @@ from contract.audittrail import verify_trail
 from controller.breaker import node_budget
 from controller.fleet import Fleet
 from controller.fleet.auditlog import AuditLog
+from controller.permissions import EVERYWHERE
 from controller.policy import BreakerLimits, FleetSettings, SitePolicy
 from controller.records import EventView
 from controller.repository import Repository
@@ -248,7 +249,7 @@ async def _settled(world: World) -> bool:
 
 async def _all_events(fleet: Fleet) -> list[EventView]:
     found: list[EventView] = []
-    while page := await fleet.list_events(after=found[-1].id if found else 0, limit=500):
+    while page := await fleet.list_events(scope=EVERYWHERE, after=found[-1].id if found else 0, limit=500):
         found += page
     return found
 
@@ -314,7 +315,7 @@ async def _check_store(world: World) -> None:
     fleet = Fleet(store, FleetSettings())
     try:
         found = await _all_events(fleet)
-        holds = (await fleet.list_holds(active=False, limit=500)).items
+        holds = (await fleet.list_holds(scope=EVERYWHERE, active=False, limit=500)).items
         audit = AuditLog(store, world.cluster.keys.audit, world.cluster.folder)
         checkpoint = await audit.checkpoint(now=time.time())
         lines = (await audit.lines(after=0, limit=10_000)).lines

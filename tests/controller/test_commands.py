@@ -200,9 +200,9 @@ def test_events_are_followed_as_they_come(controller: Running) -> None:
         text=True,
         env={**os.environ, **controller.env},
     )
-    time.sleep(1.5)
-    controller.ringfence("site", "create", "shop")
     assert follower.stdout is not None
+    assert json.loads(follower.stdout.readline())["kind"] == "token.added"  # by init: it follows from here on
+    controller.ringfence("site", "create", "shop")
     assert json.loads(follower.stdout.readline())["kind"] == "site.created"
     follower.kill()
     follower.communicate()

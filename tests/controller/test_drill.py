@@ -9,6 +9,7 @@ from pathlib import Path
 
 from contract.messages import Answer, Challenge, Message
 from controller import cli as admin
+from controller.permissions import EVERYWHERE
 from tests.controller.live import answer_to, next_message, running
 from tests.controller.test_commands import Running
 from tests.parts.simulator import Node
@@ -37,7 +38,7 @@ async def test_a_drill_says_all_and_changes_nothing(tmp_path: Path) -> None:
         await live.node("press-3", connect=False)
         for node in (here, silent):
             await answer_to(node, node.report())
-        before = await live.fleet.list_nodes()
+        before = await live.fleet.list_nodes(scope=EVERYWHERE)
         numbers = [(await live.fleet.node(n.node)).directive_number for n in before.items]
         answering = asyncio.create_task(_answer_challenge(here))
         status, found = await live.call(
@@ -62,11 +63,13 @@ async def test_a_drill_says_all_and_changes_nothing(tmp_path: Path) -> None:
         for message in got:
             if isinstance(message, Answer):
                 assert message.directive is None
-        assert (await live.fleet.list_holds(active=False)).items == []
-        after = await live.fleet.list_nodes()
+        assert (await live.fleet.list_holds(scope=EVERYWHERE, active=False)).items == []
+        after = await live.fleet.list_nodes(scope=EVERYWHERE)
         assert [n.wanted_posture for n in after.items] == ["normal"] * 3
         assert [(await live.fleet.node(n.node)).directive_number for n in after.items] == numbers
-        events = [e for e in await live.fleet.list_events(limit=500) if e.kind == "site.drilled"]
+        events = [
+            e for e in await live.fleet.list_events(scope=EVERYWHERE, limit=500) if e.kind == "site.drilled"
+        ]
         assert len(events) == 1
         assert [a.reason for a in await live.fleet.list_audit(limit=500) if a.act == "site.drilled"] == [
             "monthly"

@@ -27,6 +27,7 @@ from contract.messages import (
 )
 from contract.wire import decode, encode
 from controller.config import Limits
+from controller.permissions import EVERYWHERE
 from tests.controller.live import Live, running
 from tests.controller.test_sessions import request
 from tests.parts.simulator import ek_id, new_fleet
@@ -169,7 +170,7 @@ async def test_b11_hostile_node_and_site_names_are_refused(live: Live, name: str
     for key in ("node", "site"):
         body = msgspec.msgpack.encode({**fields, key: name})
         assert await refused(live, ENROL_BEGIN_PATH, body) == "message.malformed"
-    assert (await live.fleet.list_enrolments()).items == []
+    assert (await live.fleet.list_enrolments(scope=EVERYWHERE)).items == []
 
 
 async def test_b11_hostile_file_names_find_nothing(live: Live) -> None:

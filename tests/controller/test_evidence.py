@@ -378,14 +378,14 @@ async def test_a_bundle_without_the_earlier_ima_lines_says_that_it_is_partial(li
 
 
 async def ringfence(live: Live, folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command, as a viewer, in a process of its own."""
+    """The command, as an auditor, in a process of its own."""
     (folder / "admin-ca.pem").write_text(live.ca)
     env = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
         "RINGFENCE_URL": live.admin_url,
         "RINGFENCE_CA": str(folder / "admin-ca.pem"),
-        "RINGFENCE_TOKEN": TOKENS["viewer"],
+        "RINGFENCE_TOKEN": TOKENS["auditor"],
     }
     command = [str(Path(sys.executable).parent / "ringfence"), *map(str, arguments)]
     return await asyncio.to_thread(

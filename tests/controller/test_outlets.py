@@ -25,6 +25,7 @@ from controller.outlets._ocsf import ocsf
 from controller.outlets.cef import cef
 from controller.outlets.syslog import MAX_MESSAGE_BYTES, rfc5424
 from controller.outlets.webhook import sign
+from controller.permissions import EVERYWHERE
 from controller.records import EventView
 from controller.store import Store, Transaction, events
 from controller.store import outlets as rows
@@ -102,10 +103,10 @@ async def listening(receiver: Receiver, pki: Pki, port: int = 0) -> AsyncIterato
 
 async def happened(store: Store, count: int, *, severity: str = "warning", summary: str = "x") -> list[int]:
     def job(tx: Transaction) -> list[int]:
-        before = events.last_id(tx)
+        before = events.last_id(tx, EVERYWHERE)
         for n in range(count):
             events.add(tx, "firewall.healed", severity, f"{summary} {n}", now=T0 + n, node="n1", site="s1")  # type: ignore[arg-type]
-        return list(range(before + 1, events.last_id(tx) + 1))
+        return list(range(before + 1, events.last_id(tx, EVERYWHERE) + 1))
 
     return await store.run(job)
 
@@ -181,7 +182,7 @@ async def test_a_receiver_that_was_away_gets_everything_in_order_when_it_is_back
     kinds_ = [
         e.kind
         for e in await store.run(
-            lambda tx: events.read(tx, after=0, limit=100, node=None, site=None, order="up")
+            lambda tx: events.read(tx, after=0, limit=100, node=None, scope=EVERYWHERE, order="up")
         )
     ]
     assert kinds_.count("outlet.failing") == 1, "one word for one outage, however many tries"

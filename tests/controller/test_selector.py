@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contract.errors import Rejected
+from controller.permissions import EVERYWHERE
 from controller.selector import MAX_TERMS, Selector, Term, checked_labels, matches, parse_selector
 from controller.store import selecting
 from tests.parts.fleets import ACTOR, T0, FleetLab
@@ -102,7 +103,7 @@ async def test_c11_the_database_means_the_same_as_the_rule(lab: FleetLab) -> Non
     for number, (name, labels) in enumerate(labelled.items()):
         await lab.enrol(name, site=("factory", "shop")[number % 2])
         await lab.fleet.set_labels(name, labels, actor=ACTOR, reason="test", now=T0)
-    views = (await lab.fleet.list_nodes()).items
+    views = (await lab.fleet.list_nodes(scope=EVERYWHERE)).items
     assert {view.node: view.labels for view in views} == labelled
     chosen: list[tuple[Selector, list[str]]] = []
 
@@ -115,7 +116,12 @@ async def test_c11_the_database_means_the_same_as_the_rule(lab: FleetLab) -> Non
 
     choose()
     for selector, meant in chosen:
-        assert await lab.store.run(lambda tx, s=selector: selecting.names(tx, s)) == meant, str(selector)
+        assert (
+            await lab.store.run(
+                lambda tx, s=selector: [row.node for row in selecting.meant(tx, s, EVERYWHERE, 1000)]
+            )
+            == meant
+        ), str(selector)
 
 
 @pytest.mark.parametrize("descending", [False, True])
@@ -127,11 +133,15 @@ async def test_every_order_pages_through_every_node_once(
         await lab.site(site)
     for number in range(7):
         await lab.enrol(f"n{number}", site=("factory", "shop")[number % 2])
-    whole = [v.node for v in (await lab.fleet.list_nodes(sort=sort, descending=descending)).items]
+    whole = [
+        v.node for v in (await lab.fleet.list_nodes(scope=EVERYWHERE, sort=sort, descending=descending)).items
+    ]
     found: list[str] = []
     after: str | None = None
     while True:
-        page = await lab.fleet.list_nodes(sort=sort, descending=descending, after=after, limit=2)
+        page = await lab.fleet.list_nodes(
+            scope=EVERYWHERE, sort=sort, descending=descending, after=after, limit=2
+        )
         found += [view.node for view in page.items]
         if (after := page.next) is None:
             break

@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 
 from contract.messages import Challenge, Order
+from controller.permissions import EVERYWHERE
 from tests.controller.live import Live, answer_to, next_message, node_of, running
 from tests.parts.postgres import Postgres
 from tests.parts.simulator import Identity, Node
@@ -136,7 +137,7 @@ async def test_an_event_stored_by_one_controller_wakes_who_waits_at_the_other(
     one, other = two
     monkeypatch.setattr("controller.api.events.LOOK_AGAIN_S", 1000.0)
     await heard(other)
-    last = (await one.fleet.counts()).last_event
+    last = (await one.fleet.counts(scope=EVERYWHERE)).last_event
     waiting = asyncio.create_task(other.call("GET", f"/api/v1/events?after={last}&wait_s=30"))
     await asyncio.sleep(0.2)
     begun = time.monotonic()

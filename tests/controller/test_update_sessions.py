@@ -21,6 +21,7 @@ from contract.errors import Rejected
 from contract.learn import Learned, propose
 from contract.messages import Answer, Challenge
 from controller import cli as admin
+from controller.permissions import EVERYWHERE
 from controller.reference_records import BootView
 from tests.contract.boots import COMMAND, LINUX, Boot, kernel, secure, value
 from tests.controller.live import TOKENS, Live, answer_to, next_message, running
@@ -110,7 +111,7 @@ async def test_a_question_is_settled_by_announcing_without_a_reboot(live: Live, 
     later = await reported(node)
     assert later.event_log_wanted
     assert (await reported(node)).findings == []
-    [incident] = (await live.fleet.list_incidents()).items
+    [incident] = (await live.fleet.list_incidents(scope=EVERYWHERE)).items
     assert (incident.kind, incident.state) == ("update", "resolved")
 
 
@@ -118,14 +119,14 @@ async def test_a_question_is_settled_by_accepting(live: Live, old: Boot, new: Bo
     nodes = [await booted(live, await accepted(live, f"press-{n}", old), new, 2) for n in (1, 2)]
     for node in nodes:
         assert (await reported(node)).tier == "warning"
-    [incident] = (await live.fleet.list_incidents()).items
+    [incident] = (await live.fleet.list_incidents(scope=EVERYWHERE)).items
     path = f"/api/v1/incidents/{incident.id}/accept"
     assert (await live.call("POST", path, {"reason": "our update"}, role="viewer"))[0] == 403
     status, done = await live.call("POST", path, {"reason": "our update"})
     assert (status, done["affected"]) == (200, ["press-1", "press-2"])
     for node in nodes:
         assert isinstance(await next_message(node), Challenge | object)
-    assert (await live.fleet.list_holds()).items == []
+    assert (await live.fleet.list_holds(scope=EVERYWHERE)).items == []
 
 
 async def test_what_is_announced_for_later_begins_in_its_time(live: Live, old: Boot, new: Boot) -> None:

@@ -16,7 +16,8 @@ from controller.app import Controller
 from controller.config import load_config
 from controller.keys import load
 from controller.main import cli
-from controller.store import Store, access
+from controller.store import Store
+from controller.store import tokens as rows
 from tests.parts.cluster import free_port
 from tests.parts.postgres import Postgres
 
@@ -35,7 +36,7 @@ def tokens(url: str) -> list[str]:
     """Names of the tokens in a database."""
     store = Store(url)
     try:
-        return [view.name for view in store.run_sync(access.all_)]
+        return [view.name for view in store.run_sync(rows.all_)]
     finally:
         store.close()
 

@@ -12,6 +12,7 @@ from contract.messages import BaselineRef, Drift, EnrolFinish, Event, Finding, P
 from contract.quote import Counters
 from controller.enrolment_records import Admitted, EnrolmentRequest
 from controller.fleet import Fleet
+from controller.permissions import EVERYWHERE
 from controller.policy import BreakerLimits, FleetSettings, SitePolicy
 from controller.records import BootRecord, Evidence, IssuedCertificate, NodeIdentity, Outcome
 from controller.store import Store
@@ -162,5 +163,5 @@ class FleetLab:
 
     async def held(self) -> tuple[set[str], set[str]]:
         """Nodes and sites with a hold of their own in force."""
-        page = await self.fleet.list_holds(limit=500)
+        page = await self.fleet.list_holds(scope=EVERYWHERE, limit=500)
         return {h.node for h in page.items if h.node}, {h.site for h in page.items if h.node is None}

@@ -21,7 +21,17 @@ from controller.store.schema.enrolment import enrol_tokens, enrolments, preregis
 from controller.store.schema.fleet import node_labels, nodes, sites
 from controller.store.schema.grants import break_glass_codes, grants
 from controller.store.schema.outlets import dead_letters, outlets
-from controller.store.schema.people import api_tokens, audit, audit_checkpoints, audit_nodes
+from controller.store.schema.people import (
+    api_sessions,
+    api_tokens,
+    audit,
+    audit_checkpoints,
+    audit_nodes,
+    login_attempts,
+    login_nonces,
+    recovery_codes,
+    users,
+)
 from controller.store.schema.replicas import controller_keys, controllers, restores
 from controller.store.schema.response import (
     events,
@@ -37,6 +47,7 @@ from controller.store.schema.signed import baselines, trust_files
 
 __all__ = [
     "RowId",
+    "api_sessions",
     "api_tokens",
     "audit",
     "audit_checkpoints",
@@ -58,12 +69,15 @@ __all__ = [
     "holds",
     "incident_nodes",
     "incidents",
+    "login_attempts",
+    "login_nonces",
     "metadata",
     "node_labels",
     "nodes",
     "outlets",
     "plans",
     "preregistrations",
+    "recovery_codes",
     "reference_values",
     "response_hits",
     "response_policies",
@@ -74,4 +88,5 @@ __all__ = [
     "sites",
     "suppressions",
     "trust_files",
+    "users",
 ]

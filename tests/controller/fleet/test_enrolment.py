@@ -13,6 +13,7 @@ import pytest
 
 from contract.errors import Rejected
 from controller.enrolment_records import Admitted
+from controller.permissions import EVERYWHERE
 from controller.policy import FleetSettings, SitePolicy
 from controller.records import IssuedCertificate, NodeIdentity
 from controller.store import Store
@@ -26,7 +27,7 @@ async def _code(awaitable: object) -> str:
 
 
 async def _kinds(lab: FleetLab) -> list[str]:
-    return [event.kind for event in await lab.fleet.list_events(limit=500)]
+    return [event.kind for event in await lab.fleet.list_events(scope=EVERYWHERE, limit=500)]
 
 
 async def test_a_person_approves_and_the_node_is_in(lab: FleetLab) -> None:
@@ -34,7 +35,7 @@ async def test_a_person_approves_and_the_node_is_in(lab: FleetLab) -> None:
     claim = request("cam-1")
     enrolment = await lab.fleet.begin_enrolment(claim, now=T0)
     assert await lab.fleet.finish_enrolment(finish_of(enrolment, claim), issue, now=T0) is None
-    assert (await lab.fleet.counts()).enrolments_waiting == 1
+    assert (await lab.fleet.counts(scope=EVERYWHERE)).enrolments_waiting == 1
     assert await _code(lab.fleet.node("cam-1")) == "node.unknown"
     view = await lab.fleet.approve(enrolment, actor=ACTOR, now=T0)
     assert (view.state, view.decided_by) == ("approved", ACTOR)
@@ -85,7 +86,7 @@ async def test_b04_another_tpm_under_a_bound_id_is_refused_and_reported(lab: Fle
     claim = request("cam-1", tpm="thief")
     assert await _code(lab.fleet.begin_enrolment(claim, now=T0)) == "enrolment.identity-conflict"
     assert "enrolment.identity-conflict" in await _kinds(lab)
-    [incident] = (await lab.fleet.list_incidents()).items
+    [incident] = (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
     assert (incident.kind, incident.state, incident.nodes) == ("identity", "open", ["cam-1"])
     assert (await lab.fleet.node("cam-1")).ek_id == request("cam-1").ek_id
 
@@ -176,7 +177,7 @@ async def test_b05_two_first_enrolments_of_one_id_at_once_leave_exactly_one(
     refused = [r.code for r in results if isinstance(r, Rejected)]
     assert len(admitted) == 1
     assert refused == ["enrolment.identity-conflict"] * 7
-    assert [n.node for n in (await one.fleet.list_nodes()).items] == ["cam-1"]
+    assert [n.node for n in (await one.fleet.list_nodes(scope=EVERYWHERE)).items] == ["cam-1"]
 
 
 async def test_b05_the_constraint_decides_where_both_looked_before_either_wrote(
@@ -332,7 +333,7 @@ async def test_knocking_a_thousand_times_is_written_down_once_a_minute(lab: Flee
         claim = request("cam-1", tpm=f"thief-{n}")
         assert await _code(lab.fleet.begin_enrolment(claim, now=T0 + n)) == "enrolment.identity-conflict"
     assert (await _kinds(lab)).count("enrolment.identity-conflict") == 1
-    assert len((await lab.fleet.list_incidents()).items) == 1
+    assert len((await lab.fleet.list_incidents(scope=EVERYWHERE)).items) == 1
 
 
 async def test_renewal_keeps_the_old_certificate_until_the_new_one_is_used(lab: FleetLab) -> None:

@@ -10,6 +10,7 @@ from contract.errors import Rejected
 from contract.grant import MAX_CODES, MAX_GRANTS, Access, CodeHash, Opening
 from contract.messages import Event
 from controller.grant_records import GrantRequest, GrantView
+from controller.permissions import EVERYWHERE
 from controller.policy import SitePolicy
 from tests.parts.fleets import T0, FleetLab, evidence
 
@@ -160,14 +161,16 @@ async def test_c11_a_node_speaks_of_its_own_grants_only_and_nonsense_is_passed_o
 async def test_lists_by_node_site_and_state(fleet: FleetLab) -> None:
     first, second = await approved(fleet), await asked(fleet, wanted("factory-2"))
     await fleet.fleet.revoke_grant(first.id, actor="ops", reason="done", now=T0)
-    page = await fleet.fleet.list_grants(now=T0)
+    page = await fleet.fleet.list_grants(scope=EVERYWHERE, now=T0)
     assert [view.id for view in page.items] == [second.id]
-    page = await fleet.fleet.list_grants(ended=True, limit=1, now=T0)
+    page = await fleet.fleet.list_grants(scope=EVERYWHERE, ended=True, limit=1, now=T0)
     assert ([view.id for view in page.items], page.next) == ([second.id], str(second.id))
-    page = await fleet.fleet.list_grants(ended=True, after=page.next, now=T0)
+    page = await fleet.fleet.list_grants(scope=EVERYWHERE, ended=True, after=page.next, now=T0)
     assert [view.id for view in page.items] == [first.id]
-    assert (await fleet.fleet.list_grants(site="nowhere", now=T0)).items == []
-    assert [v.id for v in (await fleet.fleet.list_grants(node="factory-2", now=T0)).items] == [second.id]
+    assert (await fleet.fleet.list_grants(scope=EVERYWHERE, site="nowhere", now=T0)).items == []
+    assert [
+        v.id for v in (await fleet.fleet.list_grants(scope=EVERYWHERE, node="factory-2", now=T0)).items
+    ] == [second.id]
 
 
 def hashes(ids: list[int]) -> list[CodeHash]:
@@ -203,10 +206,12 @@ async def test_a02_a_code_that_is_used_a_second_time_is_an_alarm(fleet: FleetLab
     (code,) = await listed(fleet)
     for seq, at in ((1, T0 + 5), (2, T0 + 5)):
         await told(fleet, "break-glass.used", seq, at=at, code=str(code))
-    kinds = [event.kind for event in await fleet.fleet.list_events(limit=500)]
+    kinds = [event.kind for event in await fleet.fleet.list_events(scope=EVERYWHERE, limit=500)]
     assert "break-glass.again" not in kinds, "told twice"
     await told(fleet, "break-glass.used", 3, at=T0 + 900, code=str(code))
-    found = [e for e in await fleet.fleet.list_events(limit=500) if e.kind == "break-glass.again"]
+    found = [
+        e for e in await fleet.fleet.list_events(scope=EVERYWHERE, limit=500) if e.kind == "break-glass.again"
+    ]
     assert [(event.severity, event.node) for event in found] == [("critical", NODE)]
 
 

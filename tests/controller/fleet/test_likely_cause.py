@@ -10,6 +10,7 @@ from contract.boot import Reference
 from contract.errors import Rejected
 from contract.messages import PackageChange
 from contract.nodeword import NodeWord
+from controller.permissions import EVERYWHERE
 from controller.records import Outcome
 from tests.contract.boots import QUESTION, Boot, kernel, secure, value
 from tests.controller.fleet.test_references import fleet, incidents
@@ -48,7 +49,7 @@ async def test_c17_a_person_sees_the_cause_and_how_many_others_report_the_same(
         assert (await updated(lab, node, new, T0 + n * DAY_S)).tier == "warning"
     # Each node says in its own words when the package came: it is one new value all the same, said once.
     [incident] = await incidents(lab)
-    view = await lab.fleet.incident(incident.id)
+    view = await lab.fleet.incident(incident.id, scope=EVERYWHERE)
     assert (view.kind, view.nodes_total) == ("update", 4)
     assert [f.detail.rpartition("found ")[2] for f in view.findings] == [
         value("new file").hex(),
@@ -62,7 +63,7 @@ async def test_c17_a_person_sees_the_cause_and_how_many_others_report_the_same(
     # What a node no longer shows counts no more on the others, and stays in the incident's own count.
     await lab.report(names[0], now=T0 + 120, reset=10)
     assert (await lab.fleet.node(names[1])).findings_elsewhere == [2, 2]
-    assert (await lab.fleet.incident(incident.id)).findings_nodes == [4, 4]
+    assert (await lab.fleet.incident(incident.id, scope=EVERYWHERE)).findings_nodes == [4, 4]
     assert (await lab.fleet.node(names[4])).findings_elsewhere == []
 
 
@@ -76,7 +77,7 @@ async def test_drifts_and_refusals_are_counted_too(lab: FleetLab, old: Boot) -> 
         await lab.fleet.reject_evidence(node, Rejected("quote.signature", node), now=T0 + 70)
     assert (await lab.fleet.node(names[0])).findings_elsewhere == [1]
     for incident in await incidents(lab):
-        view = await lab.fleet.incident(incident.id)
+        view = await lab.fleet.incident(incident.id, scope=EVERYWHERE)
         assert len(view.findings_nodes) == len(view.findings)
         if view.kind == "untrusted":
             assert view.findings_nodes == [2, 2]

@@ -12,6 +12,7 @@ from contract.boot import BootPolicy
 from contract.messages import Finding
 from contract.references import NOTHING_EXPECTED
 from controller.breaker import node_budget
+from controller.permissions import EVERYWHERE
 from controller.policy import BreakerLimits, SitePolicy
 from controller.response_records import NewResponses
 from controller.store import Transaction
@@ -78,17 +79,23 @@ async def test_c17_one_update_on_500_of_2000_nodes_is_one_incident_and_one_comma
     reference = wire.encode(after.reference)
     await _report(lab, changed, judged.findings, reference, now=T0 + 60)
 
-    [incident] = (await lab.fleet.list_incidents()).items
+    [incident] = (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
     assert (incident.nodes_total, incident.state) == (CHANGED, "needs-person")
-    automatic = [hold for hold in (await lab.fleet.list_holds(limit=500)).items if hold.automatic]
+    automatic = [
+        hold for hold in (await lab.fleet.list_holds(scope=EVERYWHERE, limit=500)).items if hold.automatic
+    ]
     limits = BreakerLimits()
     assert sum(hold.node is not None for hold in automatic) <= node_budget(limits, FLEET)
     # The third node with the value is an update already, long before the budget of 40 is spent.
     assert sum(hold.node is not None for hold in automatic) == limits.same_value_nodes
     assert sum(hold.node is None for hold in automatic) <= limits.sites
-    opened = [e for e in await lab.fleet.list_events(limit=500) if e.kind == "incident.opened"]
+    opened = [
+        e for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500) if e.kind == "incident.opened"
+    ]
     assert len(opened) == 1
-    alerts = [e for e in await lab.fleet.list_events(limit=500) if e.kind == "response.alert"]
+    alerts = [
+        e for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500) if e.kind == "response.alert"
+    ]
     assert len(alerts) == limits.same_value_nodes
 
     accepted = await lab.fleet.accept_incident(
@@ -96,4 +103,4 @@ async def test_c17_one_update_on_500_of_2000_nodes_is_one_incident_and_one_comma
     )
     assert (len(accepted.affected), accepted.left) == (CHANGED, {})
     await _report(lab, changed, (), reference, now=T0 + 180)
-    assert (await lab.fleet.incident(incident.id)).state == "resolved"
+    assert (await lab.fleet.incident(incident.id, scope=EVERYWHERE)).state == "resolved"

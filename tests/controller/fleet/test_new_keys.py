@@ -10,6 +10,7 @@ import pytest
 from contract.devid import DevId
 from contract.errors import Rejected
 from controller.enrolment_records import Admitted, DevIds, EnrolmentRequest
+from controller.permissions import EVERYWHERE
 from controller.policy import SitePolicy
 from controller.store import Store
 from controller.tpmrecord import TpmRecord
@@ -47,22 +48,22 @@ async def test_b04_new_keys_ask_a_person_once_and_say_with_which_command(lab: Fl
     claim = request("cam-1", ak="new disk")
     enrolment, admitted = await comes(lab, claim)
     assert admitted is None
-    [waiting] = (await lab.fleet.list_enrolments(state="proved")).items
+    [waiting] = (await lab.fleet.list_enrolments(scope=EVERYWHERE, state="proved")).items
     assert waiting.note.startswith("same TPM, new keys")
     assert waiting.approve_with == f"ringfence enrolments approve {enrolment} --replace"
-    [incident] = (await lab.fleet.list_incidents()).items
+    [incident] = (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
     assert (incident.kind, incident.nodes) == ("identity", ["cam-1"])
     assert waiting.approve_with in incident.findings[0].detail
     # Until then nothing has changed for the node as it was; asking again asks nobody again.
     assert await opens(lab, before)
     await lab.fleet.finish_enrolment(finish_of(enrolment, claim), issue, now=T0 + 70)
-    assert len((await lab.fleet.list_incidents()).items) == 1
+    assert len((await lab.fleet.list_incidents(scope=EVERYWHERE)).items) == 1
 
     await lab.fleet.approve(enrolment, actor=ACTOR, now=T0 + 80, replace=True)
     assert not await opens(lab, before)  # in the very transaction, before the new one is handed out
     after = await lab.fleet.finish_enrolment(finish_of(enrolment, claim), issue, now=T0 + 90)
     assert after is not None and await opens(lab, after)
-    [incident] = (await lab.fleet.list_incidents()).items
+    [incident] = (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
     assert incident.state == "resolved"
     acts = [(line.act, line.actor) for line in await lab.fleet.list_audit(limit=100)]
     assert ("enrolment.keys-replaced", ACTOR) in acts
@@ -75,7 +76,7 @@ async def test_b04_a_rejected_question_leaves_the_node_as_it_was(lab: FleetLab) 
     enrolment, _ = await comes(lab, claim)
     await lab.fleet.reject(enrolment, actor=ACTOR, reason="nobody replaced a disk", now=T0 + 70)
     assert await opens(lab, before)
-    assert (await lab.fleet.list_incidents()).items[0].state == "resolved"
+    assert (await lab.fleet.list_incidents(scope=EVERYWHERE)).items[0].state == "resolved"
     finish = lab.fleet.finish_enrolment(finish_of(enrolment, claim), issue, now=T0 + 80)
     assert await _code(finish) == "enrolment.rejected"
 
@@ -106,7 +107,7 @@ async def test_new_keys_need_no_person_where_it_was_decided_beforehand(lab: Flee
     assert session.counters is not None  # the TPM's, not the key's
     [line] = [x for x in await lab.fleet.list_audit(limit=100) if x.act == "enrolment.keys-replaced"]
     assert line.actor == {"policy": "site policy", "list": "EK list"}[by]
-    assert (await lab.fleet.list_incidents()).items == []
+    assert (await lab.fleet.list_incidents(scope=EVERYWHERE)).items == []
 
 
 async def test_an_ek_that_is_expected_as_any_node_does_not_answer_for_new_keys(lab: FleetLab) -> None:
@@ -136,7 +137,9 @@ async def test_b04_a_revoked_ak_does_not_come_back(lab: FleetLab) -> None:
     await comes(lab, request("cam-1", ak="new disk"))
     old_disk = request("cam-1")
     assert await _code(lab.fleet.begin_enrolment(old_disk, now=T0 + 99)) == "enrolment.ak-revoked"
-    assert "enrolment.ak-revoked" in [event.kind for event in await lab.fleet.list_events(limit=500)]
+    assert "enrolment.ak-revoked" in [
+        event.kind for event in await lab.fleet.list_events(scope=EVERYWHERE, limit=500)
+    ]
     # Nor under another name.
     elsewhere = request("cam-2", tpm="other", ak="cam-1")
     assert await _code(lab.fleet.begin_enrolment(elsewhere, now=T0 + 99)) == "enrolment.ak-revoked"
@@ -220,7 +223,9 @@ async def test_what_is_known_of_the_tpm_is_shown(lab: FleetLab) -> None:
     shown = (await lab.fleet.node("cam-1")).tpm
     assert (shown.kind, shown.manufacturer, shown.devids) == ("hardware", "Infineon", (device,))
     assert shown.notes == ("ek.x: y", "devid.certificate-path: by nobody")
-    assert "devid.refused" in [event.kind for event in await lab.fleet.list_events(limit=500)]
+    assert "devid.refused" in [
+        event.kind for event in await lab.fleet.list_events(scope=EVERYWHERE, limit=500)
+    ]
 
 
 async def test_b04_what_comes_over_a_session_from_before_is_nobodys_word(lab: FleetLab) -> None:

@@ -11,6 +11,7 @@ from contract import wire
 from contract.boot import BootPolicy, Reference
 from contract.errors import Rejected
 from contract.references import ReferenceSet
+from controller.permissions import EVERYWHERE
 from controller.records import IncidentView, Outcome
 from tests.contract.boots import COMMAND, INITRD, LINUX, QUESTION, Boot, kernel, secure, value
 from tests.parts.fleets import ACTOR, T0, FleetLab, evidence, finding
@@ -65,11 +66,11 @@ def update(site: str = "factory", **changes: object) -> ReferenceSet:
 
 
 async def incidents(lab: FleetLab) -> list[IncidentView]:
-    return (await lab.fleet.list_incidents()).items
+    return (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
 
 
 async def kinds(lab: FleetLab) -> list[str]:
-    return [event.kind for event in await lab.fleet.list_events(limit=500)]
+    return [event.kind for event in await lab.fleet.list_events(scope=EVERYWHERE, limit=500)]
 
 
 async def test_an_announced_update_makes_no_alarm_at_its_site_and_time(
@@ -232,24 +233,24 @@ async def test_announcing_is_an_act_with_a_reason_all_or_nothing(lab: FleetLab) 
         await lab.fleet.announce([update()], actor=ACTOR, reason=" ", now=T0)
     with pytest.raises(Rejected, match=r"site\.unknown"):
         await lab.fleet.announce([update(), update("nowhere")], actor=ACTOR, reason="x", now=T0)
-    assert (await lab.fleet.list_references()).items == []
+    assert (await lab.fleet.list_references(scope=EVERYWHERE)).items == []
     many = [update(valid_from=TONIGHT + n) for n in range(257)]
     with pytest.raises(Rejected, match=r"reference\.too-many"):
         await lab.fleet.announce(many, actor=ACTOR, reason="x", now=T0)
     made = await lab.fleet.announce(many[:3], actor=ACTOR, reason="x", now=T0)
-    assert [v.id for v in (await lab.fleet.list_references(site="factory")).items] == [
+    assert [v.id for v in (await lab.fleet.list_references(scope=EVERYWHERE, site="factory")).items] == [
         v.id for v in reversed(made)
     ]
-    page = await lab.fleet.list_references(limit=2)
+    page = await lab.fleet.list_references(scope=EVERYWHERE, limit=2)
     assert page.next is not None
-    assert len((await lab.fleet.list_references(limit=2, after=page.next)).items) == 1
+    assert len((await lab.fleet.list_references(scope=EVERYWHERE, limit=2, after=page.next)).items) == 1
     await lab.fleet.withdraw_reference(made[0].id, actor="bob", reason="wrong kernel", now=T0 + 5)
     with pytest.raises(Rejected, match=r"reference\.closed"):
         await lab.fleet.withdraw_reference(made[0].id, actor="bob", reason="again", now=T0 + 6)
     with pytest.raises(Rejected, match=r"reference\.unknown"):
         await lab.fleet.withdraw_reference(999, actor="bob", reason="x", now=T0)
-    assert len((await lab.fleet.list_references()).items) == 2
-    assert len((await lab.fleet.list_references(withdrawn=True)).items) == 3
+    assert len((await lab.fleet.list_references(scope=EVERYWHERE)).items) == 2
+    assert len((await lab.fleet.list_references(scope=EVERYWHERE, withdrawn=True)).items) == 3
     assert [a.act for a in await lab.fleet.list_audit(limit=500) if a.actor == "bob"] == [
         "reference.withdrawn"
     ]

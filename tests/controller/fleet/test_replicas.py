@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import sqlalchemy
 
+from controller.permissions import EVERYWHERE
 from controller.policy import FleetSettings, SitePolicy
 from controller.store import Store, Transaction, hearing, notices, replicas
 from controller.store.notices import Notice
@@ -101,7 +102,9 @@ async def test_the_sessions_of_a_dead_controller_are_ended_by_another_and_come_b
     await two.store.run(_age)
     await two.fleet.beat({}, now=T0)
     assert not await _connected(two, "press-1")
-    lost = [e for e in await two.fleet.list_events(limit=500) if e.kind == "controller.lost"]
+    lost = [
+        e for e in await two.fleet.list_events(scope=EVERYWHERE, limit=500) if e.kind == "controller.lost"
+    ]
     assert len(lost) == 1 and "one" in lost[0].summary
     # It was only cut off; press-2 has gone to the other one meanwhile.
     await _open(two, "press-2")
@@ -120,7 +123,11 @@ async def test_a05_two_controllers_that_sweep_at_once_tell_of_a_silence_once(ope
         await one.report(node)
     for _ in range(3):
         found = await asyncio.gather(*(lab.fleet.sweep(now=T0 + 300) for lab in (one, two, one, two)))
-    told = [e.node for e in await one.fleet.list_events(limit=500) if e.kind == "node.unreachable"]
+    told = [
+        e.node
+        for e in await one.fleet.list_events(scope=EVERYWHERE, limit=500)
+        if e.kind == "node.unreachable"
+    ]
     assert sorted(told) == ["press-1", "press-2"], found
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from contract.errors import Rejected
+from controller.permissions import EVERYWHERE
 from controller.policy import BreakerLimits, DriftingNodes, FleetSettings, SitePolicy
 from controller.records import NewBaseline, TrustChange
 from controller.store import Store
@@ -17,7 +18,7 @@ CALM = SitePolicy(isolate_site_on=())
 
 
 async def _kinds(lab: FleetLab) -> list[str]:
-    return [e.kind for e in await lab.fleet.list_events(limit=500)]
+    return [e.kind for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500)]
 
 
 async def _fleet(
@@ -73,7 +74,7 @@ async def test_another_boot_isolates_node_and_site_and_neighbours_fence_the_susp
         [fence] = [r for r in directives[node].responses if r.name == "fence"]
         assert fence.addresses == ["10.0.0.1", "fd00::1"]
     assert (await lab.fleet.directive_for("shop-1", now=T0 + 60)).posture == "normal"
-    [incident] = (await lab.fleet.list_incidents()).items
+    [incident] = (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
     assert (incident.kind, incident.severity, incident.state) == ("untrusted", "critical", "open")
     assert "PCR 9 event 41" in incident.title
     assert [line.partition(":")[0] for line in incident.done] == [
@@ -83,7 +84,9 @@ async def test_another_boot_isolates_node_and_site_and_neighbours_fence_the_susp
     kinds = await _kinds(lab)
     assert "node.isolated" in kinds
     assert "site.isolated" in kinds
-    assert {n.standing for n in (await lab.fleet.list_nodes(site="factory")).items} == {"isolated"}
+    assert {n.standing for n in (await lab.fleet.list_nodes(scope=EVERYWHERE, site="factory")).items} == {
+        "isolated"
+    }
 
 
 async def test_release_is_an_act_and_everything_is_healthy_again(lab: FleetLab) -> None:
@@ -104,8 +107,8 @@ async def test_release_is_an_act_and_everything_is_healthy_again(lab: FleetLab) 
         outcome = await lab.report(node, reset=2)
         assert outcome.directive is not None
         assert (outcome.directive.posture, outcome.directive.responses) == ("normal", [])
-    assert {n.standing for n in (await lab.fleet.list_nodes()).items} == {"healthy"}
-    assert [i.state for i in (await lab.fleet.list_incidents()).items] == ["resolved"]
+    assert {n.standing for n in (await lab.fleet.list_nodes(scope=EVERYWHERE)).items} == {"healthy"}
+    assert [i.state for i in (await lab.fleet.list_incidents(scope=EVERYWHERE)).items] == ["resolved"]
     audit = await lab.fleet.list_audit(limit=500)
     assert [a.act for a in audit if a.actor == "ann"] == ["released", "released", "boot.accepted"]
 
@@ -137,7 +140,9 @@ async def test_c07_evidence_that_does_not_verify_is_a_recorded_failure(lab: Flee
     assert outcome.directive is not None
     assert outcome.directive.posture == "isolated"
     assert await lab.held() == ({"factory-1"}, {"factory"})
-    [rejected] = [e for e in await lab.fleet.list_events(limit=500) if e.kind == "evidence.rejected"]
+    [rejected] = [
+        e for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500) if e.kind == "evidence.rejected"
+    ]
     assert (rejected.node, rejected.severity, rejected.detail["code"]) == (
         "factory-1",
         "critical",
@@ -191,7 +196,7 @@ async def test_c17_one_update_on_many_nodes_is_one_incident_and_the_breaker_hold
     held_nodes, held_sites = await lab.held()
     assert held_nodes == {"s0-0", "s0-1"}
     assert held_sites == {"s0"}
-    [incident] = (await lab.fleet.list_incidents()).items
+    [incident] = (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
     assert (incident.state, incident.nodes_total) == ("needs-person", 40)
     assert any("update nobody told us about" in line for line in incident.done)
     assert (await _kinds(lab)).count("isolation.recommended") == 1
@@ -202,7 +207,7 @@ async def test_c17_different_faults_on_many_nodes_stop_at_the_breaker(lab: Fleet
     for n, node in enumerate(names):
         await lab.report(node, findings=[finding(f"{n:04}")], reset=2, now=T0 + 60 + n)
     assert await lab.held() == ({"factory-1", "factory-2", "factory-3"}, set())
-    states = [i.state for i in (await lab.fleet.list_incidents()).items]
+    states = [i.state for i in (await lab.fleet.list_incidents(scope=EVERYWHERE)).items]
     assert states == ["needs-person"] * 3 + ["open"] * 3
     await lab.report(names[5], findings=[finding("9999")], reset=2, now=T0 + 60 + 601)
     assert (await lab.held())[0] == {"factory-1", "factory-2", "factory-3", "factory-6"}
@@ -249,10 +254,10 @@ async def test_drift_is_a_warning_an_incident_and_withdraws_itself(lab: FleetLab
     assert (first.tier, (await lab.fleet.node("factory-1")).summary.standing) == ("warning", "healthy")
     again = await lab.report("factory-1", drifts=[drift("net.ipv4.ip_forward", "1")])
     assert again.tier == "warning"
-    [incident] = (await lab.fleet.list_incidents()).items
+    [incident] = (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
     assert (incident.kind, incident.state) == ("drift", "open")
     await lab.report("factory-1")
-    assert [i.state for i in (await lab.fleet.list_incidents()).items] == ["resolved"]
+    assert [i.state for i in (await lab.fleet.list_incidents(scope=EVERYWHERE)).items] == ["resolved"]
     assert await lab.held() == (set(), set())
 
 
@@ -263,11 +268,11 @@ async def test_what_the_node_repaired_is_an_incident_with_its_culprit(lab: Fleet
     )
     outcome = await lab.report("factory-1", drifts=[flushed])
     assert outcome.tier == "affirming"
-    [incident] = (await lab.fleet.list_incidents()).items
+    [incident] = (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
     assert incident.state == "resolved"
     assert "nft (pid 42, uid 0)" in incident.title
     await lab.report("factory-1", drifts=[flushed], now=T0 + 30)
-    assert len((await lab.fleet.list_incidents()).items) == 1
+    assert len((await lab.fleet.list_incidents(scope=EVERYWHERE)).items) == 1
 
 
 async def test_k_drifting_nodes_isolate_their_site_but_one_update_does_not(lab: FleetLab) -> None:
@@ -357,16 +362,16 @@ async def test_events_are_stored_once_in_order_and_a_lost_state_loses_none(lab: 
     assert (await lab.report("factory-1")).events_acked == 0
     anew = await lab.report("factory-1", events=[event(1, at=T0 + 500, kind="agent.state-lost")])
     assert anew.events_acked == 1
-    stored = [e for e in await lab.fleet.list_events(limit=500) if e.source == "agent"]
+    stored = [e for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500) if e.source == "agent"]
     assert [(e.seq, e.kind) for e in stored] == [
         (1, "firewall.healed"),
         (2, "firewall.healed"),
         (3, "firewall.healed"),
         (1, "agent.state-lost"),
     ]
-    down = await lab.fleet.list_events(limit=3, newest_first=True)
+    down = await lab.fleet.list_events(scope=EVERYWHERE, limit=3, newest_first=True)
     assert [e.id for e in down] == sorted((e.id for e in down), reverse=True)
-    assert (await lab.fleet.counts()).last_event == down[0].id
+    assert (await lab.fleet.counts(scope=EVERYWHERE)).last_event == down[0].id
 
 
 async def test_a05_an_agent_that_was_stopped_is_named_within_two_intervals(lab: FleetLab) -> None:
@@ -383,7 +388,7 @@ async def test_a05_an_agent_that_was_stopped_is_named_within_two_intervals(lab: 
     [change] = await lab.fleet.sweep(now=T0 + 120)
     assert (change.node, change.after, await standing()) == ("factory-1", "unreachable", "unreachable")
     assert await lab.fleet.sweep(now=T0 + 121) == []
-    events = [e for e in await lab.fleet.list_events(limit=500) if e.node == "factory-1"]
+    events = [e for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500) if e.node == "factory-1"]
     assert [e.kind for e in events][-2:] == ["node.overdue", "node.unreachable"]
     assert (await lab.fleet.node("factory-1")).summary.tier == "affirming"
     await lab.report("factory-1", now=T0 + 200)
@@ -406,7 +411,7 @@ async def test_silence_changes_neither_distrust_nor_isolation(lab: FleetLab) -> 
     await lab.report("factory-1", findings=[finding("1234")])
     await lab.fleet.isolate_node("factory-2", actor="ann", reason="drill", now=T0)
     assert await lab.fleet.sweep(now=T0 + 10_000) == []
-    standings = {n.node: n.standing for n in (await lab.fleet.list_nodes()).items}
+    standings = {n.node: n.standing for n in (await lab.fleet.list_nodes(scope=EVERYWHERE)).items}
     assert standings == {"factory-1": "untrusted", "factory-2": "isolated"}
 
 
@@ -440,7 +445,7 @@ async def test_baselines_are_pushed_whole_assigned_forward_and_carried_by_direct
     assert (sections.boot, sections.ima) == (b'{"pcrs":[0,4]}', b'{"mode":"observe"}')
     with pytest.raises(Rejected, match=r"baseline\.older"):
         await lab.fleet.assign_baseline("factory", "factory", 1, actor=ACTOR, reason="back", now=T0)
-    [one, two] = (await lab.fleet.list_baselines()).items
+    [one, two] = (await lab.fleet.list_baselines(scope=EVERYWHERE)).items
     assert (one.sites, two.sites) == ([], ["factory"])
     late = await lab.report("factory-1", now=T0 + 600)
     assert [f.code for f in late.findings] == ["baseline.differs"]
@@ -451,11 +456,11 @@ async def test_lists_come_in_pages_that_miss_nothing(lab: FleetLab) -> None:
     seen: list[str] = []
     after = None
     while True:
-        page = await lab.fleet.list_nodes(after=after, limit=3)
+        page = await lab.fleet.list_nodes(scope=EVERYWHERE, after=after, limit=3)
         seen += [n.node for n in page.items]
         after = page.next
         if after is None:
             break
     assert seen == names
     with pytest.raises(Rejected, match=r"cursor\.invalid"):
-        await lab.fleet.list_holds(after="1; DROP TABLE holds")
+        await lab.fleet.list_holds(scope=EVERYWHERE, after="1; DROP TABLE holds")

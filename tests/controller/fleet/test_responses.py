@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contract.errors import Rejected
+from controller.permissions import EVERYWHERE
 from controller.policy import SitePolicy
 from controller.records import IncidentView
 from controller.response_records import NewResponses, NewSuppression, SuppressionView, Undo
@@ -43,17 +44,17 @@ async def _fleet(lab: FleetLab, nodes: int, policy: SitePolicy = OPEN_POLICY) ->
 
 
 async def _kinds(lab: FleetLab) -> list[str]:
-    return [e.kind for e in await lab.fleet.list_events(limit=500)]
+    return [e.kind for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500)]
 
 
 async def _only(lab: FleetLab) -> IncidentView:
-    [incident] = (await lab.fleet.list_incidents()).items
+    [incident] = (await lab.fleet.list_incidents(scope=EVERYWHERE)).items
     return incident
 
 
 async def _suppress(lab: FleetLab, kind: str, *, acts: bool = False, for_s: float = 3600) -> SuppressionView:
     new = NewSuppression(selector="site=factory", kind=kind, until=T0 + for_s, acts=acts, reason="works")
-    return await lab.fleet.suppress(new, actor=ACTOR, now=T0)
+    return await lab.fleet.suppress(new, scope=EVERYWHERE, actor=ACTOR, now=T0)
 
 
 async def test_usb_refused_twice_fences_and_alerts_where_the_rule_says(lab: FleetLab) -> None:
@@ -94,7 +95,7 @@ async def test_every_automatic_act_says_why_from_what_and_how_to_undo_it(lab: Fl
     await _fleet(lab, 2, SitePolicy())
     await lab.report("factory-1", findings=[finding("1234")], number=7, reset=2)
     incident = await _only(lab)
-    holds = (await lab.fleet.list_holds()).items
+    holds = (await lab.fleet.list_holds(scope=EVERYWHERE)).items
     assert len(incident.done) == len(holds) == 2
     for text in (*incident.done, *(hold.reason for hold in holds)):
         assert "PCR 9 event 41" in text
@@ -103,8 +104,10 @@ async def test_every_automatic_act_says_why_from_what_and_how_to_undo_it(lab: Fl
         assert "undo: ringfence release --" in text
     assert {f"incident {incident.id}" in hold.reason for hold in holds} == {True}
     await lab.fleet.reject_evidence("factory-2", Rejected("quote.signature", "x"), now=T0)
-    rejected = next(e for e in await lab.fleet.list_events(limit=500) if e.kind == "evidence.rejected")
-    hold = next(h for h in (await lab.fleet.list_holds()).items if h.node == "factory-2")
+    rejected = next(
+        e for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500) if e.kind == "evidence.rejected"
+    )
+    hold = next(h for h in (await lab.fleet.list_holds(scope=EVERYWHERE)).items if h.node == "factory-2")
     assert f"event {rejected.id}" in hold.reason
     assert "--node factory-2" in hold.reason
 
@@ -116,7 +119,7 @@ async def test_three_nodes_that_drift_in_one_section_isolate_the_site(lab: Fleet
         section = "firewall" if n else "sysctl"
         await lab.report(name, drifts=[drift("rule", str(n), section=section)], now=T0 + n)
         assert await lab.held() == (set(), {"factory"} if n == 3 else set())
-    [hold] = (await lab.fleet.list_holds()).items
+    [hold] = (await lab.fleet.list_holds(scope=EVERYWHERE)).items
     assert "rule tamper" in hold.reason
 
 
@@ -152,11 +155,13 @@ async def test_a_suppression_keeps_quiet_and_ends_by_itself(lab: FleetLab) -> No
     for now in (T0 + 1, T0 + 60):
         outcome = await lab.report("factory-1", drifts=[drift("a", "b")], now=now)
     assert outcome.tier == "warning"
-    assert (await lab.fleet.list_incidents()).items == []
+    assert (await lab.fleet.list_incidents(scope=EVERYWHERE)).items == []
     await lab.report("factory-1", drifts=[drift("a", "b"), drift("c", "d", section="usb")], now=T0 + 120)
     assert (await _only(lab)).title.startswith("usb")
     await lab.report("factory-1", drifts=[drift("a", "b")], now=T0 + 601)
-    assert [i.title for i in (await lab.fleet.list_incidents(state="open")).items] == ["sysctl: a"]
+    assert [i.title for i in (await lab.fleet.list_incidents(scope=EVERYWHERE, state="open")).items] == [
+        "sysctl: a"
+    ]
 
 
 @pytest.mark.parametrize("acts", [False, True])
@@ -167,7 +172,7 @@ async def test_a_suppression_stops_acts_only_where_it_says_so(lab: FleetLab, act
     assert outcome.tier == "contraindicated"
     assert await lab.held() == ((set(), set()) if acts else ({"factory-1"}, {"factory"}))
     # An act is never silent.
-    assert len((await lab.fleet.list_incidents()).items) == (0 if acts else 1)
+    assert len((await lab.fleet.list_incidents(scope=EVERYWHERE)).items) == (0 if acts else 1)
     if acts:
         await lab.fleet.end_suppression(made.id, actor=ACTOR, reason="done", now=T0 + 2)
         await lab.report("factory-1", findings=[finding("1234")], now=T0 + 3)

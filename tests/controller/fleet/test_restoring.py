@@ -9,6 +9,7 @@ import pytest
 from contract.errors import Rejected
 from contract.messages import BaselineRef
 from controller.fleet import keysheld
+from controller.permissions import EVERYWHERE
 from controller.policy import SitePolicy
 from controller.records import ChangeTrust, NewBaseline, TrustChange
 from controller.rollout_records import NewPlan, NewRollout, Terms, Wave
@@ -87,7 +88,7 @@ async def test_c02_until_confirmed_nobody_is_isolated_without_a_person_and_a_per
     fleet = (await _restored(lab)).fleet
     await lab.report("press-1", number=2, now=BACK + 1, findings=[finding("changed")])
     assert await lab.held() == (set(), set())
-    waiting = (await fleet.list_incidents(state="needs-person")).items
+    waiting = (await fleet.list_incidents(scope=EVERYWHERE, state="needs-person")).items
     assert len(waiting) == 1
     await fleet.isolate_node("press-1", actor=ACTOR, reason="looked", now=BACK + 2)
     assert (await fleet.directive_for("press-1", now=BACK + 3)).posture == "isolated"
@@ -100,7 +101,10 @@ async def test_no_rollout_goes_on_until_confirmed(lab: FleetLab) -> None:
     fleet = (await _restored(lab)).fleet
     await fleet.change_trust(_pushed(1, 2), actor=ACTOR, now=BACK)
     plan = await fleet.make_plan(
-        NewPlan(baseline="factory", version=2, selector="site=factory"), actor=ACTOR, now=BACK
+        NewPlan(baseline="factory", version=2, selector="site=factory"),
+        scope=EVERYWHERE,
+        actor=ACTOR,
+        now=BACK,
     )
     terms = Terms(waves=(Wave(percent=100.0),))
     asked = await fleet.request_rollout(
@@ -117,7 +121,7 @@ async def test_no_rollout_goes_on_until_confirmed(lab: FleetLab) -> None:
 async def test_a_start_says_that_a_restore_waits(lab: FleetLab) -> None:
     await _restored(lab)
     await lab.fleet.start(name="one", now=BACK)
-    assert [e.kind for e in await lab.fleet.list_events(limit=500)][-1] == "restore.waiting"
+    assert [e.kind for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500)][-1] == "restore.waiting"
 
 
 async def test_b04_a_controller_with_other_keys_does_not_start(lab: FleetLab) -> None:

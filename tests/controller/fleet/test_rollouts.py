@@ -9,6 +9,7 @@ import pytest
 
 from contract.errors import Rejected
 from contract.messages import BaselineRef, Event
+from controller.permissions import EVERYWHERE
 from controller.policy import SitePolicy
 from controller.records import NewBaseline, TrustChange
 from controller.rollout_records import NewPlan, NewRollout, PlanView, RolloutView, Terms, Wave, Window
@@ -54,7 +55,7 @@ async def fleet(lab: FleetLab) -> FleetLab:
 
 async def planned(lab: FleetLab, selector: str = "site=factory", now: float = T0) -> PlanView:
     return await lab.fleet.make_plan(
-        NewPlan(baseline="factory", version=2, selector=selector), actor="ann", now=now
+        NewPlan(baseline="factory", version=2, selector=selector), scope=EVERYWHERE, actor="ann", now=now
     )
 
 
@@ -69,7 +70,7 @@ async def begun(lab: FleetLab, terms: Terms = TERMS, now: float = T0) -> Rollout
 async def wanted(lab: FleetLab) -> dict[str, int]:
     """The version that the next directive of each node names."""
     out = {}
-    for view in (await lab.fleet.list_nodes()).items:
+    for view in (await lab.fleet.list_nodes(scope=EVERYWHERE)).items:
         directive = await lab.fleet.directive_for(view.node, now=T0)
         out[view.node] = directive.baseline.version if directive.baseline else 0
     return out
@@ -131,7 +132,7 @@ async def test_waves_go_on_by_evidence_until_the_site_itself_follows(fleet: Flee
     assert (view.state, view.counts) == ("done", {"proved": 4})
     site = await fleet.fleet.site("factory")
     assert site.baseline is not None and site.baseline.version == 2
-    assert not any(v.own_baseline for v in (await fleet.fleet.list_nodes()).items)
+    assert not any(v.own_baseline for v in (await fleet.fleet.list_nodes(scope=EVERYWHERE)).items)
     assert set((await wanted(fleet)).values()) == {2}
 
 
@@ -162,7 +163,7 @@ async def test_a_bad_canary_halts_the_rollout_and_nobody_else_gets_it(fleet: Fle
     assert [name for name, version in (await wanted(fleet)).items() if version == 2] == (
         [canary] if how in ("drift", "untrusted") else []
     )
-    kinds = [event.kind for event in await fleet.fleet.list_events(limit=500)]
+    kinds = [event.kind for event in await fleet.fleet.list_events(scope=EVERYWHERE, limit=500)]
     assert "rollout.halted" in kinds
 
 

@@ -18,16 +18,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
 from contract.errors import Rejected
+from controller.permissions import EVERYWHERE
 from controller.store import (
     Duplicate,
     Refused,
     Store,
     StoreUnavailable,
     Transaction,
-    access,
     audit,
     events,
     migrate,
+    tokens,
 )
 from controller.store.schema import metadata
 from tests.parts.fleets import T0
@@ -42,6 +43,10 @@ def _note(actor: str) -> Callable[[Transaction], str]:
         return actor
 
     return job
+
+
+def _token(tx: Transaction, name: str, sha256: bytes) -> None:
+    tokens.add(tx, name, [], sha256, user=None, counts_as=name, created_by="test", expires_at=None, now=T0)
 
 
 async def _actors(store: Store) -> list[str]:
@@ -104,12 +109,12 @@ async def test_a_taken_key_is_a_duplicate(open_store: OpenStore) -> None:
     store = open_store()
 
     def add(tx: Transaction) -> None:
-        access.add(tx, "ci", "viewer", b"x" * 32, expires_at=None, now=T0)
+        _token(tx, "ci", b"x" * 32)
 
     await store.run(add)
     with pytest.raises(Duplicate):
         await store.run(add)
-    assert [t.name for t in await store.run(access.all_)] == ["ci"]
+    assert [t.name for t in await store.run(tokens.all_)] == ["ci"]
 
 
 async def test_a_closed_store_refuses(open_store: OpenStore) -> None:
@@ -206,7 +211,7 @@ async def test_the_event_cursor_misses_nothing_with_two_controllers(open_store: 
         while True:
             page = await one.run(
                 lambda tx, after=cursor: events.read(
-                    tx, after=after, limit=7, node=None, site=None, order="up"
+                    tx, after=after, limit=7, node=None, scope=EVERYWHERE, order="up"
                 )
             )
             seen += [event.kind for event in page]
@@ -227,9 +232,9 @@ async def test_two_controllers_that_wait_for_each_other_both_get_through(open_st
     one, two = open_store(), open_store()
     if one.dialect == "sqlite":
         pytest.skip("one writer at a time cannot cross")
-    await one.run(lambda tx: [access.add(tx, n, "viewer", n.encode(), expires_at=None, now=T0) for n in "ab"])
+    await one.run(lambda tx: [_token(tx, n, n.encode()) for n in "ab"])
     both_hold_one = threading.Barrier(2)
-    touch = sqlalchemy.text("UPDATE api_tokens SET role = 'admin' WHERE name = :name")
+    touch = sqlalchemy.text("UPDATE api_tokens SET used_at = 1 WHERE name = :name")
 
     def crossing(first: str, second: str) -> Callable[[Transaction], str]:
         tries = itertools.count()
@@ -270,7 +275,7 @@ async def test_b11_text_with_nul_is_stored_and_read_on_either_database(open_stor
 
     def job(tx: Transaction) -> str:
         events.add(tx, "k\0ind", "info", "a\0b", now=T0, node="n\0", detail={"k\0": "v\0"})
-        [found] = events.read(tx, after=0, limit=10, node="n\0", site=None, order="up")
+        [found] = events.read(tx, after=0, limit=10, node="n\0", scope=EVERYWHERE, order="up")
         assert found.detail == {"k\0": "v\0"}
         return found.summary
 
