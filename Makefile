@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench fuzz chaos lock clean
+.PHONY: setup demo test check guards bench fuzz chaos packages lock clean
 V := .venv/bin
 
 setup:
@@ -32,10 +32,14 @@ fuzz: setup      ## every parser, guided by coverage; ARGS="NAME --inputs N --se
 	@$(V)/pip install -qq --require-hashes --no-deps --upgrade --target build/fuzz -r packaging/setup/fuzz.txt
 	@nice -n 15 $(V)/python -m tests.fuzz $(ARGS)
 
+packages: setup  ## dist/*.deb and dist/*.rpm; ARGS="--only ringfence-agent"
+	@$(V)/pip install -qq --require-hashes --no-deps --upgrade --target build/package-tools -r packaging/setup/packages.txt
+	@PYTHONPATH=build/package-tools $(V)/python packaging/os/build.py $(ARGS)
+
 lock:            ## pin versions and hashes anew (needs uv)
-	@for list in build requirements develop fuzz; do \
+	@for list in build requirements develop fuzz packages; do \
 	    uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 \
 	        --no-emit-index-url -o packaging/setup/$$list.txt packaging/setup/$$list.in; done
 
 clean:
-	rm -rf .venv build bench/results.json
+	rm -rf .venv build dist bench/results.json

@@ -10,16 +10,18 @@ import json
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
+from agent.firewall.batches import batches
+from agent.firewall.link import Ways
 from agent.firewall.local import resolved
-from agent.firewall.neighbours import render_arp
 from agent.firewall.section import Section as FirewallSection
 from agent.host import Host
 from agent.machine import POSTURES
-from agent.netfilter import Netfilter, render
+from agent.netfilter import Netfilter
 from agent.probes import ControllerEndpoint, Surroundings, Warned, parse_sections, warnings
 from contract.baseline import parse_baseline
 from contract.errors import Rejected
@@ -27,6 +29,10 @@ from contract.errors import Rejected
 _REFUSED = 2
 _ENDPOINT = ControllerEndpoint("192.0.2.1", 8440)
 """Stands for the controller in the dry run (RFC 5737: documentation)."""
+_WAYS = Ways(
+    devices=("eth0",), toward=("eth0",), hops=((4, ("192.0.2.1",)), (6, ("2001:db8::1",))), carriers={}
+)
+"""Stands for the interfaces of a node, and for a next hop on the way to its controller."""
 
 
 @click.command()
@@ -72,14 +78,23 @@ def _checked(file: Path, *, here: bool) -> tuple[dict[str, object], list[Warned]
     return shown, warnings(baseline, parsed, interfaces)
 
 
+def _ways(firewall: FirewallSection) -> Ways:
+    """Return interfaces that stand for a node's, those that the section would offload among them."""
+    patterns = firewall.offload.interfaces if firewall.offload else []
+    named = [each if not each.endswith("*") else f"{each[:-1]}{n}" for each in patterns for n in (0, 1)]
+    return replace(_WAYS, devices=tuple(sorted({*_WAYS.devices, *named})))
+
+
 def _try(firewall: FirewallSection) -> None:
+    """Load every batch of every posture where it harms nobody. Raises Rejected `firewall.refused`."""
     netfilter, host = Netfilter(), Host()
     try:
         for posture in POSTURES:
             around = Surroundings(host=host, controller=(_ENDPOINT,), posture=posture)
             here = resolved(firewall, host)
-            netfilter.check(render(firewall, posture, around, here))
-            if arp := render_arp(firewall, around, here):
-                netfilter.check(arp)
+            # The cut of interfaces names those of the node: here the loopback stands for one (`link.on_loopback`).
+            has = {"bridge": netfilter.knows("bridge"), "offloads": netfilter.offloads()}
+            for each in batches(firewall, posture, around, here, _ways(firewall), **has):
+                netfilter.check(each.text)
     finally:
         netfilter.close()

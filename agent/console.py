@@ -1,6 +1,6 @@
-"""`ringfence-agent break-glass`: a person at the node's console types a one-use code; nothing of the network is needed.
+"""Break-glass at the node's console: a person types a one-use code; nothing of the network is needed.
 
-The command reaches the running agent by a socket in the state folder. The slow hash runs beside the machine's thread, one
+The command (`agent.glass_command`) reaches the running agent by a socket in the state folder. The slow hash runs beside the machine's thread, one
 try at a time; counting tries and opening are the worker's (`agent.breakglass`).
 
 Refuses: callers that are not root; a line that is longer than a code can be. The code is not logged or kept.
@@ -13,16 +13,13 @@ import contextlib
 import os
 import socket
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
-import click
 from msgspec import Struct
 
 from agent.clock import boottime
-from agent.config import DEFAULT_PATH, load_config
 from contract.errors import Rejected
 from contract.grant import matching
 from contract.wire import decode, encode
@@ -33,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SOCKET_NAME: Final = "break-glass.sock"
-_MAX_LINE_BYTES: Final = 128
+MAX_LINE_BYTES: Final = 128
 _READ_S: Final = 10.0
 _ANSWER_S: Final = 30.0
 _CREDENTIALS: Final = struct.Struct("3i")  # struct ucred: pid, uid, gid (unix(7))
@@ -61,7 +58,7 @@ class Console:
         path.unlink(missing_ok=True)
         before = os.umask(0o177)
         try:
-            return await asyncio.start_unix_server(self._caller, path, limit=_MAX_LINE_BYTES)
+            return await asyncio.start_unix_server(self._caller, path, limit=MAX_LINE_BYTES)
         finally:
             os.umask(before)
 
@@ -115,7 +112,7 @@ def ask(folder: Path, typed: str) -> float:
             connection.connect(str(folder / SOCKET_NAME))
         except (FileNotFoundError, ConnectionRefusedError):
             raise Rejected("break-glass.no-agent", "the agent is not running") from None
-        connection.sendall(typed.strip().encode("ascii", "replace")[: _MAX_LINE_BYTES - 1] + b"\n")
+        connection.sendall(typed.strip().encode("ascii", "replace")[: MAX_LINE_BYTES - 1] + b"\n")
         content = bytearray()
         while part := connection.recv(4096):
             content += part
@@ -125,22 +122,3 @@ def ask(folder: Path, typed: str) -> float:
     if not reply.opened_s:
         raise Rejected(reply.code or "break-glass.no-answer", reply.detail)
     return reply.opened_s
-
-
-@click.command("break-glass")
-@click.option(
-    "--config", "config_path", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True
-)
-def break_glass(config_path: Path) -> None:
-    """Use a one-use code at this node's console: works without the controller, within the signed baseline."""
-    config = load_config(config_path)
-    if sys.stdin.isatty():
-        typed = click.prompt("Code", hide_input=True, err=True)
-    else:
-        typed = sys.stdin.readline(_MAX_LINE_BYTES)
-    try:
-        opened_s = ask(config.state, typed)
-    except Rejected as refused:
-        click.echo(f"ringfence-agent: refused: {refused}", err=True)
-        sys.exit(1)
-    click.echo(f"open for {opened_s:.0f} s; the controller is told as soon as it can be reached")

@@ -30,7 +30,7 @@ from contract.directive import WantedBaseline
 from contract.envelope import open_directive
 from contract.errors import Rejected
 from contract.messages import BaselineRef, Drift, never_more
-from contract.trust import TrustedBaseline
+from contract.trusted import TrustedBaseline
 
 MAX_TURNED_DOWN = 32
 RETRY_S = 900.0

@@ -22,7 +22,7 @@ from agent.clock import boottime
 from agent.config import AgentConfig
 from agent.exhibits import Exhibits
 from agent.firewall.events import Culprit
-from agent.frugal import give_back
+from agent.frugal import Thrift
 from agent.hold import Held, Hold
 from agent.host import Host
 from agent.machine import Machine
@@ -38,7 +38,7 @@ from contract import directive as directives
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
 from contract.messages import Event
-from contract.trust import TrustedBaseline
+from contract.trusted import TrustedBaseline
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class Loop:
         self._fresh = True
         self._session = 0
         self._fetching: str | None = None
-        self._next_full = 0.0
+        self._next_full, self._memory = 0.0, Thrift()
 
     # ---- any thread
 
@@ -211,6 +211,7 @@ class Loop:
         due = set(self.machine.probes) if full else self.machine.due(woken or set())
         if full:
             self._next_full = self.beat + self._config.interval_s
+            self._memory.passing(self.beat)
         for name in sorted(due, key=lambda each: (each != "firewall", each)):
             if name != "firewall":
                 self._firewall_if_due()
@@ -307,7 +308,7 @@ class Loop:
         for name in sorted(set(held.sections) - {"firewall"}):
             self._look(name, occasion)
         self._next_full = self._monotonic() + self._config.interval_s
-        give_back()
+        self._memory.adopted(self._monotonic())
 
     def _look(self, name: str, occasion: plan.Occasion = "routine") -> None:
         before = self._in_firewall

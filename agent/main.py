@@ -8,51 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import os
-import signal
 import sys
 import time
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
 import click
 
-from agent import VERSION, early, grantends
+from agent import VERSION, early, grantends, running
 from agent.checking import check
-from agent.clock import boottime
 from agent.config import DEFAULT_PATH, AgentConfig, TpmConfig, load_config
-from agent.console import Console, break_glass
 from agent.counting import counters
 from agent.dial import Dialler
-from agent.firewall.local import resolved
-from agent.firewall.neighbours import render_arp
-from agent.firewall.section import Section as FirewallSection
-from agent.frugal import few_arenas
-from agent.host import Host
+from agent.exits import EXIT_FAULT, EXIT_NO, EXIT_REFUSED, fail, outermost
+from agent.glass_command import break_glass
 from agent.learn_command import learn
 from agent.learn_devices import devices
-from agent.loop import Loop
-from agent.netfilter import Events, Netfilter, render
-from agent.notify import notify, watchdog_interval_s
-from agent.probes import ControllerEndpoint, Surroundings, parse_sections, sections, subsystems
+from agent.netfilter import Netfilter
+from agent.probes import Surroundings, parse_sections, sections
+from agent.render_command import endpoints, render
+from agent.running import host_of, log_to_stderr, tpm_of
 from agent.spool import Spool
 from agent.store import Damaged, Store
-from agent.tpm import Tpm, TpmUnavailable
+from agent.tpm import TpmUnavailable
 from agent.unlock import unlock, write_key
-from agent.uplink import Uplink
 from contract.baseline import parse_baseline
 from contract.errors import Rejected
-from contract.messages import Drift, Posture
-
-log = logging.getLogger("ringfence")
-
-EXIT_NO, EXIT_REFUSED, EXIT_FAULT = 1, 2, 3
-_STALLED_S = 60.0
-_ENDPOINT_SHOWN = ControllerEndpoint("192.0.2.1", 8440)
-"""Shown by `render` where no configuration says otherwise (RFC 5737: documentation)."""
+from contract.messages import Drift
 
 _config_option = click.option(
     "--config", "config_path", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True
@@ -67,14 +51,11 @@ def cli() -> None:
     """The node's program of Ringfence. Exit codes: 0 fine, 1 no, 2 input refused, 3 fault."""
 
 
-@cli.command()
+@cli.command("run")
 @_config_option
-def run(config_path: Path) -> None:
+def run_command(config_path: Path) -> None:
     """Hold this machine to its signed baseline, for ever. Enrols by itself when that was not done yet."""
-    few_arenas()
-    config = load_config(config_path)
-    _log_to_stderr()
-    sys.exit(asyncio.run(_serve(config)))
+    running.main(["--config", str(config_path)])
 
 
 @cli.command()
@@ -83,11 +64,11 @@ def run(config_path: Path) -> None:
 def enrol(config_path: Path, timeout_s: float | None) -> None:
     """Prove this machine to the controller and wait for approval; then `run` can open sessions."""
     config = load_config(config_path)
-    _log_to_stderr()
+    log_to_stderr()
     try:
         site = asyncio.run(_enrol(config, timeout_s))
     except (TpmUnavailable, TimeoutError, OSError) as error:
-        _fail(EXIT_NO, f"not enrolled: {error or 'no approval in time'}")
+        fail(EXIT_NO, f"not enrolled: {error or 'no approval in time'}")
     click.echo(f"{config.node} is enrolled in site {site}")
 
 
@@ -100,7 +81,7 @@ def status(config_path: Path, as_json: bool) -> None:
     try:
         shown = _status(config)
     except Damaged as damage:
-        _fail(EXIT_FAULT, str(damage))
+        fail(EXIT_FAULT, str(damage))
     if as_json:
         click.echo(json.dumps(shown))
     else:
@@ -141,25 +122,12 @@ def unlock_key(name: str, output: Path | None, timeout_s: float, config_path: Pa
     """Fetch a disk key from escrow: given out only after a good attestation in this boot, opened by this TPM."""
     config = load_config(config_path)
     if output is not None and output.exists():
-        _fail(EXIT_REFUSED, f"{output} is there already")
+        fail(EXIT_REFUSED, f"{output} is there already")
     try:
         key = unlock(config.state, name, timeout_s=timeout_s)
     except (Rejected, TimeoutError) as error:
-        _fail(EXIT_NO, f"no key: {error or 'no answer in time'}")
+        fail(EXIT_NO, f"no key: {error or 'no answer in time'}")
     write_key(key, output)
-
-
-@cli.command("render")
-@_file_argument
-@click.option("--posture", type=click.Choice(["normal", "isolated", "maintenance"]), default="normal")
-@_config_option
-def render_command(file: Path, posture: Posture, config_path: Path) -> None:
-    """Print the nftables rules that a baseline means."""
-    config = load_config(config_path) if config_path.exists() else None
-    baseline = parse_baseline(file.read_bytes(), file=file.name)
-    firewall = parse_sections(baseline).get("firewall", FirewallSection())
-    assert isinstance(firewall, FirewallSection)  # noqa: S101  (parsed by the module of that name)
-    click.echo(_rendered(firewall, posture, config), nl=False)
 
 
 @cli.command("early")
@@ -180,6 +148,7 @@ def end_grants_command(config_path: Path) -> None:
 
 
 cli.add_command(check)
+cli.add_command(render)
 cli.add_command(counters)
 cli.add_command(learn)
 cli.add_command(break_glass)
@@ -188,66 +157,26 @@ cli.add_command(devices)
 
 def main() -> NoReturn:
     """Run the command; the outermost place, where what is left becomes an exit code."""
-    try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
-    except click.Abort:
-        _fail(EXIT_NO, "interrupted")
-    except click.ClickException as error:
-        error.show()
-        sys.exit(EXIT_REFUSED)
-    except Rejected as error:
-        _fail(EXIT_REFUSED, error.detail or error.code)
-    except OSError as error:
-        _fail(EXIT_FAULT, str(error))
-    except Exception:  # the outermost place: a fault of ours, shown whole
-        traceback.print_exc()
-        sys.exit(EXIT_FAULT)
+    with outermost():
+        try:
+            cli.main(standalone_mode=False)
+        except click.exceptions.Exit as done:
+            sys.exit(done.exit_code)
+        except click.Abort:
+            fail(EXIT_NO, "interrupted")
+        except click.ClickException as error:
+            error.show()
+            sys.exit(EXIT_REFUSED)
     sys.exit(0)
 
 
-def _fail(code: int, text: str) -> NoReturn:
-    click.echo(f"ringfence-agent: {text}", err=True)
-    sys.exit(code)
-
-
-def _log_to_stderr() -> None:
-    level = os.environ.get("RINGFENCE_LOG", "INFO").upper()
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
-
-
-def _host(config: AgentConfig | None) -> Host:
-    if config is None:
-        return Host()
-    roots = config.roots
-    return Host(root=Path(roots.root), sysfs_root=Path(roots.sysfs), proc_root=Path(roots.proc))
-
-
-def _tpm(config: AgentConfig) -> Tpm:
-    return Tpm(config.tpm.tcti, ek=config.tpm.ek, ak=config.tpm.ak)
-
-
-def _endpoints(config: AgentConfig | None) -> tuple[ControllerEndpoint, ...]:
-    if config is None:
-        return (_ENDPOINT_SHOWN,)
-    where = config.controller
-    return tuple(ControllerEndpoint(address, where.port) for address in where.literal_addresses())
-
-
-def _rendered(firewall: FirewallSection, posture: Posture, config: AgentConfig | None) -> str:
-    around = Surroundings(host=_host(config), controller=_endpoints(config), posture=posture)
-    here = resolved(firewall, around.host)
-    return render(firewall, posture, around, here) + render_arp(firewall, around, here)
-
-
 def _drifts(parsed: Mapping[str, object], config: AgentConfig | None) -> list[Drift]:
-    tpm = None if config is None else _tpm(config)
+    tpm = None if config is None else tpm_of(config)
     around = Surroundings(
-        host=_host(config),
+        host=host_of(config),
         netfilter=Netfilter().find() if os.geteuid() == 0 else None,
         tpm=tpm,
-        controller=_endpoints(config),
+        controller=endpoints(config),
         event_log=config.tpm.event_log if config else TpmConfig().event_log,
         ima_log=config.tpm.ima_log if config else TpmConfig().ima_log,
     )
@@ -285,7 +214,7 @@ def _status(config: AgentConfig) -> dict[str, object]:
 
 
 async def _enrol(config: AgentConfig, timeout_s: float | None) -> str:
-    store, tpm = Store(config.state, config.node), _tpm(config)
+    store, tpm = Store(config.state, config.node), tpm_of(config)
     try:
         enrolled = store.enrolled()
         if enrolled is None:
@@ -293,57 +222,6 @@ async def _enrol(config: AgentConfig, timeout_s: float | None) -> str:
         return enrolled.site
     finally:
         await asyncio.to_thread(tpm.close)
-
-
-async def _serve(config: AgentConfig) -> int:
-    """Run until SIGTERM or SIGINT; return the exit code."""
-    store = Store(config.state, config.node)
-    spool = Spool(config.state / "spool", config.node, max_bytes=config.spool.max_bytes, now=time.time())
-    host, netfilter, tpm = _host(config), Netfilter(), _tpm(config)
-    loop = Loop(config, store, spool, host, netfilter, tpm=tpm)
-    ending = asyncio.Event()
-    home = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        home.add_signal_handler(number, ending.set)
-    loop.on_failure = lambda: home.call_soon_threadsafe(ending.set)
-    uplink = Uplink(config, store, loop, tpm)
-    # Listen before the first rules are loaded: nothing that happens in between is missed.
-    watches: list[Callable[[], object]] = [Events(loop.firewall_changed, proc=Path(config.roots.proc)).close]
-    watches.append(host.watch_devices(subsystems(), loop.wake).stop)
-    watches.append((await uplink.unlocks.serve(config.state)).close)
-    watches.append((await Console(config.node, loop).serve(config.state)).close)
-    tasks: list[asyncio.Task[None]] = []
-    try:
-        await asyncio.to_thread(loop.start)
-        notify("READY=1")
-        log.info("rules are in force")
-        tasks = [asyncio.create_task(uplink.run()), asyncio.create_task(_watchdog(loop))]
-        stop = asyncio.create_task(ending.wait())
-        await asyncio.wait([stop, *tasks], return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            if task.done():
-                task.result()  # an error of ours ends the process; systemd starts it again
-        if loop.failure is not None:
-            raise loop.failure
-        return 0
-    finally:
-        notify("STOPPING=1")
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.to_thread(loop.stop)
-        for close in watches:
-            close()
-        await asyncio.to_thread(tpm.close)
-
-
-async def _watchdog(loop: Loop) -> None:
-    """Tell systemd that the machine's thread still comes round; a stalled one is not covered up."""
-    interval_s = watchdog_interval_s()
-    while True:
-        await asyncio.sleep(interval_s or _STALLED_S)
-        if interval_s and boottime() - loop.beat < _STALLED_S:
-            notify("WATCHDOG=1")
 
 
 if __name__ == "__main__":

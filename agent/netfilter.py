@@ -21,6 +21,7 @@ from agent.firewall.apart import Apart
 from agent.firewall.compare import Canonical
 from agent.firewall.counts import Count, Tally, counts
 from agent.firewall.events import Culprit, Events
+from agent.firewall.fast import render_fast
 from agent.firewall.foreign import ForeignChain
 from agent.firewall.granted import seen_set
 from agent.firewall.kept import Kept
@@ -35,6 +36,7 @@ from agent.firewall.section import Neighbour
 from agent.firewall.spare import Names, held
 from agent.firewall.tables import Table
 from agent.probes import Difference
+from contract.errors import Rejected
 
 __all__ = ["Culprit", "Events", "Netfilter", "NetfilterError", "render", "render_cut", "render_lockdown"]
 
@@ -220,6 +222,21 @@ class Netfilter:
             except NetfilterError:
                 self._families[family] = False
         return self._families[family]
+
+    def interfaces(self) -> list[str]:
+        """Return the names of the interfaces of the moment. Raises OSError."""
+        with self._lock:
+            return [each.name for each in routes.links(self._routes)]
+
+    def offloads(self) -> bool:
+        """Tell whether kernel and library have flowtables; tried once, where it harms nobody."""
+        if "flowtable" not in self._families:
+            try:
+                self.check(render_fast(("lo", "lo")))
+                self._families["flowtable"] = True
+            except (NetfilterError, Rejected):
+                self._families["flowtable"] = False
+        return self._families["flowtable"]
 
     def neighbours(self, wanted: Sequence[Neighbour]) -> list[Difference]:
         """Return what differs of the pinned neighbours (`agent.firewall.pins`). Raises OSError."""

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, cast
 
 import aiohttp
+import msgspec
 
 from agent.enrol import Identity, identity_of, signing_request
 from agent.report import Prepared
@@ -77,6 +78,10 @@ class Session:
         self._log_wanted = hello.event_log_wanted
         self._ima_offset = hello.ima_offset
         self._sent: Prepared | None = None
+        self._shown: dict[int, bytes] = {}
+        """PCR values of the report that is out."""
+        self._known: dict[int, bytes] = {}
+        """Of the last one that was answered: the controller remembers them for as long as this session lasts."""
         self._sent_at = 0.0
         self._next = 0.0
         self._renewing = False
@@ -140,7 +145,9 @@ class Session:
             return
         self._nonce = None
         self._sent, self._sent_at = prepared, time.monotonic()
-        await self._socket.send_bytes(wire.encode(report))
+        self._shown = report.pcrs
+        changed = {pcr: value for pcr, value in report.pcrs.items() if self._known.get(pcr) != value}
+        await self._socket.send_bytes(wire.encode(msgspec.structs.replace(report, pcrs=changed)))
 
     async def _take(self, message: object) -> None:
         if isinstance(message, Answer):
@@ -148,7 +155,7 @@ class Session:
         elif isinstance(message, Order):
             await self._up.directive(message.directive, self._enrolled)
         elif isinstance(message, Challenge):
-            self._nonce, self._sent = message.nonce, None
+            self._nonce, self._sent, self._known = message.nonce, None, {}
             self._next = 0.0
         elif isinstance(message, KeyReleased | KeyRefused):
             self._up.unlocks.take(message)
@@ -174,6 +181,7 @@ class Session:
         self._next = time.monotonic() + self._interval_s * random.uniform(0.9, 1.0)  # noqa: S311  (jitter)
         if sent is None or answer.number != sent.number:
             return
+        self._known = self._shown
         for finding in answer.findings:
             log.info("controller: %s: %s", finding.code, finding.detail)
         self._up.packages.reported(sent.measured.packages)

@@ -1,5 +1,7 @@
-"""Where `ringfence-agent` begins: `early` is told apart before anything else is imported.
+"""Where `ringfence-agent` begins: what boots and what stays is told apart before anything else is imported.
 
+`early` must be quick, `run` small: neither loads the command line's library or another command's parts. `verify` is no
+command for people: `run` starts it (`agent.signedfiles`).
 Relies on: nothing; every other command is `agent.main`'s.
 """
 
@@ -15,6 +17,14 @@ def main() -> NoReturn:
         from agent.early import main as early
 
         early(sys.argv[2:])
+    if sys.argv[1:2] == ["run"]:
+        from agent.running import main as run
+
+        run(sys.argv[2:])
+    if sys.argv[1:] == ["verify"]:
+        from agent.signedfiles import main as verify
+
+        verify()
     from agent.main import main as rest
 
     rest()

@@ -23,16 +23,8 @@ from contract.directive import WantedBaseline
 from contract.errors import Rejected
 from contract.messages import METADATA_PATH, TARGETS_PATH, BaselineRef
 from contract.metadata import MAX_TARGETS_BYTES
-from contract.trust import (
-    TrustedBaseline,
-    VerifiedTargets,
-    refresh,
-    target_file,
-    target_path,
-    targets_from_proof,
-    trusted_baseline,
-    trusted_root,
-)
+from contract.trust import refresh, targets_from_proof, trusted_root
+from contract.trusted import TrustedBaseline, VerifiedTargets, target_file, target_path, trusted_baseline
 
 Fetch = Callable[[str, int], bytes]
 """(path on the controller, most bytes) -> content. Raises FileNotFoundError when the controller has no such

@@ -32,10 +32,10 @@ from agent.packages import PackageDatabase
 from agent.report import Prepared, Reporter
 from agent.responses import Told
 from agent.session import ANSWER_S, Session, SessionEnded, receive, refusal
+from agent.signedfiles import SignedFiles
 from agent.store import Damaged, Enrolled, Keys, Store
 from agent.tpm import Tpm, TpmUnavailable
 from agent.unlock import Unlocks
-from agent.updates import Updates
 from contract.binding import QUOTED_PCRS, qualifying_data
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
@@ -50,7 +50,7 @@ from contract.messages import (
     Report,
     never_more,
 )
-from contract.trust import TrustedBaseline
+from contract.trusted import TrustedBaseline
 
 T = TypeVar("T")
 log = logging.getLogger("ringfence.uplink")
@@ -88,7 +88,7 @@ class Uplink:
         self.redial = asyncio.Event()
         self.unlocks = Unlocks(config.node, tpm, self.due.set)
         self._fetch: asyncio.Task[None] | None = None
-        self._updates: Updates | None = None
+        self._signed: SignedFiles | None = None
         self._http: aiohttp.ClientSession | None = None
         self._home = asyncio.get_running_loop()
         self._tpm_told = False
@@ -190,6 +190,10 @@ class Uplink:
             heartbeat=HEARTBEAT_S,
             timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
         ) as socket_:
+            if socket_.protocol != PROTOCOL:
+                raise SessionEnded(
+                    f"the controller speaks {socket_.protocol or 'no protocol'}, not {PROTOCOL}"
+                )
             hello = await asyncio.wait_for(receive(socket_), ANSWER_S)
             if not isinstance(hello, Hello):
                 raise SessionEnded(refusal(hello, "hello"))
@@ -230,21 +234,23 @@ class Uplink:
         await self.ask(lambda: self.loop.deliver(wanted, result))
 
     def _get_baseline(self, wanted: WantedBaseline, highest: int) -> TrustedBaseline:
-        if self._updates is None:
-            self._updates = self._open_updates()
-        return self._updates.get(wanted, now=time.time(), highest_version=highest)
+        if self._http is None:
+            raise OSError("no session")
+        if self._signed is None:
+            self._signed = self._open_signed()
+        return self._signed.get(wanted, now=time.time(), highest_version=highest)
 
-    def _open_updates(self) -> Updates:
+    def _open_signed(self) -> SignedFiles:
         pinned = self.config.root_metadata
         if pinned:
             root = Path(pinned).read_bytes()
         else:
             enrolled = self.store.enrolled()
             root = enrolled.root_metadata if enrolled else b""
-        return Updates(Path(self.config.state_dir), self._fetch_file, root_metadata=root or None)
+        return SignedFiles(Path(self.config.state_dir), self._fetch_file, root_metadata=root or None)
 
     def _fetch_file(self, path: str, max_bytes: int) -> bytes:
-        """Fetch for `Updates`, on its thread. Raises FileNotFoundError for 404, another OSError to try again."""
+        """Fetch for `SignedFiles`, on its thread. Raises FileNotFoundError for 404, another OSError to try again."""
         return asyncio.run_coroutine_threadsafe(self._get(path, max_bytes), self._home).result(ANSWER_S)
 
     async def _get(self, path: str, max_bytes: int) -> bytes:

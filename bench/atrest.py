@@ -15,12 +15,19 @@ from typing import NamedTuple
 from agent.host import Host
 from agent.learning import learners
 from agent.probes import Surroundings
+from agent.probes import sections as known_sections
 from bench.figures import Figure, figure
+from contract.baseline import parse_baseline
+from tests.flow import baselines
 from tests.flow.lab import Lab, Node
 from tests.parts import cleanroot
 
 FILES, MODEL_FILES = 4000, 1000
-LEARNED = ("accounts", "packages", "services", "time")
+LEARNED = (
+    *("accelerators", "accounts", "blocks", "cameras", "chassis", "netdevs", "packages", "pci", "serials"),
+    *("services", "thunderbolt", "time"),
+)
+"""By what the node's root, this machine's buses and the node's own namespace have."""
 REPORT_S, PASS_S = 60.0, 30.0
 """The defaults of a site's policy and of agent.toml."""
 _SETTLE_S = 75.0
@@ -40,6 +47,18 @@ unknown = "ignore"
 [[mounts.forbid]]
 types = ["nfs"]
 reason = "no network file system"
+
+[access]
+[[access.network]]
+name = "vendor"
+direction = "in"
+zone = "enclave"
+protocol = "tcp"
+ports = [22]
+max_s = 3600
+reason = "the maker of the press"
+
+[containers]
 
 [models]
 [[models.model]]
@@ -82,7 +101,9 @@ def run(*, quick: bool) -> list[Figure]:
     with Resting({"bench": 1}, interval_s=REPORT_S, pass_s=PASS_S) as lab:
         node = lab.nodes[0]
         prepare(node)
-        lab.bring_up(within_s=120, extra=sections(node), usb=_USB)
+        extra = sections(node)
+        check_whole(extra)
+        lab.bring_up(within_s=120, extra=extra, usb=_USB)
         print(f"  the agent is up; at rest for {seconds:g} s", flush=True)
         time.sleep(_SETTLE_S)
         before = reading(node)
@@ -127,7 +148,10 @@ def content(number: int) -> bytes:
 def sections(node: Node) -> str:
     """Return the sections that the lab's baseline does not have, as TOML: those that `learn` can write, by it."""
     around = Surroundings(host=Host(root=node.folder / "root"))
-    learned = [learners()[name].draft(around).text for name in LEARNED]
+    known = learners()
+    learned = node.host.namespace.inside(
+        lambda: [known[name].draft(around).text or f"[{name}]\n" for name in LEARNED]
+    )
     files = [
         f'[[files.file]]\npath = "/srv/watched/{number // 250:02}/{number:04}.conf"\n'
         f'sha256 = "{hashlib.sha256(content(number)).hexdigest()}"\nreason = "watched"\n'
@@ -139,6 +163,13 @@ def sections(node: Node) -> str:
         for number in range(MODEL_FILES)
     ]
     return "\n".join(["", *files, *learned, _OTHERS, *parts])
+
+
+def check_whole(extra: str) -> None:
+    """Refuse to measure less than every section that there is."""
+    baseline = parse_baseline(baselines.text("bench", 1, 1, extra=extra, usb=_USB).encode())
+    missing = known_sections().keys() - baseline.sections.keys()
+    assert not missing, f"the resting agent has no section {', '.join(sorted(missing))}"
 
 
 def pid_of(node: Node) -> int:

@@ -1,9 +1,9 @@
-"""Directives in DSSE envelopes: signing by the controller, opening by the agent.
+"""Directives in DSSE envelopes: opening by the agent. The controller signs them with `contract.sealing`.
 
 It refuses everything that is not exactly one good signature by the one directive key over one strict
 directive for this very node, in time, with a number above the highest accepted. It keeps no state: node,
-time and highest number are passed in. It relies on securesystemslib for the envelope's encoding
-(https://github.com/secure-systems-lab/dsse, protocol 1.0.2) and Ed25519.
+time and highest number are passed in. It relies on `cryptography` for Ed25519; what is signed over is one line
+of the protocol (https://github.com/secure-systems-lab/dsse, 1.0.2), for which a node need not carry a library.
 """
 
 from __future__ import annotations
@@ -11,14 +11,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Annotated
 
-import msgspec
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_der_public_key
 from msgspec import Meta, Struct
-from securesystemslib.dsse import Envelope
-from securesystemslib.exceptions import Error as SigningError
-from securesystemslib.signer import CryptoSigner, Signature, Signer, SSlibKey
 
 from contract.directive import PAYLOAD_TYPE, Directive
 from contract.errors import Rejected
@@ -42,26 +38,6 @@ class _Envelope(Struct, frozen=True, forbid_unknown_fields=True, rename="camel")
     payload: bytes
     payload_type: Annotated[str, Meta(max_length=128)]
     signatures: Annotated[list[_Signature], Meta(max_length=16)]
-
-
-def directive_signer(private_key: Ed25519PrivateKey) -> Signer:
-    """Return the signer of directives for the controller's online key; load it once, use it often."""
-    return CryptoSigner(private_key)
-
-
-def sign_directive(directive: Directive, signer: Signer) -> bytes:
-    """Return the DSSE envelope (JSON) of a directive.
-
-    Raises ValueError when no node could ever accept it (lifetime or size): that is a bug of the caller.
-    """
-    if not 0 < directive.expires - directive.issued <= MAX_LIFETIME_S:
-        raise ValueError(f"a directive lives more than 0 and at most {MAX_LIFETIME_S:.0f} s")
-    envelope = Envelope(msgspec.json.encode(directive), PAYLOAD_TYPE, {})
-    envelope.sign(signer)
-    signed = msgspec.json.encode(envelope.to_dict())
-    if len(signed) > MAX_ENVELOPE_BYTES:
-        raise ValueError(f"a directive of {len(signed)} bytes, at most {MAX_ENVELOPE_BYTES}")
-    return signed
 
 
 def open_directive(
@@ -124,14 +100,19 @@ def _verify(outer: _Envelope, public_key_der: bytes) -> None:
         raise Rejected("directive.key", "the node's directive key is not a public key in DER") from None
     if not isinstance(public_key, Ed25519PublicKey):
         raise Rejected("directive.key", "the node's directive key is not Ed25519")
-    key = SSlibKey.from_crypto(public_key)
     # The key id is a hint that nothing signs (DSSE, 3.1): the one key that counts is the one we hold.
-    signature = Signature(key.keyid, outer.signatures[0].sig.hex())
-    envelope = Envelope(outer.payload, outer.payload_type, {key.keyid: signature})
     try:
-        envelope.verify([key], threshold=1)
-    except SigningError:
+        public_key.verify(
+            outer.signatures[0].sig, pre_authentication_encoding(outer.payload_type, outer.payload)
+        )
+    except InvalidSignature:
         raise Rejected("directive.signature", "not signed by this controller's directive key") from None
+
+
+def pre_authentication_encoding(payload_type: str, payload: bytes) -> bytes:
+    """Return PAE(type, body) of DSSE 1.0.2: what is signed over."""
+    kind = payload_type.encode()
+    return b"DSSEv1 %d %b %d %b" % (len(kind), kind, len(payload), payload)
 
 
 def _check_number(directive: Directive, payload: bytes, highest: int, last_accepted: bytes | None) -> None:

@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-PROTOCOL = "ringfence.1"
+PROTOCOL = "ringfence.2"
+"""WebSocket subprotocol: both sides close where the other does not speak it. Since 2 a report leaves out known PCRs."""
 SESSION_PATH = "/v1/session"
 ENROL_BEGIN_PATH = "/v1/enrol/begin"
 ENROL_FINISH_PATH = "/v1/enrol/finish"
@@ -162,8 +163,9 @@ class Report(Message, frozen=True, kw_only=True, tag="report"):
     """TPMS_ATTEST."""
     signature: Annotated[bytes, Meta(max_length=MAX_SIGNATURE_BYTES)]
     """TPMT_SIGNATURE."""
-    pcrs: Annotated[dict[int, Digest], Meta(max_length=24)]
-    """SHA-256 bank; unsigned side data, worth only what the quote's digest makes of it."""
+    pcrs: Annotated[dict[int, Digest], Meta(max_length=24)] = {}
+    """SHA-256 bank; unsigned side data, worth only what the quote's digest makes of it. A PCR that is not in here has the
+    value that the last report of this session had which was answered by its number; after a Challenge all are shown anew."""
     event_log: Annotated[bytes, Meta(max_length=MAX_EVENT_LOG_BYTES)] | None = None
     """Only when the controller asked for it: once a boot."""
     ima_log: Annotated[bytes, Meta(max_length=MAX_IMA_CHUNK_BYTES)] | None = None

@@ -25,7 +25,8 @@ from tuf.api.metadata import Metadata, Role, Root, TargetFile, Targets
 from contract.baseline import parse_baseline
 from contract.errors import Rejected
 from contract.metadata import check_root, check_targets
-from contract.trust import target_path, trusted_root
+from contract.trust import trusted_root
+from contract.trusted import target_path
 
 _ROOT_FILE = re.compile(r"([1-9][0-9]{0,8})\.root\.json", re.ASCII)
 _PATH = re.compile(r"([a-z0-9-]+)/([0-9]+)\.toml", re.ASCII)

@@ -32,15 +32,8 @@ from contract.directive import WantedBaseline
 from contract.errors import Rejected
 from contract.messages import Message
 from contract.metadata import MAX_ROOT_BYTES, MAX_ROOT_ROTATIONS, MAX_TARGETS_BYTES, ONLINE_ROLES
-from contract.trust import (
-    TrustedBaseline,
-    VerifiedTargets,
-    refresh,
-    signed_targets,
-    target_file,
-    trusted_baseline,
-    trusted_root,
-)
+from contract.trust import refresh, signed_targets, trusted_root
+from contract.trusted import TrustedBaseline, VerifiedTargets, target_file, trusted_baseline
 from contract.wire import decode_json
 from controller.offline import OfflineRepository
 

@@ -11,8 +11,10 @@ import logging
 import time
 from collections.abc import Sequence
 
+import msgspec
 from aiohttp import web
 
+from contract.binding import QUOTED_PCRS
 from contract.errors import Rejected
 from contract.messages import Challenge, KeyWanted, Message, Report
 from contract.quote import Counters
@@ -33,6 +35,8 @@ SEND_S = 10.0
 CLOSE_REPLACED = 4001
 CLOSE_REFUSED = 4002
 CLOSE_SILENT = 4003
+CLOSE_PROTOCOL = 1002
+"""RFC 6455, clause 7.4.1: the agent is of another version."""
 NOTHING_ASKED = Asked()
 INLINE_LOG_BYTES = 16 * 1024
 """Some 100 lines of IMA: more of a log takes milliseconds, for which other nodes' reports need not wait."""
@@ -51,8 +55,10 @@ class Session:
         "keys_wanted",
         "nonces",
         "number",
+        "pcrs",
         "presented",
         "reported",
+        "shown",
         "socket",
         "stale",
         "wanted",
@@ -87,6 +93,10 @@ class Session:
         """Set with each report that was judged and answered."""
         self.keys_wanted: tuple[Sequence[KeyWanted], Counters] | None = None
         """What the report accepted last asks of the escrow, and by which quote."""
+        self.pcrs: dict[int, bytes] = {}
+        """Values of the last report that was answered: what the next one leaves out. Worth nothing but under a quote."""
+        self.shown: dict[int, bytes] = {}
+        """Of the report that is being judged, completed by those."""
         self.presented: Presented | None = None
         """The report that is being judged, as it came: stored when its verdict is worth keeping."""
 
@@ -141,6 +151,10 @@ class Session:
         finally:
             self.closing.set_result(None)
 
+    def answered(self) -> None:
+        """Remember what the report showed that is answered now; only PCRs that a quote can be over."""
+        self.pcrs = {pcr: value for pcr, value in self.shown.items() if pcr in QUOTED_PCRS}
+
     async def appraised(self, report: Report, fleet: Fleet) -> Evidence:
         """Use up a nonce, then verify one report. Raises Rejected, LogWanted, StoreUnavailable."""
         candidates = self.nonces.candidates()
@@ -150,6 +164,8 @@ class Session:
             self.nonces.consume(None, time.monotonic())
             raise
         self.number = body.number
+        self.shown = {**self.pcrs, **report.pcrs}
+        report = msgspec.structs.replace(report, pcrs=self.shown)
         appraiser, chosen = self.appraiser, None
         if (
             len(candidates) > 1

@@ -18,7 +18,6 @@ from collections.abc import Coroutine, Mapping, Sequence
 from aiohttp import WSMsgType, web
 
 from contract.directive import Directive
-from contract.envelope import directive_signer, sign_directive
 from contract.errors import Rejected
 from contract.messages import (
     MAX_FRAME_BYTES,
@@ -36,6 +35,7 @@ from contract.messages import (
     never_more,
 )
 from contract.quote import Counters
+from contract.sealing import directive_signer, sign_directive
 from contract.wire import decode
 from controller.appraisal import LogWanted
 from controller.authority import CertifiedNode
@@ -47,7 +47,14 @@ from controller.issuing import Issuing
 from controller.metrics import Metrics
 from controller.policybook import PolicyBook
 from controller.records import Outcome
-from controller.session import CLOSE_REFUSED, CLOSE_REPLACED, CLOSE_SILENT, NONCE_INTERVALS, Session
+from controller.session import (
+    CLOSE_PROTOCOL,
+    CLOSE_REFUSED,
+    CLOSE_REPLACED,
+    CLOSE_SILENT,
+    NONCE_INTERVALS,
+    Session,
+)
 from controller.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -91,7 +98,10 @@ class Sessions:
             self._take_over(session)
             await socket.prepare(request)
             request[SOCKET] = socket
-            await self._converse(session)
+            if socket.ws_protocol == PROTOCOL:
+                await self._converse(session)
+            else:
+                await session.close(CLOSE_PROTOCOL)
             if session.closing is not None:  # returning now would cut the close frame off
                 await session.closing
         finally:
@@ -266,6 +276,7 @@ class Sessions:
         policies = await self._policies.of(outcome.session, now=time.time())
         session.appraiser = session.appraiser.renewed(outcome.session, policies)
         wanted = session.appraiser.asking()
+        session.answered()
         if outcome.affected:
             self._spawn(self._tell_others(outcome.affected))
         answer = Answer(

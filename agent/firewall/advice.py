@@ -82,6 +82,10 @@ def advice(section: Section, *, interfaces: Collection[str] | None = None) -> It
                 ("firewall", "zones", name, "names"),
                 "whoever answers the node's DNS queries decides where these lead: prefer addresses",
             )
+    if section.offload is not None and not (_forward(section) or section.containers):
+        yield Contradiction(
+            ("firewall", "offload"), "nothing passes through this node, so there is nothing to offload"
+        )
     yield from _whole_world(section)
     if interfaces is not None:
         yield from _absent(section, interfaces)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from agent.firewall import compare, guard, link, neighbours, pins
 from agent.firewall.apart import Apart
 from agent.firewall.compare import ABSENT, Change
+from agent.firewall.fast import FAST
 from agent.firewall.holds import is_hold
 from agent.firewall.match import CUT_TABLE, GUARD_TABLE, OWN_TABLES, is_ours
 from agent.firewall.model import Local, model
@@ -86,7 +87,7 @@ class Beneath:
         links = self.links(netfilter, around, here) if isolated else ""
         arp = self._arp_text(around, here)
         below = {pair for pair in link.LINK_TABLES if f"table {pair[0]} " in links}
-        self._wanted = {_GUARD, *OWN_TABLES, *below, *([neighbours.ARP] if arp else ())}
+        self._wanted = {_GUARD, FAST, *OWN_TABLES, *below, *([neighbours.ARP] if arp else ())}
         # No event tells that a table is owned by nobody any more, so these are looked at every time.
         around_them = [*self._left_over(standing), *self._pinned(netfilter)]
         look = _Look(netfilter.generation(), links, isolated, arp)

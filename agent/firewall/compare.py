@@ -52,10 +52,9 @@ def canonical(objects: list[Object]) -> dict[str, tuple[str, ...]]:
                 if body.get("comment"):
                     out[_key(body, "chain", body.get("chain"))].append(_line(body["comment"]))
                 continue
-            if kind == "chain" and body.get("family") == "netdev":
-                body.pop(
-                    "dev", None
-                )  # printed by some versions only; the interfaces are compared by themselves
+            if kind == "flowtable" or (kind == "chain" and body.get("family") == "netdev"):
+                # Printed by some versions only, and no other namespace has them; interfaces are compared by themselves.
+                body.pop("dev", None)
             elements = body.pop("elem", None)
             lines = out.setdefault(_key(body, kind, body.get("name")), [])
             lines.insert(0, _line(body))

@@ -31,6 +31,7 @@ _DEVICES_PER_CHAIN = 200
 """The kernel takes 256 (NFT_NETDEVICE_MAX)."""
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,14}")
 _DEVICES = re.compile(r"devices = \{ ([^}]*) \}")
+_FLOWTABLES = re.compile(r"devices = \{\"[^}]*\};")
 _SOLICITED = int(ipaddress.IPv6Address("ff02::1:ff00:0"))
 _ANSWERS = "limit rate 20/second burst 40 packets accept"
 
@@ -99,7 +100,7 @@ def render_links(meant: Model, ways: Ways, *, bridge: bool = True) -> str:
 
 def on_loopback(text: str) -> str:
     """Return the same batch for a namespace that has no interface but its loopback: for the dry run."""
-    return _DEVICES.sub('device "lo"', text)
+    return _FLOWTABLES.sub("devices = {lo};", _DEVICES.sub('device "lo"', text))
 
 
 def devices_of(text: str) -> frozenset[str]:

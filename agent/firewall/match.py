@@ -14,6 +14,7 @@ CUT_TABLE = "ringfence_cut"
 ASKED_MARK = 0xFFFE_0000
 """Upper half of the connection mark of what a limited rule let in and nobody has answered; no rules' own number."""
 GUARD_TABLE = "ringfence_guard"
+FAST_TABLE = "ringfence_fast"
 OWN_TABLES = (("inet", TABLE), ("inet", CUT_TABLE))
 """The tables that a batch of rules replaces, (family, name)."""
 _OURS = re.compile(r"ringfence(_[A-Za-z0-9_.-]*)?")
@@ -79,13 +80,17 @@ def zone_sets(zone: Zone) -> list[Set]:
 
 def zone_matches(zone: Zone, interface_key: str, address_key: str) -> list[str]:
     """Return one match for each set of addresses of the zone; `address_key` holds a place for "ip" or "ip6"."""
-    start = interface_match(zone, interface_key)
+    return [interface_match(zone, interface_key) + match for match in address_matches(zone, address_key)]
+
+
+def address_matches(zone: Zone, address_key: str) -> list[str]:
+    """Return the same without the zone's interfaces; "" alone where these decide."""
     if zone.anywhere:
-        return [start]
+        return [""]
     found = [("ip", 4, "zone", bool(zone.four.elements)), ("ip6", 6, "zone", bool(zone.six.elements))]
     found += [(family, version, "name", zone.named) for family, version in (("ip", 4), ("ip6", 6))]
     return [
-        f"{start}{address_key.format(family)} @{kind}{version}_{zone.name} "
+        f"{address_key.format(family)} @{kind}{version}_{zone.name} "
         for family, version, kind, there in found
         if there
     ]

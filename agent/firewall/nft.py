@@ -12,7 +12,8 @@ Why it looks the way it does:
 - An expected connection of a conntrack helper (RELATED) is not let in; only RELATED ICMP errors are.
 - Flows that a foreign NAT rule has redirected towards or from this node are dropped: the destination that
   a rule names is the one the packet goes to.
-- One jump for each zone, hash sets behind it: the cost does not grow with the length of a list.
+- One look by direction and interface, one jump for each zone there, hash sets behind it: the cost does not grow with the
+  length of a list, nor with zones of other interfaces.
 
 Refuses to put any text into the output but names checked by the section's types, `ipaddress` values and integers.
 """
@@ -27,6 +28,8 @@ from dataclasses import dataclass, replace
 from agent.firewall.containermodel import Contained, contained
 from agent.firewall.containers import container_chains
 from agent.firewall.cut import cut_table
+from agent.firewall.dispatch import Way, dispatched
+from agent.firewall.fast import GONE
 from agent.firewall.granted import granted
 from agent.firewall.limit import limit_of
 from agent.firewall.match import (
@@ -36,11 +39,11 @@ from agent.firewall.match import (
     OWN_TABLES,
     STATELESS,
     TABLE,
+    address_matches,
     controller_sets,
     mixes_families,
     sender_match,
     service_rules,
-    zone_matches,
     zone_sets,
 )
 from agent.firewall.model import (
@@ -78,7 +81,7 @@ class Rules:
     def text(self, *, live: bool = True) -> str:
         """Return the whole batch; `live` False: without what live sets hold, so the same as long as the rules are."""
         head = f"# Written by Ringfence, posture {self.posture}. Changes made by hand are undone.\n"
-        return head + replacing(OWN_TABLES) + "".join(table.text(live=live) for table in self.tables)
+        return head + GONE + replacing(OWN_TABLES) + "".join(table.text(live=live) for table in self.tables)
 
 
 def rules(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> Rules:
@@ -98,7 +101,9 @@ def render(section: Section, posture: Posture, around: Around, local: Local = NO
 
 def render_cut(section: Section, around: Around, local: Local = NOWHERE) -> str:
     """Return the small batch that isolates at once: the cut table alone, beside whatever rules are in force."""
-    return replacing([("inet", CUT_TABLE)]) + cut_table(model(section, "isolated", around, local)).text()
+    return (
+        GONE + replacing([("inet", CUT_TABLE)]) + cut_table(model(section, "isolated", around, local)).text()
+    )
 
 
 def render_lockdown(around: Around) -> str:
@@ -120,25 +125,28 @@ def _unnumbered(meant: Model, inside: Contained | None, discovered: Chain | None
     zones = {zone.name: zone for zone in (*meant.zones, *(inside.zones if inside else ()))}
     sets += [each for _, zone in sorted(zones.items()) for each in zone_sets(zone)]
     chains = [*fence_chains, NEIGHBOURS, *([discovered] if discovered else []), _allow_chain()]
-    to_input: list[str] = []
-    to_output: list[str] = []
+    arriving: list[Way] = []
+    leaving: list[Way] = []
     for prefix, peers in (("in", meant.inbound), ("out", meant.outbound)):
         for peer in peers:
             name = f"{prefix}_{peer.zone.name}"
             more, made = _peer_chains(name, peer)
             sets += more
             chains += made
-            asking, answering = _peer_matches(prefix, peer)
-            first, second = (to_input, to_output) if prefix == "in" else (to_output, to_input)
-            first += [f"ct direction original {match}jump {name}" for match in asking]
-            second += [f"ct direction reply {match}jump {name}" for match in answering]
-    through: list[str] = []
+            asking, answering = (arriving, leaving) if prefix == "in" else (leaving, arriving)
+            asking += _ways_of(prefix, peer, "original", f"jump {name}")
+            answering += _ways_of(prefix, peer, "reply", f"jump {name}")
+    passing: list[Way] = []
     for passage in meant.forward:
         name = f"fwd_{passage.source.name}_{passage.destination.name}"
         more, lines = service_rules(name, passage.service, "ct reply proto-src", "goto allow")
         sets += more
         chains.append(Chain(name=name, rules=tuple(lines)))
-        through += _forward_dispatch(passage, name)
+        passing += _passing(passage, f"jump {name}")
+    to_input, input_chains = dispatched("input", ("iifname",), arriving)
+    to_output, output_chains = dispatched("output", ("oifname",), leaving)
+    through, forward_chains = dispatched("forward", ("iifname", "oifname"), passing)
+    chains += [*input_chains, *output_chains, *forward_chains]
     grants = granted(meant.grants)
     sets += grants.sets
     chains += grants.chains
@@ -190,28 +198,35 @@ def _counters(chains: Iterable[Chain]) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _peer_matches(prefix: str, peer: Peer) -> tuple[list[str], list[str]]:
-    """Return the matches of packets that ask and of those that answer."""
-    side = "saddr" if prefix == "in" else "daddr"
-    here = zone_matches(peer.zone, "iifname", f"ct original {{}} {side}")
-    there = zone_matches(peer.zone, "oifname", f"ct original {{}} {side}")
-    if sender := sender_match(peer.zone):
+def _ways_of(prefix: str, peer: Peer, direction: str, verdict: str) -> list[Way]:
+    """Return where packets come from, or go to, that ask or answer."""
+    sender = sender_match(peer.zone)
+    if sender and direction == "reply":
         # What a MAC address decides, nobody can judge from an answer: the next packet of the client is waited for.
-        return [sender + match for match in here], []
-    return (here, there) if prefix == "in" else (there, here)
+        return []
+    side = "saddr" if prefix == "in" else "daddr"
+    return [
+        Way(direction=direction, interfaces=(peer.zone.interfaces,), match=sender + match, verdict=verdict)
+        for match in address_matches(peer.zone, f"ct original {{}} {side}")
+    ]
 
 
-def _forward_dispatch(passage: Passage, name: str) -> list[str]:
+def _passing(passage: Passage, verdict: str) -> list[Way]:
     """Match both ends: who asked (`ct original saddr`) and who really answers (`ct reply saddr`, so after NAT)."""
     out = []
-    sender = sender_match(passage.source)
+    source, destination = passage.source, passage.destination
+    sender = sender_match(source)
+    both = [
+        ("original", (source.interfaces, destination.interfaces)),
+        ("reply", (destination.interfaces, source.interfaces)),
+    ]
     # What a MAC address decides, nobody can judge from an answer.
-    both = [("original", "iifname", "oifname"), ("reply", "oifname", "iifname")]
-    for direction, from_key, to_key in both[:1] if sender else both:
-        for asking in zone_matches(passage.source, from_key, "ct original {} saddr"):
-            for answering in zone_matches(passage.destination, to_key, "ct reply {} saddr"):
+    for direction, interfaces in both[:1] if sender else both:
+        for asking in address_matches(source, "ct original {} saddr"):
+            for answering in address_matches(destination, "ct reply {} saddr"):
                 if not mixes_families(asking + answering):
-                    out.append(f"ct direction {direction} {sender}{asking}{answering}jump {name}")
+                    match = f"{sender}{asking}{answering}"
+                    out.append(Way(direction=direction, interfaces=interfaces, match=match, verdict=verdict))
     return out
 
 
@@ -288,7 +303,7 @@ def fence_now(around: Around) -> str:
         counters=_counters(chains),
     )
     flushed = "".join(f"flush chain {heads.place} {each.name}\n" for each in chains)
-    return heads.text() + flushed + Table(name=TABLE, sets=(), chains=tuple(chains)).text()
+    return GONE + heads.text() + flushed + Table(name=TABLE, sets=(), chains=tuple(chains)).text()
 
 
 def _fence(fenced: Iterable[tuple[int, tuple[str, ...]]]) -> tuple[list[Set], list[Chain]]:

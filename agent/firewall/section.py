@@ -245,6 +245,14 @@ class Containers(_Strict, frozen=True, kw_only=True):
         return any(matches(each, interface) for each in self.interfaces)
 
 
+class Offload(_Strict, frozen=True, kw_only=True):
+    """Interfaces between which established flows go past the rules, where the kernel has flowtables."""
+
+    interfaces: Annotated[list[LinkPattern], Meta(min_length=1, max_length=64)]
+    """At least two that are there; for containers, their networks' bridges and the way in."""
+    reason: Reason
+
+
 class Section(SectionBase, frozen=True, kw_only=True):
     """`[firewall]`."""
 
@@ -262,6 +270,7 @@ class Section(SectionBase, frozen=True, kw_only=True):
     programs: Annotated[list[KnownProgram], Meta(max_length=256)] = field(default_factory=list)
     neighbours: Annotated[list[Neighbour], Meta(max_length=256)] = field(default_factory=list)
     containers: Containers | None = None
+    offload: Offload | None = None
     contest: Contest = Contest()
 
     def __post_init__(self) -> None:

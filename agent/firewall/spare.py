@@ -17,12 +17,12 @@ import secrets
 from collections.abc import Callable, Iterable
 
 from agent.firewall.compare import Object
-from agent.firewall.match import CUT_TABLE, GUARD_TABLE, TABLE, is_ours
+from agent.firewall.match import CUT_TABLE, FAST_TABLE, GUARD_TABLE, TABLE, is_ours
 from agent.firewall.netlink import FAMILIES, OWNED, Table
 
 Place = tuple[str, str]
 """Family and name."""
-_OWN_NAMES = frozenset({TABLE, CUT_TABLE, GUARD_TABLE})
+_OWN_NAMES = frozenset({TABLE, CUT_TABLE, GUARD_TABLE, FAST_TABLE})
 _COMMAND = re.compile(rf"(?m)^((?:[a-z]+ )*)({'|'.join(FAMILIES.values())}) ({TABLE}[A-Za-z0-9_.-]*)")
 _SUFFIX_BYTES = 8
 _DRAWN = re.compile(rf"[0-9a-f]{{{2 * _SUFFIX_BYTES}}}")

@@ -212,7 +212,7 @@ class Probe(probes.Probe[Section]):
             if abs(time.time_ns() - identity[4]) > RACY_NS:
                 self._as_wanted[file.path] = identity, now
         elif hashed is not None and hashed.digest.settled and hashed.digest.identity == identity:
-            self._as_wanted[file.path] = identity, hashed.at
+            self._as_wanted[file.path] = hashed.digest.identity, hashed.at  # the one that is kept anyway
         self._known_ids = dict(self._ids)
 
     def _of_open(self, file: File, descriptor: int, now: float) -> Iterator[Difference]:

@@ -27,6 +27,7 @@ from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.blame import Blame
 from agent.firewall.bypass import Bypass
 from agent.firewall.events import Culprit
+from agent.firewall.fast import GONE, Fast
 from agent.firewall.foreigners import Foreigners
 from agent.firewall.holds import Holds, is_hold
 from agent.firewall.kept import Kept
@@ -86,6 +87,7 @@ class Probe(probes.Probe[Section]):
         self._blame = Blame(lambda key: (_is_ours(key) or is_beneath(key)) and not is_hold(key))
         self._bypass = Bypass(section, around.host)
         self._beneath = Beneath(section)
+        self._fast = Fast(section)
         self._foreigners = Foreigners(section)
         self._holds = Holds()
         self._foreign: list[Difference] = []
@@ -158,6 +160,7 @@ class Probe(probes.Probe[Section]):
         with contextlib.suppress(OSError):
             self._follow(netfilter)  # first: it asks whether anybody has committed meanwhile
             self._beneath.renew(netfilter, self.around, self._here())
+            self._fast.follow(netfilter, self.around.posture)
         self._watch(netfilter)
         self._settled_at, self._named = now, None
         if self._names is None or self._answers(self._names).version == self._renewed:
@@ -202,6 +205,7 @@ class Probe(probes.Probe[Section]):
             netfilter.prepared_cut = cut._replace(links=self._beneath.links(netfilter, self.around, here))
             differences = [*self._differences(netfilter, now), *self._unresolved(here)]
             beneath = self._beneath.differences(netfilter, self.around, here, standing)
+            beneath += self._fast.differences(netfilter, self.around.posture)
             differences += [Difference(*each) for each in beneath]
             isolated = self.around.posture == "isolated"
             differences += self._bypass.differences(now, netfilter, isolated=isolated)
@@ -243,6 +247,8 @@ class Probe(probes.Probe[Section]):
                 self._bypass.repair(netfilter, keys, self.around.remembered)
         with parts.each():
             self._foreigners.repair(netfilter, drifts, isolated=isolated)
+        with parts.each():
+            self._fast.repair(netfilter, self.around.posture)
         parts.end()
 
     def _load(self, netfilter: Netfilter, keys: Sequence[str], now: float) -> None:
@@ -260,7 +266,7 @@ class Probe(probes.Probe[Section]):
             part = tables.mending(wanted.tables, keys)
         if part:
             try:
-                netfilter.load(part)
+                netfilter.load(GONE + part)
                 if not any(_is_ours(each.key) for each in self._differences(netfilter, now)):
                     return
             except OSError:  # the batch did not fit what is there: nothing of it is in force

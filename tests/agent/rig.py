@@ -20,9 +20,9 @@ from agent.netfilter import Netfilter
 from agent.spool import Spool
 from agent.store import Store
 from contract.directive import Directive, Response, WantedBaseline
-from contract.envelope import directive_signer, sign_directive
 from contract.grant import CodeHash, Grant
 from contract.messages import Event, Posture
+from contract.sealing import directive_signer, sign_directive
 from tests.parts.signing import SigningKit, minimal_baseline
 
 T = TypeVar("T")

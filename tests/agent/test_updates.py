@@ -19,7 +19,7 @@ from agent.updates import KEPT_BASELINES, Updates
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
 from contract.messages import METADATA_PATH, TARGETS_PATH, BaselineRef
-from contract.trust import target_file
+from contract.trusted import target_file
 from tests.parts.signing import SigningKit, minimal_baseline, resigned, signer
 
 NOW = 1_800_000_000.0

@@ -18,15 +18,9 @@ from securesystemslib.dsse import Envelope
 from securesystemslib.signer import CryptoSigner
 
 from contract.directive import PAYLOAD_TYPE, Directive, Response, WantedBaseline
-from contract.envelope import (
-    MAX_CLOCK_SKEW_S,
-    MAX_ENVELOPE_BYTES,
-    MAX_LIFETIME_S,
-    directive_signer,
-    open_directive,
-    sign_directive,
-)
+from contract.envelope import MAX_CLOCK_SKEW_S, MAX_ENVELOPE_BYTES, MAX_LIFETIME_S, open_directive
 from contract.errors import Rejected
+from contract.sealing import directive_signer, sign_directive
 
 NOW = 1_800_000_000.0
 KEY = Ed25519PrivateKey.generate()

@@ -22,12 +22,13 @@ from contract.boot import BootPolicy, Reference, judge_boot, reference_from
 from contract.credential import make_credential
 from contract.directive import Directive
 from contract.enrolment import check_ak, check_identity, ek_digest
-from contract.envelope import directive_signer, open_directive, sign_directive
+from contract.envelope import open_directive
 from contract.errors import Rejected
 from contract.eventdata import covered, describe, oddities
 from contract.eventlog import explain, parse_event_log
 from contract.names import checked_name
 from contract.quote import AttestationKey, verify_quote
+from contract.sealing import directive_signer, sign_directive
 from tests.contract.forge import PCRS, QUALIFYING, WANTED, Case, Forger
 
 GOOD, SECURE = Case("good-rsa"), Case("secureboot-on")

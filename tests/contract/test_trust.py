@@ -14,15 +14,8 @@ from securesystemslib.exceptions import FormatError
 from tuf.api.metadata import Metadata, Role, Root, TargetFile
 
 from contract.errors import Rejected
-from contract.trust import (
-    TrustedBaseline,
-    VerifiedTargets,
-    refresh,
-    signed_targets,
-    targets_from_proof,
-    trusted_baseline,
-    trusted_root,
-)
+from contract.trust import refresh, signed_targets, targets_from_proof, trusted_root
+from contract.trusted import TrustedBaseline, VerifiedTargets, trusted_baseline
 from tests.parts.signing import SigningKit, minimal_baseline, resigned, signer
 
 NOW = 1_800_000_000.0

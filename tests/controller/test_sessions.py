@@ -396,7 +396,7 @@ async def test_c07_garbage_in_any_part_of_a_report_is_a_recorded_failure(live: L
             {"signature": b"\0" * 70},
             {"body": b"\x80"},
             {"body": b"\xc1garbage"},
-            {"pcrs": {}},
+            {"pcrs": {23: bytes(32)}},
             {"pcrs": {pcr: bytes(32) for pcr in QUOTED_PCRS}},
         ]
     ):

@@ -12,10 +12,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from contract import bundle, corim, messages, references, wire
 from contract.directive import Directive
-from contract.envelope import sign_directive
 from contract.eventlog import parse_event_log
 from contract.grant import Access, Grant, Opening
 from contract.imalog import read_lines
+from contract.sealing import sign_directive
 from tests.contract.forge import PCRS, Case, Forger
 from tests.contract.imavectors import VECTORS, read_vector
 from tests.contract.vectorfile import FOLDER as LOGS

@@ -24,7 +24,7 @@ from agent.updates import Updates
 from contract.baseline import parse_baseline
 from contract.directive import WantedBaseline
 from contract.messages import METADATA_PATH, TARGETS_PATH
-from contract.trust import target_path
+from contract.trusted import target_path
 from controller.repository import Bundle, NewMetadata, Repository, latest_root
 
 YEAR = timedelta(days=365)

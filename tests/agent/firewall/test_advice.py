@@ -272,3 +272,12 @@ def test_an_open_port_whose_listener_is_killed_is_warned_of() -> None:
     inside = listeners.replace("port = 8080", 'port = 8080\naddress = "loopback"')
     assert sum("kills" in each for each in warned(opened.replace(listeners, inside))) == 3
     assert not [each for each in warned(opened.replace("kill = true", "kill = false")) if "kills" in each]
+
+
+def test_offloading_where_nothing_passes_through_is_told(tmp_path: Path) -> None:
+    offload = '[firewall.offload]\ninterfaces = ["enclave0", "docker*"]\nreason = "test it"\n'
+    path = tmp_path / "draft.toml"
+    path.write_text(f"{HEAD}{ZONES}{CALM}{offload}")
+    done = agent_check(path)
+    assert done.returncode == 0, done.stderr
+    assert "firewall.offload: nothing passes through this node" in done.stderr

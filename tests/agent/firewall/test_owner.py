@@ -35,6 +35,7 @@ EVERYTHING = (
     "inet ringfence",
     "inet ringfence_guard",
     "inet ringfence_cut",
+    "inet ringfence_fast",
     "arp ringfence",
     "netdev ringfence_cut",
     "bridge ringfence_cut",
@@ -143,7 +144,7 @@ def test_f07_isolation_is_complete_although_every_name_of_it_is_owned(
         assert "inet ringfence_cut" in in_force(node) and "netdev ringfence_cut" in in_force(node)
     left = hold(node, "isolated")
     assert {drift.key for drift in left} == {f"{each} owner" for each in EVERYTHING}
-    assert set(EVERYTHING) - set(in_force(node)) <= {"bridge ringfence_cut"}
+    assert set(EVERYTHING) - set(in_force(node)) <= {"bridge ringfence_cut", "inet ringfence_fast"}
     assert not stream.alive(0.5)
     send_udp(client, node.host.enclave[0], 5353)
     assert listener.received() is None

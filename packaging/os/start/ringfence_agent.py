@@ -1,0 +1,6 @@
+"""Where the packaged program begins."""
+
+from agent.start import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Orders that are lost, late or made while nobody listens: what was decided reaches the node all the same, and once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest_asyncio
+
+from contract.messages import Order
+from controller.policy import FleetSettings
+from tests.controller.live import Live, next_message, running
+from tests.parts.fleets import ACTOR, T0, FleetLab
+
+
+@pytest_asyncio.fixture
+async def live(tmp_path: Path) -> AsyncIterator[Live]:
+    async with running(tmp_path) as controller:
+        yield controller
+
+
+async def test_c18_a_node_that_was_offline_is_isolated_by_its_first_message(live: Live) -> None:
+    node = await live.node("press-1")
+    await node.exchange(node.report())
+    await node.close()
+    status, _ = await live.call("POST", "/api/v1/nodes/press-1/isolate", {"reason": "stolen"})
+    assert status == 200
+    back = await live.again(node.identity)
+    assert back.posture == "isolated"
+
+
+async def test_c18_a_connected_node_is_told_at_once(live: Live) -> None:
+    node = await live.node("press-1")
+    await node.exchange(node.report())
+    await live.call("POST", "/api/v1/nodes/press-1/isolate", {"reason": "stolen"})
+    assert isinstance(await next_message(node), Order)
+
+
+async def test_c18_an_order_that_was_lost_is_written_again_under_a_higher_number(lab: FleetLab) -> None:
+    await lab.site()
+    await lab.enrol("press-1")
+    await lab.report("press-1")
+    before = (await lab.fleet.node("press-1")).directive_number
+    await lab.fleet.isolate_node("press-1", actor=ACTOR, reason="stolen", now=T0)
+    lost = await lab.fleet.directive_for("press-1", now=T0)
+    assert lost.number > before
+    quiet = await lab.report("press-1", now=T0 + 1, obey=False, directive_number=before)
+    assert quiet.directive is None, "it may still be on its way"
+    late = lost.expires + 1
+    again = await lab.report("press-1", now=late, obey=False, directive_number=before)
+    assert again.directive is not None
+    assert (again.directive.posture, again.directive.number > lost.number) == ("isolated", True)
+    assert again.directive.expires > late, "it does not come back expired"
+
+
+async def test_c19_what_was_released_when_the_controller_died_is_released_when_it_is_back(
+    lab: FleetLab,
+) -> None:
+    await lab.site()
+    await lab.enrol("press-1")
+    await lab.fleet.isolate_node("press-1", actor=ACTOR, reason="drill", now=T0)
+    await lab.report("press-1", now=T0 + 1, posture="isolated")
+    await lab.fleet.release_node("press-1", actor=ACTOR, reason="over", now=T0 + 2)
+    # Nobody was told: it was killed here. Another process over the same database takes the next report.
+    again = FleetLab(lab.store, FleetSettings(started=T0 + 60))
+    outcome = await again.report("press-1", now=T0 + 61, posture="isolated")
+    assert outcome.directive is not None and outcome.directive.posture == "normal"
+
+
+async def test_c19_nothing_is_released_by_the_controller_being_away(lab: FleetLab) -> None:
+    await lab.site()
+    await lab.enrol("press-1")
+    await lab.fleet.isolate_node("press-1", actor=ACTOR, reason="found compromised", now=T0)
+    again = FleetLab(lab.store, FleetSettings(started=T0 + 86400))
+    outcome = await again.report("press-1", now=T0 + 86401, posture="isolated")
+    assert outcome.directive is None or outcome.directive.posture == "isolated"
+    assert (await again.held())[0] == {"press-1"}
