@@ -32,13 +32,14 @@ from controller.fleet import Fleet, keysheld
 from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
-from controller.fleet.people import People
+from controller.fleet.people import People, nobody
 from controller.issuing import Issuing
 from controller.keys import Keys
 from controller.listener import Listener, server_context
 from controller.logins import Logins
 from controller.metrics import Metrics
 from controller.node_channel import node_app
+from controller.oidc import Oidc
 from controller.policy import FleetSettings
 from controller.replica import BEAT_S, Replica
 from controller.repository import Repository
@@ -69,6 +70,8 @@ class Controller:
         self._store = Store(store_url(config, directory))
         fleet, metrics, bell = Fleet(self._store, fleet_settings(config, now)), Metrics(), Bell()
         escrow = Escrow(self._store)
+        session_s = config.people.session_hours * 3600
+        oidc = None if config.oidc is None else Oidc(self._store, config.oidc, directory, session_s=session_s)
         issuing = Issuing(keys, config.certificates.node_hours * 3600)
         self.services = Services(
             config=config,
@@ -82,13 +85,9 @@ class Controller:
             ),
             audit=AuditLog(self._store, keys.audit, directory),
             escrow=escrow,
-            people=People(self._store),
-            logins=Logins(
-                self._store,
-                keys.people,
-                issuer=config.name,
-                session_s=config.people.session_hours * 3600,
-            ),
+            people=People(self._store, nobody if oidc is None else oidc.rights_of),
+            logins=Logins(self._store, keys.people, issuer=config.name, session_s=session_s),
+            oidc=oidc,
             keys=keys,
             sessions=Sessions(fleet, escrow, issuing, metrics, bell),
             signed_files=SignedFiles(fleet, Repository(keys.online)),

@@ -7,7 +7,7 @@ line.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct
@@ -16,6 +16,8 @@ from contract.crl import StaleCrl
 from contract.errors import Rejected
 from contract.toml import convert_toml, parse_toml, refuse_key
 from controller import outlets
+from controller.idtoken import Algorithm
+from controller.permissions import Right
 from controller.policy import EvidenceLimits
 
 CONFIG_NAME = "controller.toml"
@@ -93,6 +95,30 @@ class PeopleConfig(Section, frozen=True, kw_only=True):
     """So long the code is good with which a person is set up."""
 
 
+class GroupRight(Right, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What people of a group may do."""
+
+    group: Annotated[str, Meta(min_length=1, max_length=256)]
+
+
+class OidcConfig(Section, frozen=True, kw_only=True):
+    """An OpenID Connect issuer that vouches for people."""
+
+    issuer: str
+    """https URL, exactly as its tokens have it."""
+    client_id: Annotated[str, Meta(min_length=1, max_length=256)]
+    ca: str = ""
+    """PEM file of the authority of its certificate; empty: the system's."""
+    algorithms: Annotated[tuple[Algorithm, ...], Meta(min_length=1)] = get_args(Algorithm)
+    scope: str = "openid"
+    """Must have `openid`; more where the claims below need it."""
+    name_claim: Annotated[str, Meta(min_length=1, max_length=64)] = "sub"
+    """What names a person for ever: one that the issuer gives to nobody else."""
+    groups_claim: Annotated[str, Meta(min_length=1, max_length=64)] = "groups"
+    rights: list[GroupRight] = []
+    """None: nobody can do anything."""
+
+
 class Config(Section, frozen=True, kw_only=True):
     """The whole file."""
 
@@ -108,6 +134,7 @@ class Config(Section, frozen=True, kw_only=True):
     enrolment: EnrolmentConfig = EnrolmentConfig()
     limits: Limits = Limits()
     people: PeopleConfig = PeopleConfig()
+    oidc: OidcConfig | None = None
     evidence: EvidenceLimits = EvidenceLimits()
     outlet: list[dict[str, object]] = []
     """Receivers of events, each typed by its kind: `outlets_of`."""
@@ -128,6 +155,11 @@ def parse_config(untrusted: bytes, *, file: str = CONFIG_NAME) -> Config:
         except ValueError as error:
             raise refuse_key((name, "listen"), str(error), text=text, file=file, code=CODE) from None
     outlets.parse_outlets(config.outlet, text=text, file=file, code=CODE)
+    if config.oidc is not None and not _is_issuer(config.oidc.issuer):
+        expected = f"expected https://host[:port][/path], found {config.oidc.issuer!r}"
+        raise refuse_key(("oidc", "issuer"), expected, text=text, file=file, code=CODE)
+    if config.oidc is not None and "openid" not in config.oidc.scope.split():
+        raise refuse_key(("oidc", "scope"), "expected `openid` among them", text=text, file=file, code=CODE)
     return config
 
 
@@ -159,6 +191,16 @@ def listen_address(text: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f'expected "address:port", found {text!r}')
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def _is_issuer(url: str) -> bool:
+    """OpenID Connect Core 1.0, clause 2: https, without query and fragment."""
+    try:
+        parts = urlsplit(url)
+        plain = not (parts.query or parts.fragment or parts.username)
+        return parts.scheme == "https" and bool(parts.hostname) and parts.port != 0 and plain
+    except ValueError:
+        return False
 
 
 def _is_base_url(url: str) -> bool:

@@ -36,6 +36,11 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+def new_session_token() -> str:
+    """Return a new token of a session: 256 random bits."""
+    return SESSION_PREFIX + secrets.token_urlsafe(32)
+
+
 def new_setup_code() -> str:
     """Return a code with which a person is set up, once."""
     return SETUP_PREFIX + secrets.token_urlsafe(32)
@@ -56,7 +61,7 @@ class Logins:
     async def log_in(self, name: str, password: str, code: str, *, now: float) -> LoggedIn:
         """Begin a session. Raises Rejected `login.refused`, `login.locked`, `login.busy`."""
         begun, right = await self._compared(name, password, now)
-        token = self._new_token()
+        token = new_session_token()
         person = await self._store.run(
             lambda tx: logins.finish(
                 tx,
@@ -93,7 +98,7 @@ class Logins:
             lambda tx: logins.check_setup(tx, name, known, code=code, step_of=step_of, now=now)
         )
         kept = await self._slowly(lambda: passwords.hashed(password))
-        token = self._new_token()
+        token = new_session_token()
         recovery = [new_code() for _ in range(RECOVERY_CODES)]
         person = await self._store.run(
             lambda tx: logins.set_up(
@@ -144,9 +149,6 @@ class Logins:
         return lambda user, stored, code, after: totp.step_of(
             totp.opened(self._key, user, stored), code, now, after=after
         )
-
-    def _new_token(self) -> str:
-        return SESSION_PREFIX + secrets.token_urlsafe(32)
 
     def _logged_in(
         self, token: str, person: Person, now: float, recovery: list[str] | None = None

@@ -55,6 +55,20 @@ class SetUp(Record, frozen=True, kw_only=True):
     """otpauth://, as QR codes hold it."""
 
 
+class OidcOffer(Record, frozen=True, kw_only=True):
+    """Where a person goes who is vouched for by an issuer, and what must come back."""
+
+    issuer: str
+    client_id: str
+    authorization_endpoint: str
+    token_endpoint: str
+    scope: str
+    nonce: str
+    """Goes to the issuer and comes back inside the ID token."""
+    ca: str
+    """PEM of the authority that the issuer's certificate comes from; empty: one that the system trusts."""
+
+
 class LoggedIn(Record, frozen=True, kw_only=True):
     """A session."""
 

@@ -15,6 +15,7 @@ from controller.fleet.people import People
 from controller.keys import Keys
 from controller.logins import Logins
 from controller.metrics import Metrics
+from controller.oidc import Oidc
 from controller.records import Change
 from controller.roots import DeviceTrust
 from controller.sessions import Sessions
@@ -32,6 +33,7 @@ class Services:
     escrow: Escrow
     people: People
     logins: Logins
+    oidc: Oidc | None
     keys: Keys
     sessions: Sessions
     signed_files: SignedFiles

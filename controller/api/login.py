@@ -13,8 +13,11 @@ from contract.errors import Rejected
 from contract.messages import Name
 from controller.api.entry import token_digest
 from controller.api.route import AnyRoute, Call, Nothing, Route
-from controller.people_records import LoggedIn, SetUp
+from controller.idtoken import MAX_TOKEN_CHARS
+from controller.oidc import Oidc
+from controller.people_records import LoggedIn, OidcOffer, SetUp
 from controller.records import Strict
+from controller.services import Services
 
 Password = Annotated[str, Meta(min_length=1, max_length=1024)]
 Code = Annotated[str, Meta(min_length=6, max_length=64)]
@@ -46,6 +49,12 @@ class FirstLogin(Strict, frozen=True, kw_only=True):
     password: Password
     code: Code
     """The first of the authenticator."""
+
+
+class IdToken(Strict, frozen=True, kw_only=True):
+    """What the issuer gave."""
+
+    id_token: Annotated[str, Meta(min_length=1, max_length=MAX_TOKEN_CHARS)]
 
 
 class NewPassword(Strict, frozen=True, kw_only=True):
@@ -92,6 +101,24 @@ async def set_password(call: Call[Nothing, NewPassword]) -> None:
     )
 
 
+async def begin_oidc(call: Call[Nothing, Nothing]) -> OidcOffer:
+    """Where to log in with the issuer, and the nonce that its token must bring."""
+    call.services.tries.count(call.source, call.now)
+    return await _issuer(call.services).begin(now=call.now)
+
+
+async def log_in_oidc(call: Call[Nothing, IdToken]) -> LoggedIn:
+    """Begin a session on the issuer's word."""
+    call.services.tries.count(call.source, call.now)
+    return await _issuer(call.services).log_in(call.body.id_token, now=call.now)
+
+
+def _issuer(services: Services) -> Oidc:
+    if services.oidc is None:
+        raise Rejected("oidc.unknown", "no issuer is configured here: [oidc] in controller.toml")
+    return services.oidc
+
+
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="POST",
@@ -124,6 +151,28 @@ ROUTES: tuple[AnyRoute, ...] = (
         handler=set_up,
         query=Nothing,
         body=FirstLogin,
+        reply=LoggedIn,
+    ),
+    Route(
+        method="POST",
+        path="/login/oidc/begin",
+        needs="public",
+        about="nothing",
+        summary="Where to log in with the issuer, and with which nonce",
+        handler=begin_oidc,
+        query=Nothing,
+        body=Nothing,
+        reply=OidcOffer,
+    ),
+    Route(
+        method="POST",
+        path="/login/oidc",
+        needs="public",
+        about="nothing",
+        summary="Log in by an ID token",
+        handler=log_in_oidc,
+        query=Nothing,
+        body=IdToken,
         reply=LoggedIn,
     ),
     Route(

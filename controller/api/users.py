@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from msgspec import Meta
+
 from contract.messages import Name
 from controller.api.entry import token_digest
-from controller.api.route import AnyRoute, Call, Nothing, Reasoned, Route
+from controller.api.route import AnyRoute, Call, Nothing, Reason, Reasoned, Route
 from controller.api.tokens import NewRights
 from controller.logins import new_setup_code
 from controller.people_records import UserView
@@ -25,6 +29,19 @@ class Invited(Record, frozen=True, kw_only=True):
     setup: str
     expires_at: float
     about: UserView
+
+
+class EndSessions(Strict, frozen=True, kw_only=True):
+    """Whose sessions: a user, or `oidc:NAME`."""
+
+    person: Annotated[str, Meta(min_length=1, max_length=128)]
+    reason: Reason
+
+
+class Ended(Record, frozen=True, kw_only=True):
+    """How many there were."""
+
+    ended: int
 
 
 class Users(Record, frozen=True, kw_only=True):
@@ -94,6 +111,14 @@ async def unlock(call: Call[Nothing, Reasoned]) -> UserView:
     )
 
 
+async def end_sessions(call: Call[Nothing, EndSessions]) -> Ended:
+    """End every session of a person, also of one whom an issuer vouches for."""
+    ended = await call.services.people.end_sessions(
+        call.body.person, by=call.person, reason=call.body.reason, now=call.now
+    )
+    return Ended(ended=ended)
+
+
 def _setup_end(now: float, hours: float) -> float:
     return now + hours * 3600.0
 
@@ -146,6 +171,17 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=NewRights,
         reply=UserView,
+    ),
+    Route(
+        method="POST",
+        path="/sessions/end",
+        needs="people.manage",
+        about="fleet",
+        summary="End every session of a person",
+        handler=end_sessions,
+        query=Nothing,
+        body=EndSessions,
+        reply=Ended,
     ),
     _act("disable", "Shut a person out", disable, UserView),
     _act("enable", "Let a disabled person log in again", enable, UserView),

@@ -1,4 +1,4 @@
-"""`ringfence login, logout, password`: with a token, or by name; and the first time.
+"""`ringfence login, logout, password`: with a token, by name, or with an issuer; and the first time.
 
 What is secret is asked for without being shown, or read from a file; it is never an argument, which other users of the machine
 could read.
@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from controller.cli.client import Client
+from controller.cli.oidc import vouched
 from controller.cli.profile import Profile, load_profile, save_profile
 from controller.cli.rights import shown
 from controller.cli.show import harmless, items, json_option, show_json, when
@@ -33,6 +34,8 @@ password_option = click.option(
 @click.option("--token-file", type=_FILE, help="File with a token; '-' is stdin. Default: ask.")
 @click.option("--user", help="Log in by name, with password and code, in place of a token.")
 @click.option("--setup", is_flag=True, help="For the first time, with the code that was given to you.")
+@click.option("--oidc", is_flag=True, help="Log in with the issuer that the controller trusts, in a browser.")
+@click.option("--no-browser", is_flag=True, help="Only print the address; open it on this machine yourself.")
 @password_option
 @click.option("--code", help="The authenticator's code, or a recovery code. Default: ask.")
 @json_option
@@ -43,6 +46,8 @@ def login(
     token_file: Path | None,
     user: str | None,
     setup: bool,
+    oidc: bool,
+    no_browser: bool,
     password_file: Path | None,
     code: str | None,
     as_json: bool,
@@ -50,15 +55,20 @@ def login(
     """Keep URL, authority and token for the commands that follow."""
     if setup and user is None:
         raise click.UsageError("--setup needs --user NAME")
+    if oidc and (user is not None or token_file is not None):
+        raise click.UsageError("--oidc goes without --user and --token-file")
     stranger = Profile(url=url.rstrip("/"), ca=ca.read_text(), token="")
     made: dict[str, object] = {}
-    if user is None:
+    if user is None and not oidc:
         token = _secret("Token", token_file)
     else:
         with Client(stranger) as client:
-            made = (
-                _first(client, user, password_file) if setup else _by_name(client, user, password_file, code)
-            )
+            if user is None:
+                made = vouched(client, browser=not no_browser)
+            elif setup:
+                made = _first(client, user, password_file)
+            else:
+                made = _by_name(client, user, password_file, code)
         token = str(made["token"])
     profile = Profile(url=stranger.url, ca=stranger.ca, token=token)
     with Client(profile) as client:

@@ -1,4 +1,4 @@
-"""`ringfence users`: list, new, scope, disable, enable, reset, unlock."""
+"""`ringfence users`: list, new, scope, disable, enable, reset, unlock, end-sessions."""
 
 from __future__ import annotations
 
@@ -105,6 +105,17 @@ def reset(name: str, reason: str, as_json: bool) -> None:
     with Client(load_profile()) as client:
         found = client.send("POST", f"/users/{segment(name)}/reset", {"reason": reason})
     _show_invited(found, name, as_json)
+
+
+@users.command("end-sessions")
+@click.argument("person")
+@reason_option
+@json_option
+def end_sessions(person: str, reason: str, as_json: bool) -> None:
+    """End every session of PERSON: a user, or oidc:NAME whom an issuer vouches for."""
+    with Client(load_profile()) as client:
+        found = client.send("POST", "/sessions/end", {"person": person, "reason": reason})
+    show_json(found) if as_json else click.echo(f"{found['ended']} sessions of {person} ended")
 
 
 def _act(verb: str, name: str, reason: str, as_json: bool) -> None:

@@ -87,6 +87,44 @@ def let_in(tx: Transaction, row: UserRow, token_sha256: bytes, *, expires_at: fl
     return Person(row.name, row.rights, user=row.name)
 
 
+def ask(tx: Transaction, nonce_sha256: bytes, *, expires_at: float, now: float) -> None:
+    """Note a nonce that is given out for a login on an issuer's word. Raises Rejected `login.busy`."""
+    if not sessions.add_nonce(tx, nonce_sha256, expires_at=expires_at, now=now):
+        raise Rejected("login.busy", "too many log in at this moment; try again")
+
+
+def let_in_vouched(
+    tx: Transaction,
+    name: str,
+    groups: Sequence[str],
+    nonce_sha256: bytes,
+    token_sha256: bytes,
+    *,
+    rights: Sequence[Right],
+    expires_at: float,
+    now: float,
+) -> Refused | None:
+    """Begin a session of somebody whom an issuer vouches for; the nonce is used up, whatever comes of it. Raises Rejected
+    `oidc.nonce`, `login.no-rights`."""
+    if not sessions.use_nonce(tx, nonce_sha256, now):
+        return Refused(Rejected("oidc.nonce", "not one of ours, used, or too old: log in again"))
+    if not rights:
+        return Refused(Rejected("login.no-rights", f"{name} is in no group that has any right here"))
+    sessions.add(tx, token_sha256, name, groups=groups, expires_at=expires_at, now=now)
+    why = f"vouched for by the issuer, with groups {', '.join(groups)}"[: acts.MAX_REASON_CHARS]
+    acts.record(tx, "login", f"{name} logged in", actor=name, target=name, reason=why, now=now)
+    return None
+
+
+def end_sessions(tx: Transaction, name: str, *, actor: str, reason: str, now: float) -> int:
+    """End every session of a person, local or vouched for; return how many there were."""
+    why = acts.checked_reason(reason)
+    ended = sessions.end_all(tx, name)
+    what = f"{ended} sessions of {name} ended by {actor}"
+    acts.record(tx, "user.sessions-ended", what[:2048], actor=actor, target=name, reason=why, now=now)
+    return ended
+
+
 def find(
     tx: Transaction, token_sha256: bytes, rights_of: Callable[[Sequence[str]], tuple[Right, ...]], now: float
 ) -> Person | None:

@@ -140,6 +140,13 @@ class People:
             )
         )
 
+    async def end_sessions(self, name: str, *, by: Person, reason: str, now: float) -> int:
+        """End every session of a person, also of one whom an issuer vouches for; returns how many. Raises Rejected
+        `reason.missing`."""
+        return await self._store.run(
+            lambda tx: logins.end_sessions(tx, name, actor=by.name, reason=reason, now=now)
+        )
+
     async def unlock_user(self, name: str, *, by: Person, reason: str, now: float) -> UserView:
         """Forget wrong tries. Raises Rejected `user.unknown`, `reason.missing`."""
         return await self._store.run(lambda tx: users.unlock(tx, name, by=by, reason=reason, now=now))

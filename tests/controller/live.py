@@ -23,6 +23,7 @@ from controller.config import (
     EnrolmentConfig,
     Limits,
     Listen,
+    OidcConfig,
     PeopleConfig,
     StoreConfig,
 )
@@ -172,6 +173,7 @@ async def running(
     push: bool = True,
     certificate_s: float = 72 * 3600.0,
     people: PeopleConfig | None = None,
+    oidc: OidcConfig | None = None,
     database: str = "",
     beside: Live | None = None,
 ) -> AsyncIterator[Live]:
@@ -188,6 +190,7 @@ async def running(
         certificates=CertificateConfig(node_hours=certificate_s / 3600),
         limits=limits or Limits(),
         people=people or PeopleConfig(),
+        oidc=oidc,
         store=StoreConfig(url=database),
     )
     if beside is not None:
