@@ -64,7 +64,7 @@ def test_a_baseline_whose_rules_did_not_load_is_confirmed_only_when_they_have(tm
 
 def test_a_baseline_whose_rules_never_load_is_taken_back(tmp_path: Path) -> None:
     def job() -> None:
-        rig = Rig(tmp_path, confirm_s=1.0)
+        rig = Rig(tmp_path, confirm_s=6.0)
         rig.start()
         rig.adopt(baseline(1, 8080), 1, 1)
         fill()
