@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -96,6 +97,31 @@ async def test_c10_many_guess_at_once_at_two_controllers_and_five_are_looked_at(
     assert await attempt(one, name, "x", now=T0 + 61) == "login.refused"
     assert await attempt(two, name, "x", now=T0 + 61 + 119) == "login.locked"
     assert await attempt(two, name, "x", now=T0 + 61 + 120) == "login.refused"
+
+
+async def test_c10_a_try_waits_for_the_one_that_is_being_counted(open_store: OpenStore) -> None:
+    one, two = open_store(), open_store()
+    await made(one, "ann", ADMIN)
+    for _ in range(lockout.FREE_TRIES - 1):
+        assert await attempt(one, "ann", "x") == "login.refused"
+    counted, looked = threading.Event(), threading.Event()
+
+    def last(tx: Transaction) -> object:
+        begun = logins.begin(tx, "ann", T0)
+        counted.set()
+        looked.wait(1)  # not committed yet
+        return begun
+
+    def beyond(tx: Transaction) -> object:
+        begun = logins.begin(tx, "ann", T0)
+        looked.set()
+        return begun
+
+    running = asyncio.create_task(one.run(last))
+    assert await asyncio.to_thread(counted.wait, 30)
+    with pytest.raises(Rejected, match=r"login\.locked"):
+        await two.run(beyond)
+    assert isinstance(await running, Begun)
 
 
 async def test_the_right_person_is_forgiven_and_others_are_not_locked(open_store: OpenStore) -> None:
