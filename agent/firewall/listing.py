@@ -91,7 +91,7 @@ def foreign(within: nftables.Nftables, talk: Talk) -> list[ForeignChain]:
         except NetfilterError:
             if table in netlink.tables(talk):
                 raise
-            continue  # gone since they were listed
+            continue  # it went while it was read: firewalld has one for a moment at each reload
         if read is None:
             unread.append(unreadable(table.family, table.name))
             continue

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.firewall import netlink
+from agent.firewall.foreign import LEADS_PAST
 from tests.agent.firewall.lab import BASELINE, FencedNode, Healing, opens, until
 from tests.parts.debs import Unpacked, unpacked
 from tests.parts.firewalld import PACKAGES, Firewalld
@@ -83,6 +84,30 @@ def test_f11_what_firewalld_refuses_stays_refused_and_is_told_where_nobody_named
     firewalld.command("--zone=public", "--add-port=8080/tcp")
     firewalld.command("--zone=public", "--add-port=9090/tcp")
     assert passes(node, topology) == [(True, False)] * 2
+
+
+def test_f11_what_firewalld_rewrites_is_left_over_its_reloads_and_opens_nothing(
+    node: FencedNode, topology: Topology, start: Start
+) -> None:
+    """Nobody named it: its NAT is told and seen through, and nothing of it can lead past our rules."""
+    firewalld = start("trusted")
+    healing = Healing(node)
+    for option in (
+        "--add-masquerade",
+        "--add-forward-port=port=2222:proto=tcp:toport=8080",
+        "--add-service=tftp",
+    ):
+        firewalld.command("--permanent", "--zone=trusted", option)
+    for _ in range(2):
+        firewalld.command("--reload")
+    until(healing._wakes.empty)
+    healing.close()
+    drifts = node.observe()
+    assert any("rewrites" in drift.found for drift in drifts)
+    assert LEADS_PAST not in {drift.wanted for drift in drifts}
+    assert LEADS_PAST not in {drift.wanted for drift in healing.drifts}
+    assert "masquerade" in node.namespace.ruleset() and "redirect to :8080" in node.namespace.ruleset()
+    assert not opens(topology.sites["fw"].the_client.namespace, node.host.enclave[0], 2222)
 
 
 def test_f11_firewalld_is_taken_away_where_the_baseline_says_so_and_its_restart_is_no_fight_over_ours(

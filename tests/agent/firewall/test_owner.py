@@ -305,7 +305,7 @@ def test_f11_a_hold_is_a_contest_told_with_its_culprit_and_ends_in_isolation(tmp
                     is not None
                 )
             )
-            [told] = [event for event in rig.events() if event.kind == "firewall.contest"]
+            [told] = rig.call(lambda: [event for event in rig.events() if event.kind == "firewall.contest"])
             assert "hold on" in told.summary and f"nft (pid {holder.process.pid}" in told.summary
             seen = [event for event in rig.events() if event.kind == "firewall.drift"]
             assert any(event.detail["key"] == "inet ringfence owner" for event in seen)

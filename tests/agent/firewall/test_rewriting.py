@@ -278,7 +278,7 @@ def test_f03_rewriting_in_a_table_that_another_owns_is_read_told_and_a_contest(t
                 "add rule inet sneak pre udp dport set 5353",
             )
             until(lambda: rig.loop.stance.posture == "isolated", 60)
-            [told] = [each for each in rig.events() if each.kind == "firewall.contest"]
+            [told] = rig.call(lambda: [each for each in rig.events() if each.kind == "firewall.contest"])
             assert told.summary.startswith("rewriting past our rules was found 3 times")
         finally:
             holder.close()
