@@ -15,6 +15,7 @@ _STATUS_BY_CODE = {
     "scope.insufficient": 403,
     "rights.beyond": 403,
     "token.nobodys": 403,
+    "token.anothers": 403,
     "login.refused": 401,
     "login.no-rights": 403,
     "oidc.token": 401,

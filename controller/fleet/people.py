@@ -49,7 +49,7 @@ class People:
         now: float,
     ) -> ApiTokenView:
         """Make a token; `own`: of the person's own, else a service account, which belongs to nobody. Raises Rejected
-        `rights.beyond`, `token.exists`, `user.exists`, `token.nobodys`, `name.invalid`."""
+        `rights.beyond`, `token.exists`, `token.too-many`, `user.exists`, `token.nobodys`, `name.invalid`."""
         return await self._store.run(
             lambda tx: tokens.add(
                 tx, name, rights, token_sha256, by=by, own=own, expires_at=expires_at, now=now
@@ -72,7 +72,7 @@ class People:
     async def renew_token(
         self, name: str, token_sha256: bytes, *, by: Person, expires_at: float | None, now: float
     ) -> ApiTokenView:
-        """Put a new secret in a token's place. Raises Rejected `token.unknown`."""
+        """Put a new secret in a token's place. Raises Rejected `token.unknown`, `token.anothers`."""
         return await self._store.run(
             lambda tx: tokens.renew(tx, name, token_sha256, by=by, expires_at=expires_at, now=now)
         )

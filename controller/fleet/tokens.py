@@ -5,7 +5,7 @@
 2. A token is touched only by who could have made it; to everybody else it does not exist.
 3. Somebody who manages everybody is always left (`people.last-admin`).
 4. A name is given once: what the trail says of a token is true of one token. Where two persons are wanted a token counts as
-   whoever made it; what was made on the controller's own machine counts as itself.
+   whoever made it; what was made on the controller's own machine counts as itself. So nobody else gets a new secret of it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from controller.store import Transaction, users
 from controller.store import tokens as rows
 from controller.store.tokens import TokenRow
 
+MAX_MADE = 500
+"""Tokens that one has made and that are not revoked."""
 RESERVED = frozenset({"controller", "init", "nobody", "all"})
 """Names that stand in the trail for something else."""
 
@@ -46,13 +48,15 @@ def add(
         raise Rejected("token.nobodys", "only who has logged in here by name has tokens of their own")
     if rows.by_sha256(tx, token_sha256) is not None:
         raise Rejected("token.exists", name)
+    if rows.count_made(tx, by.name) >= MAX_MADE and by is not ON_THE_MACHINE:
+        raise Rejected("token.too-many", f"{by.name} has made {MAX_MADE}; revoke some first")
     rows.add(
         tx,
         name,
         rights,
         token_sha256,
         user=by.user if own else None,
-        counts_as=name if by.name == ON_THE_MACHINE.name else person_behind(tx, by.name),  # 4
+        counts_as=name if by is ON_THE_MACHINE else person_behind(tx, by.name),  # 4
         created_by=by.name,
         expires_at=expires_at,
         now=now,
@@ -107,7 +111,9 @@ def renew(
     tx: Transaction, name: str, token_sha256: bytes, *, by: Person, expires_at: float | None, now: float
 ) -> ApiTokenView:
     """See People.renew_token."""
-    _mine(tx, name, by)
+    row = _mine(tx, name, by)
+    if by is not ON_THE_MACHINE and person_behind(tx, by.name) != row.counts_as:  # 4
+        raise Rejected("token.anothers", f"it counts as {row.counts_as}; revoke it and make one of yours")
     rows.renew(tx, name, token_sha256, expires_at)
     tell(tx, "token.renewed", f"token {name} has a new secret", name, by=by, now=now)
     return _view(_known(tx, name))

@@ -81,7 +81,9 @@ def page(
     column = nodes.c[sort]
     key = func.coalesce(column, 0.0) if sort == "last_report_at" else column
     if after is not None:
-        at = select(key).where(nodes.c.node == after).scalar_subquery()
+        # A cursor outside the scope is none: where a page begins after it would tell how it stands.
+        inside = within(scope, nodes.c.site, nodes.c.node)
+        at = select(key).where(nodes.c.node == after, inside).scalar_subquery()
         beyond = key < at if descending else key > at
         conditions.append(or_(beyond, and_(key == at, nodes.c.node > after)))
     order = (key.desc() if descending else key, nodes.c.node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Row, insert, or_, select, text, update
+from sqlalchemy import Row, func, insert, or_, select, text, update
 
 from controller.people_records import ApiTokenView
 from controller.permissions import Right
@@ -84,6 +84,12 @@ def all_(tx: Transaction) -> list[TokenRow]:
     """By name, without those that are revoked."""
     rows = tx.execute(_SELECT.where(api_tokens.c.revoked_at.is_(None)).order_by(api_tokens.c.name))
     return [_row(row) for row in rows]
+
+
+def count_made(tx: Transaction, maker: str) -> int:
+    """Tokens that somebody has made and that are not revoked."""
+    made = select(func.count()).where(api_tokens.c.created_by == maker, api_tokens.c.revoked_at.is_(None))
+    return int(tx.execute(made).scalar_one())
 
 
 def note_use(tx: Transaction, token: TokenRow, now: float) -> None:

@@ -240,6 +240,24 @@ async def test_what_is_out_of_scope_is_answered_as_what_does_not_exist(live: Liv
         assert told[0] == told[1] and answers[0][0] == 404
 
 
+async def test_c09_a_cursor_outside_the_scope_tells_nothing(live: Live) -> None:
+    places = [await place(live, OWN), await place(live, OTHER)]
+    here = await token_of(live, "viewer", OWN)
+    for sort in ("node", "site", "standing", "last_report_at", "standing_since"):
+        for descending in ("false", "true"):
+            pages = [
+                await live.call(
+                    "GET",
+                    f"/api/v1/nodes?sort={sort}&descending={descending}&cursor={name}",
+                    role=None,
+                    headers=here,
+                )
+                for name in ("zurich-1", "a-node-that-nobody-has", "zz-nobody")
+            ]
+            assert pages[0] == pages[1] == pages[2], (sort, descending)
+    assert len(places) == 2
+
+
 # -- rights that are given -------------------------------------------------------------------------------
 
 

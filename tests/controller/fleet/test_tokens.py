@@ -46,6 +46,22 @@ async def test_c09_a_token_that_reaches_further_than_ones_rights_is_not_there(op
     assert await people.whose(digest("root"), now=T0) == Person("root", (right("admin"),))
 
 
+async def test_c09_nobody_gets_the_secret_of_a_token_that_counts_as_another(open_store: OpenStore) -> None:
+    """Else whoever manages people would ask as themselves and approve as somebody else."""
+    people = People(open_store())
+    await made(people, "root", right("admin"))
+    ann, bob = (Person(name, (right("admin"),), user=None) for name in ("ann", "bob"))
+    await made(people, "robot", right("approver"), by=bob)
+    await made(people, "robots-own", right("approver"), by=Person("robot", (right("approver"),)))
+    for name in ("robot", "robots-own", "root"):
+        with pytest.raises(Rejected, match=r"token\.anothers"):
+            await people.renew_token(name, digest("new"), by=ann, expires_at=None, now=T0)
+    for name, by in (("robot", bob), ("robots-own", bob), ("root", Person("root", (right("admin"),)))):
+        await people.renew_token(name, digest("new", name), by=by, expires_at=None, now=T0)
+        assert await people.whose(digest("new", name), now=T0) is not None
+    await people.revoke_token("robot", by=ann, now=T0)  # ending one needs no more than the right to
+
+
 async def test_a_token_ends_and_says_when_it_was_used(open_store: OpenStore) -> None:
     people = People(open_store())
     await made(people, "ci", right("viewer"))
