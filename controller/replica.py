@@ -6,6 +6,7 @@ makes us look, and what was missed is found with the next beat.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -18,6 +19,9 @@ from controller.store.notices import Notice
 log = logging.getLogger(__name__)
 
 BEAT_S = 3.0
+AGAIN_S = 0.5
+"""What was told while the database did not answer is looked up after this pause, until it answers."""
+_EVERYTHING = Notice(by="", everything=True)
 
 
 class Replica:
@@ -36,14 +40,19 @@ class Replica:
 
     async def hear(self) -> None:
         """Act on what other controllers tell. Ends at once on SQLite, where there is no other."""
-        async for notice in hearing.hear(self._url, own=self._own):
+        async for heard in hearing.hear(self._url, own=self._own):
             self._bell.ring()
-            try:
-                await self._act(notice, time.time())
-            except StoreUnavailable:
-                log.warning(
-                    "the database does not answer; what other controllers told waits for the next beat"
-                )
+            notice = heard
+            while True:
+                try:
+                    await self._act(notice, time.time())
+                    break
+                except StoreUnavailable:
+                    log.warning(
+                        "the database does not answer; what other controllers told is looked up later"
+                    )
+                await asyncio.sleep(AGAIN_S)
+                notice = _EVERYTHING  # of the one that failed, it is not known how far it came
 
     async def beat(self) -> None:
         """Keep the lease, and send what is due to nodes that are connected here. Raises StoreUnavailable."""

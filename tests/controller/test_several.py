@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import aiohttp
@@ -15,6 +15,7 @@ import pytest_asyncio
 
 from contract.messages import Challenge, Order
 from controller.permissions import EVERYWHERE
+from controller.store import StoreUnavailable
 from tests.controller.live import Live, answer_to, next_message, node_of, running
 from tests.parts.postgres import Postgres
 from tests.parts.simulator import Identity, Node
@@ -72,6 +73,18 @@ async def told(node: Node) -> Order:
         if isinstance(message, Order):
             node._obey(message.directive)
             return message
+
+
+async def there_is_a_database(live: Live) -> None:
+    """Wait until this controller's database answers it again."""
+    end = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            await live.fleet.counts(scope=EVERYWHERE)
+            return
+        except StoreUnavailable:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.1)
 
 
 async def heard(live: Live) -> None:
@@ -170,3 +183,29 @@ async def test_c03_what_was_ordered_while_the_database_was_away_is_sent_when_it_
         await asyncio.sleep(0.1)
     await told(there)
     assert there.posture == "isolated"
+
+
+async def test_c03_a_look_that_failed_because_the_database_was_still_starting_is_taken_again(
+    two: tuple[Live, Live], postgres_server: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two
+    node = await one.node("press-1", connect=False)
+    there = await at(other, node.identity)
+    await answer_to(there, there.report())
+    looks = 0
+    lost_sessions = other.fleet.lost_sessions
+
+    async def not_yet(held: Mapping[str, int]) -> list[str]:
+        nonlocal looks
+        looks += 1
+        if looks <= 2:
+            raise StoreUnavailable("the database system is starting up")
+        return await lost_sessions(held)
+
+    monkeypatch.setattr(other.fleet, "lost_sessions", not_yet)
+    await asyncio.to_thread(postgres_server.stop)
+    await asyncio.to_thread(postgres_server.start)
+    await there_is_a_database(one)
+    await one.fleet.isolate_site("factory", actor="tester", reason="test", now=time.time())
+    await told(there)
+    assert looks >= 3
