@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench fuzz chaos packages lock clean
+.PHONY: setup demo test check guards bench fuzz chaos packages packages-twice lock clean
 V := .venv/bin
 
 setup:
@@ -34,7 +34,10 @@ fuzz: setup      ## every parser, guided by coverage; ARGS="NAME --inputs N --se
 
 packages: setup  ## dist/*.deb and dist/*.rpm; ARGS="--only ringfence-agent"
 	@$(V)/pip install -qq --require-hashes --no-deps --upgrade --target build/package-tools -r packaging/setup/packages.txt
-	@PYTHONPATH=build/package-tools $(V)/python packaging/os/build.py $(ARGS)
+	@PYTHONPATH=build/package-tools nice -n 15 $(V)/python packaging/os/build.py $(ARGS)
+
+packages-twice: setup  ## build two clones and compare the bytes; ARGS="--only ringfence"
+	@nice -n 15 $(V)/python packaging/os/twice.py $(ARGS)
 
 lock:            ## pin versions and hashes anew (needs uv)
 	@for list in build requirements develop fuzz packages; do \
