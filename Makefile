@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench fuzz chaos packages packages-twice lock clean
+.PHONY: setup demo test check guards bench fuzz chaos packages packages-twice packages-try repo lock clean
 V := .venv/bin
 
 setup:
@@ -38,6 +38,14 @@ packages: setup  ## dist/*.deb and dist/*.rpm; ARGS="--only ringfence-agent"
 
 packages-twice: setup  ## build two clones and compare the bytes; ARGS="--only ringfence"
 	@nice -n 15 $(V)/python packaging/os/twice.py $(ARGS)
+
+packages-try: setup  ## lint, and install, upgrade, break, remove in clean Debian 12 and 13 roots; ARGS="--base 12=FOLDER"
+	@packaging/setup/system-packages lintian rpmlint
+	@nice -n 15 $(V)/python packaging/os/roots.py $(ARGS)
+
+repo: setup      ## dist/repo: signed apt and dnf repository of dist/; KEYS=FOLDER is the owner's, else throw-away keys
+	@packaging/setup/system-packages createrepo-c gpg
+	@$(V)/python packaging/os/repository.py $(if $(KEYS),--keys $(KEYS)) $(ARGS)
 
 lock:            ## pin versions and hashes anew (needs uv)
 	@for list in build requirements develop fuzz packages; do \

@@ -180,8 +180,9 @@ def _licence(metadata: importlib.metadata.PackageMetadata) -> str:
 def _packages(files: dict[str, str]) -> Iterator[tuple[Part, list[str]]]:
     """The Debian packages that brought some files. Raises RuntimeError for a file that none brought."""
     by_package: dict[str, list[str]] = {}
+    owners = _owners(sorted(files))
     for path, target in sorted(files.items()):
-        by_package.setdefault(_package_of(path), []).append(target)
+        by_package.setdefault(owners[path], []).append(target)
     for package, targets in sorted(by_package.items()):
         told = subprocess.run(
             ["dpkg-query", "-W", "-f", "${Package}\t${Version}\t${Architecture}", package],
@@ -195,10 +196,17 @@ def _packages(files: dict[str, str]) -> Iterator[tuple[Part, list[str]]]:
         yield Part(name, version, purl, licence, [text]), targets
 
 
-def _package_of(path: str) -> str:
+def _owners(paths: list[str]) -> dict[str, str]:
+    """Which package brought each path. Raises RuntimeError for one that none brought."""
     # Debian 12 has /lib and /usr/lib as one folder, and its database names some files by the old path.
-    for name in (path, path.removeprefix("/usr"), f"/usr{path}"):
-        told = subprocess.run(["dpkg-query", "-S", name], check=False, capture_output=True, text=True)
-        if told.returncode == 0:
-            return told.stdout.partition(": ")[0].split(",")[0].strip()
-    raise RuntimeError(f"{path}: neither a pinned distribution nor a Debian package brought it")
+    spelt = {name: path for path in paths for name in (path, path.removeprefix("/usr"), f"/usr{path}")}
+    told = subprocess.run(["dpkg-query", "-S", *spelt], check=False, capture_output=True, text=True).stdout
+    found = {}
+    for line in told.splitlines():
+        package, _, name = line.partition(": ")
+        if name in spelt:
+            found[spelt[name]] = package.split(",")[0]
+    missing = [path for path in paths if path not in found]
+    if missing:
+        raise RuntimeError(f"neither a pinned distribution nor a Debian package brought {missing}")
+    return found

@@ -34,9 +34,9 @@ VERSION = (
     or tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["version"]
 )
 ABOUT = {
-    "ringfence-agent": "Proves how this node booted, holds it to a signed baseline, repairs or reports every drift",
-    "ringfence-controller": "Judges the evidence of a fleet, hands out baselines, isolates compromised nodes and sites",
-    "ringfence": "Admin command of Ringfence, and its offline signing and verifying",
+    "ringfence-agent": "Proves how a node booted, holds it to a signed baseline, repairs drift",
+    "ringfence-controller": "Judges the evidence of a fleet, hands out baselines, isolates nodes",
+    "ringfence": "Admin command of a fleet, with offline signing and verifying",
 }
 CONTROLLER_UNITS = ("ringfence-controller.service", "ringfence-backup.service", "ringfence-backup.timer")
 # libnftables reads /etc/protocols, which Debian has in a package of its own.
@@ -182,9 +182,9 @@ def describe(program: str, frozen: Path, work: Path) -> Path:
         "maintainer": OWNER,
         "description": f"{ABOUT[program]}\nSee /usr/share/doc/{program}/operate.md.",
         "license": "proprietary",
-        "rpm": {"buildhost": "localhost", "summary": ABOUT[program]},
+        "rpm": {"buildhost": "localhost", "summary": ABOUT[program], "group": "System Environment/Daemons"},
         "overrides": {kind: {"depends": needed} for kind, needed in DEPENDS[program].items()},
-        "contents": contents(program, frozen, work),
+        "contents": [each for entry in contents(program, frozen, work) for each in _kinds(entry)],
         "scripts": scripts,
         "mtime": stamp(),
     }
@@ -226,6 +226,13 @@ def architecture() -> str:
 
 def _file(path: Path, to: str, mode: int = 0o644) -> dict[str, object]:
     return {"src": str(path), "dst": to, "file_info": {"mode": mode, "mtime": stamp()}}
+
+
+def _kinds(entry: dict[str, object]) -> list[dict[str, object]]:
+    """Return an entry once, or twice: rpm is told what is documentation, and nfpm leaves what is called so out of a deb."""
+    if "packager" in entry or not str(entry["dst"]).startswith(("/usr/share/doc/", "/usr/share/man/")):
+        return [entry]
+    return [{**entry, "packager": "deb"}, {**entry, "packager": "rpm", "type": "doc"}]
 
 
 def _gzipped(text: str, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Provenance: which commit, with which pinned tools, gave which files. An in-toto Statement with a SLSA v1 predicate, signed as DSSE.
 
-    python packaging/os/provenance.py sign STATEMENT --key PRIVATE.pem --out ENVELOPE
-    python packaging/os/provenance.py verify ENVELOPE --key PUBLIC.pem [--commit HASH] FILE...
+    python packaging/os/provenance.py sign --key PRIVATE.pem --out ENVELOPE STATEMENT
+    python packaging/os/provenance.py verify --key PUBLIC.pem [--commit HASH] ENVELOPE FILE...
 
 `verify` exits 0 only when the signature is the key's, the statement is of the kind that `make packages` writes, from a clean tree, and
 every FILE is in it, by name and digest. No file named is an error: nothing would be verified.
