@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench fuzz chaos packages packages-twice packages-try repo lock clean
+.PHONY: setup demo test check guards bench fuzz chaos packages packages-twice packages-try repo image lock clean
 V := .venv/bin
 
 setup:
@@ -46,6 +46,9 @@ packages-try: setup  ## lint, and install, upgrade, break, remove in clean Debia
 repo: setup      ## dist/repo: signed apt and dnf repository of dist/; KEYS=FOLDER is the owner's, else throw-away keys
 	@packaging/setup/system-packages createrepo-c gpg
 	@$(V)/python packaging/os/repository.py $(if $(KEYS),--keys $(KEYS)) $(ARGS)
+
+image: setup     ## the controller's OCI image from dist/ringfence-controller_*.deb, by podman
+	@nice -n 15 packaging/oci/build
 
 lock:            ## pin versions and hashes anew (needs uv)
 	@for list in build requirements develop fuzz packages; do \

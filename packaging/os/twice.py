@@ -18,15 +18,18 @@ import sys
 import tempfile
 from pathlib import Path
 
+import provenance
+
 TREE = Path(__file__).resolve().parents[2]
 _TOOLS = "packaging/setup/packages.txt"
 
 
-def build(clone: Path, options: argparse.Namespace, around: dict[str, str], umask: int) -> Path:
-    """Clone the last commit and build it; returns the folder of the packages. Raises CalledProcessError."""
+def build(clone: Path, commit: str, options: argparse.Namespace, around: dict[str, str], umask: int) -> Path:
+    """Clone one commit and build it; returns the folder of the packages. Raises CalledProcessError."""
     before = os.umask(umask)
     try:
-        subprocess.run(["git", "clone", "-q", "--no-hardlinks", TREE, clone], check=True)
+        subprocess.run(["git", "clone", "-q", "--no-hardlinks", "--no-checkout", TREE, clone], check=True)
+        subprocess.run(["git", "checkout", "-q", "--detach", commit], cwd=clone, check=True)
         environment = {
             **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
             **around,
@@ -66,9 +69,10 @@ def main() -> int:
     try:
         home = work / "home"
         home.mkdir()
-        first = build(work / "a", options, {}, 0o022)
+        commit = provenance.git(TREE, "rev-parse", "HEAD")
+        first = build(work / "a", commit, options, {}, 0o022)
         unlike = {"TZ": "Pacific/Kiritimati", "LC_ALL": "C", "HOME": str(home), "USER": "somebody"}
-        second = build(work / "another-folder" / "with-a-longer-name", options, unlike, 0o077)
+        second = build(work / "another-folder" / "with-a-longer-name", commit, options, unlike, 0o077)
         names = sorted({path.name for folder in (first, second) for path in folder.iterdir()})
         _, unequal, missing = filecmp.cmpfiles(first, second, names, shallow=False)
         for name in names:
