@@ -227,6 +227,7 @@ def test_f05_a_storm_that_outruns_the_listing_of_this_table_is_no_failed_repair(
     node.namespace.run("nft", "add table inet ringfence_fast")
     drifts = node.observe()
     assert any("ringfence_fast" in drift.key for drift in drifts)
+    node.namespace.run("nft", "add chain inet ringfence_fast one_more")  # what was seen holds no longer
     outrunning = node.netfilter.outrunning
     outrunning.on, outrunning._rest_until = True, time.monotonic() + 3600
     node.repair(drifts)
