@@ -13,6 +13,7 @@ from agent import VERSION
 from agent.firewall.counts import Count
 from agent.ima import UNMEASURED, Measured
 from agent.loop import Loop
+from contract.inventory import Taken
 from contract.messages import (
     MAX_DRIFTS_PER_REPORT,
     MAX_DROPPED_PER_REPORT,
@@ -45,6 +46,8 @@ class Prepared(NamedTuple):
     """Empty where there is no log."""
     measured: Measured
     dropped: tuple[Count, ...] = ()
+    inventory: Taken | None = None
+    """What it names by its SHA-256."""
 
 
 class Reporter:
@@ -73,6 +76,7 @@ class Reporter:
         measured: Measured = UNMEASURED,
         keys_wanted: Sequence[KeyWanted] = (),
         boot_packages: Sequence[PackageChange] = (),
+        inventory: Taken | None = None,
     ) -> Prepared:
         """Write the next report. (worker)"""
         loop = self._loop
@@ -116,11 +120,20 @@ class Reporter:
             os_release=loop.host.os_release(),
             keys_wanted=list(keys_wanted),
             dropped=[Dropped(counter=each.name, packets=each.packets, bytes=each.bytes) for each in dropped],
+            inventory_sha256=b"" if inventory is None else inventory.sha256,
         )
         pending = state.pending.ref.sha256 if state.pending else None
         said = encode(body)
         return Prepared(
-            said, self._number, pending, len(healed), event_log, log_sha256, measured, tuple(dropped)
+            said,
+            self._number,
+            pending,
+            len(healed),
+            event_log,
+            log_sha256,
+            measured,
+            tuple(dropped),
+            inventory,
         )
 
     def arrived(self, prepared: Prepared) -> None:
