@@ -19,6 +19,7 @@ from agent.enrol import Identity, identity_of, signing_request
 from agent.report import Prepared
 from agent.store import Enrolled, Keys
 from contract import wire
+from contract.inventory import Taken
 from contract.messages import (
     MAX_FRAME_BYTES,
     Answer,
@@ -26,6 +27,7 @@ from contract.messages import (
     Challenge,
     FromController,
     Hello,
+    Inventory,
     KeyRefused,
     KeyReleased,
     Message,
@@ -81,6 +83,8 @@ class Session:
         """PCR values of the report that is out."""
         self._known: dict[int, bytes] = {}
         """Of the last one that was answered: the controller remembers them for as long as this session lasts."""
+        self._inventory: Taken | None = None
+        """Named in the last answered report that named one."""
         self._sent_at = 0.0
         self._next = 0.0
         self._renewing = False
@@ -135,7 +139,8 @@ class Session:
         assert nonce is not None  # noqa: S101  (checked by the caller)
         self._up.due.clear()
         for _ in range(MAX_QUOTES):
-            prepared = await self._up.prepare(self._ima_offset, self._log_wanted)
+            told = b"" if self._inventory is None else self._inventory.sha256
+            prepared = await self._up.prepare(self._ima_offset, self._log_wanted, told)
             report = await self._up.quoted(prepared, nonce, self._identity, self._log_wanted)
             if report is None or not await self._up.says_too_little(prepared, report):
                 break
@@ -181,6 +186,9 @@ class Session:
         if sent is None or answer.number != sent.number:
             return
         self._known = self._shown
+        self._inventory = sent.inventory or self._inventory
+        if answer.inventory_wanted and self._inventory is not None:
+            await self._socket.send(wire.encode(Inventory(packed=self._inventory.packed)))
         for finding in answer.findings:
             log.info("controller: %s: %s", finding.code, finding.detail)
         self._up.packages.reported(sent.measured.packages)

@@ -39,6 +39,7 @@ from tpm2_pytss import (
 from tpm2_pytss.utils import NoSuchIndex, NVReadEK, create_ek_template
 
 from agent.tpmkeys import EK_TEMPLATES, POLICY_A_SHA256, POLICY_OR, AkKind, EkKind, ak_template
+from agent.tpmproperties import properties
 from contract.messages import DevIdEvidence
 
 # The TSS writes its own lines to stderr for what is a plain answer here (an NV index that is not there).
@@ -117,6 +118,10 @@ class Tpm:
         return self._call(
             lambda: device_identities(self._open(), self._loaded_ak(), qualifying_data, further), _SLOW_S
         )
+
+    def properties(self) -> dict[str, str]:
+        """Return what the TPM says of its make, in words (`agent.tpmproperties`)."""
+        return self._call(lambda: properties(self._open()), _SLOW_S)
 
     def create_ak(self) -> AttestationBlobs:
         """Make a new AK under the EK and use it from now on."""

@@ -28,10 +28,12 @@ from agent.ima import UNMEASURED, ImaLog
 from agent.loop import Loop
 from agent.package_watch import PackageWatch
 from agent.packages import PackageDatabase
+from agent.probes import models
 from agent.report import Prepared, Reporter
 from agent.responses import Told
 from agent.session import Session, SessionEnded, receive, refusal
 from agent.signedfiles import SignedFiles
+from agent.stocktaking import Stocktaking
 from agent.store import Damaged, Enrolled, Keys, Store
 from agent.tpm import Tpm, TpmUnavailable
 from agent.unlock import Unlocks
@@ -80,6 +82,7 @@ class Uplink:
         self.packages = PackageWatch(
             lambda offset: behind.read(offset, max_bytes=MAX_IMA_CHUNK_BYTES), self._database
         )
+        self._stock = Stocktaking(config.roots, self._database, tpm, lambda: self.ask(self._models))
         self.due = asyncio.Event()
         self.redial = asyncio.Event()
         self.unlocks = Unlocks(config.node, tpm, self.due.set)
@@ -253,15 +256,24 @@ class Uplink:
 
     # ---- reports
 
-    async def prepare(self, ima_offset: int | None, with_log: bool) -> Prepared:
+    async def prepare(self, ima_offset: int | None, with_log: bool, told: bytes = b"") -> Prepared:
         """Look at what the IMA log has from there on, then have the worker write the next report; one that the firmware log
-        goes with says also from which packages the boot is."""
+        goes with says also from which packages the boot is. `told`: the inventory that it need not name again."""
         measured = UNMEASURED if ima_offset is None else await asyncio.to_thread(self._ima.look, ima_offset)
         if measured.available_bytes is not None:
             measured = measured._replace(packages=await self._upgrades())
         keys_wanted = self.unlocks.wanted()
         of_boot = await self._boot_packages() if with_log else []
-        return await self.ask(lambda: self.reporter.prepare(time.time(), measured, keys_wanted, of_boot))
+        stock = await self._stock.latest()
+        named = None if stock is None or stock.sha256 == told else stock
+        return await self.ask(
+            lambda: self.reporter.prepare(time.time(), measured, keys_wanted, of_boot, named)
+        )
+
+    def _models(self) -> dict[str, str] | None:
+        """Return what the files of models hold. (worker)"""
+        probe = self.loop.machine.probes.get("models")
+        return probe.contents() if isinstance(probe, models.Probe) else {}
 
     async def _boot_packages(self) -> list[PackageChange]:
         """Ask the package databases, which never holds up evidence for long: it is only words."""
