@@ -154,6 +154,31 @@ class Probe(probes.Probe[Section]):
         """True while the thread has something to do."""
         return self._verifier.progress().running
 
+    def contents(self) -> dict[str, str] | None:
+        """Return what each file of a model was found to hold, by path: `sha256:` and the digest, or why there is none.
+
+        Files that are not there are left out. None while files are still being read.
+        """
+        if self.verifying():
+            return None
+        found: dict[str, str] = {}
+        with self.around.host.glance() as glance:
+            for path in (model.at(file) for model in self.section.model for file in model.file):
+                self.around.host.breathe()
+                known = self._known.get(path)
+                if known is not None and glance.same(path, known.hashed.identity):
+                    found[path] = f"sha256:{known.hashed.sha256}"
+                    continue
+                try:
+                    size = self.around.host.file_facts(path).size
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    found[path] = f"not read: {error.strerror}"
+                else:
+                    found[path] = f"not read: {size} bytes, which is not its size"
+        return found
+
     def _differences(self, model: Model, now: float) -> Iterator[Difference]:
         # What steers the model first: it is small, and it is what can be mended.
         listed = sorted(model.file, key=lambda file: file.kind not in CARRIED)

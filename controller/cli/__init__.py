@@ -25,6 +25,7 @@ from controller.cli.escrow import key
 from controller.cli.evidence import evidence
 from controller.cli.fleet import accept_boot, incidents, isolate, node, release, site, sites, status
 from controller.cli.grants import breakglass, grant
+from controller.cli.inventory import inventory
 from controller.cli.keys import keys
 from controller.cli.login import login, logout, password
 from controller.cli.nodes import label, nodes
@@ -55,6 +56,7 @@ for command in (
         status,
         nodes,
         node,
+        inventory,
         label,
         sites,
         site,
