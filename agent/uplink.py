@@ -34,6 +34,7 @@ from agent.report import Prepared, Reporter
 from agent.responses import Told
 from agent.session import ANSWER_S, Session, SessionEnded, receive, refusal
 from agent.signedfiles import SignedFiles
+from agent.socketreport import fitting, socket_report
 from agent.stocktaking import Stocktaking
 from agent.store import Damaged, Enrolled, Keys, Store
 from agent.tpm import Tpm, TpmUnavailable
@@ -285,6 +286,14 @@ class Uplink:
         return await self.ask(
             lambda: self.reporter.prepare(time.time(), measured, keys_wanted, of_boot, named)
         )
+
+    async def sockets(self) -> bytes:
+        """Return this node's open connections as they travel. Raises OSError."""
+        proc = Path(self.config.roots.proc)
+        report = await self.ask(
+            lambda: socket_report(self.loop.host, proc, self.loop.machine.around.controller)
+        )
+        return fitting(report)
 
     def _models(self) -> dict[str, str] | None:
         """Return what the files of models hold. (worker)"""
