@@ -19,11 +19,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import aiohttp
-
 from agent.boot_packages import boot_packages
+from agent.channel import ANSWER_S, Client
 from agent.config import AgentConfig
-from agent.dial import Dialler, read_capped
+from agent.dial import Dialler
 from agent.enrol import Identity, blobs_of, identity_of
 from agent.ima import UNMEASURED, ImaLog
 from agent.loop import Loop
@@ -32,7 +31,7 @@ from agent.packages import PackageDatabase
 from agent.probes import models
 from agent.report import Prepared, Reporter
 from agent.responses import Told
-from agent.session import ANSWER_S, Session, SessionEnded, receive, refusal
+from agent.session import Session, SessionEnded, receive, refusal
 from agent.signedfiles import SignedFiles
 from agent.socketreport import fitting, socket_report
 from agent.stocktaking import Stocktaking
@@ -58,14 +57,11 @@ from contract.trusted import TrustedBaseline
 T = TypeVar("T")
 log = logging.getLogger("ringfence.uplink")
 
-DIAL_S = 10.0
-HEARTBEAT_S = 75.0
-"""Above the usual interval: a report and its answer prove the way as well, and a ping every 15 s was 1.6 MB a day."""
 BACKOFF_S = (0.25, 30.0)
 """First and longest wait between dials; doubled each time, with jitter."""
 BOOT_PACKAGES_S = 5.0
-_CONTENT_TYPE = "application/msgpack"
-_PASSING = (OSError, TimeoutError, asyncio.TimeoutError, aiohttp.ClientError)
+_PASSING = OSError
+"""TimeoutError and all of `agent.channel` are of it."""
 
 
 class Uplink:
@@ -93,7 +89,7 @@ class Uplink:
         self.unlocks = Unlocks(config.node, tpm, self.due.set)
         self._fetch: asyncio.Task[None] | None = None
         self._signed: SignedFiles | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._http: Client | None = None
         self._home = asyncio.get_running_loop()
         self._tpm_told = False
         loop.on_report = lambda: self._soon(self.due.set)
@@ -125,7 +121,7 @@ class Uplink:
                 async with self._dial.client(enrolled, keys) as http:
                     self._http = http
                     await self._session(http, enrolled, identity, keys)
-            except (*_PASSING, SessionEnded, Rejected) as error:
+            except (_PASSING, SessionEnded, Rejected) as error:
                 log.info("session: %s: %s", type(error).__name__, error)
                 turned_away = await self._dial.turned_away(error, identity.not_after)
             finally:
@@ -154,7 +150,7 @@ class Uplink:
                 log.warning("the certificate is of no use any more; enrolling anew")
                 return await self._dial.enrol(self._tpm)
             return stored
-        except (*_PASSING, Rejected, TpmUnavailable, Damaged) as error:
+        except (_PASSING, Rejected, TpmUnavailable, Damaged) as error:
             log.warning("certificate: %s", error)
             return enrolled
 
@@ -172,7 +168,7 @@ class Uplink:
                 return enrolled, keys
             try:
                 await self._dial.enrol(self._tpm)
-            except (*_PASSING, Rejected, TpmUnavailable) as error:
+            except (_PASSING, Rejected, TpmUnavailable) as error:
                 log.warning("enrolment: %s; trying again", error)
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
                 wait_s = min(wait_s * 2, BACKOFF_S[1])
@@ -183,20 +179,11 @@ class Uplink:
 
     # ---- the session
 
-    async def _session(
-        self, http: aiohttp.ClientSession, enrolled: Enrolled, identity: Identity, keys: Keys
-    ) -> None:
-        url = "wss" + (self._dial.base + SESSION_PATH).removeprefix("https")
-        async with http.ws_connect(
-            url,
-            protocols=(PROTOCOL,),
-            max_msg_size=MAX_FRAME_BYTES,
-            heartbeat=HEARTBEAT_S,
-            timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
-        ) as socket_:
-            if socket_.protocol != PROTOCOL:
+    async def _session(self, http: Client, enrolled: Enrolled, identity: Identity, keys: Keys) -> None:
+        async with http.websocket(SESSION_PATH, subprotocol=PROTOCOL, max_bytes=MAX_FRAME_BYTES) as socket_:
+            if socket_.subprotocol != PROTOCOL:
                 raise SessionEnded(
-                    f"the controller speaks {socket_.protocol or 'no protocol'}, not {PROTOCOL}"
+                    f"the controller speaks {socket_.subprotocol or 'no protocol'}, not {PROTOCOL}"
                 )
             hello = await asyncio.wait_for(receive(socket_), ANSWER_S)
             if not isinstance(hello, Hello):
@@ -261,15 +248,12 @@ class Uplink:
         http = self._http
         if http is None:
             raise OSError("no session")
-        try:
-            async with http.get(self._dial.base + path, allow_redirects=False) as reply:
-                if reply.status == 404:
-                    raise FileNotFoundError(path)
-                if reply.status != 200:
-                    raise OSError(f"{path}: HTTP {reply.status}")
-                return await read_capped(reply, max_bytes)
-        except (TimeoutError, aiohttp.ClientError) as error:
-            raise OSError(f"{path}: {error}") from None
+        reply = await http.get(path, max_bytes=max_bytes)
+        if reply.status == 404:
+            raise FileNotFoundError(path)
+        if reply.status != 200:
+            raise OSError(f"{path}: HTTP {reply.status}")
+        return reply.content
 
     # ---- reports
 
