@@ -194,7 +194,7 @@ class Session:
         except OSError as error:  # no answer is told as "not known"; an empty one would be a lie
             log.warning("sockets: %s", error)
             return
-        await self._socket.send_bytes(wire.encode(Sockets(report=report)))
+        await self._socket.send(wire.encode(Sockets(report=report)))
 
     async def _answer(self, answer: Answer) -> None:
         sent, self._sent = self._sent, None

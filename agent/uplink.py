@@ -33,7 +33,6 @@ from agent.report import Prepared, Reporter
 from agent.responses import Told
 from agent.session import Session, SessionEnded, receive, refusal
 from agent.signedfiles import SignedFiles
-from agent.socketreport import fitting, socket_report
 from agent.stocktaking import Stocktaking
 from agent.store import Damaged, Enrolled, Keys, Store
 from agent.tpm import Tpm, TpmUnavailable
@@ -273,6 +272,8 @@ class Uplink:
 
     async def sockets(self) -> bytes:
         """Return this node's open connections as they travel. Raises OSError."""
+        from agent.socketreport import fitting, socket_report  # once in a plan
+
         proc = Path(self.config.roots.proc)
         report = await self.ask(
             lambda: socket_report(self.loop.host, proc, self.loop.machine.around.controller)
