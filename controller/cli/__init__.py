@@ -42,7 +42,7 @@ REFUSED, USAGE, NOT_ALLOWED, UNREACHABLE, FAULT, INTERRUPTED = 1, 2, 3, 4, 70, 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=__doc__)
-@click.version_option(package_name="ringfence")
+@click.version_option(package_name="ringfence", prog_name="ringfence")
 def cli() -> None:
     """Ringfence: see, hold and isolate a fleet of inference sites."""
 
