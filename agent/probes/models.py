@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from agent import probes
+from agent.glance import FILES_A_BREATH
 from agent.host import Identity, Watched
 from agent.models.folder import files_below
 from agent.models.hashing import Hashed, Verifier, hash_now, identity_of
@@ -193,9 +194,10 @@ class Probe(probes.Probe[Section]):
         else:
             unlisted = sorted(there.keys() - {file.path for file in listed}) if model.complete else []
         with self.around.host.glance() as glance:
-            for file in listed:
+            for number, file in enumerate(listed):
                 path = model.at(file)
-                self.around.host.breathe()
+                if number % FILES_A_BREATH == 0:
+                    self.around.host.breathe()
                 known = self._known.get(path)
                 if (
                     known is not None
@@ -203,6 +205,7 @@ class Probe(probes.Probe[Section]):
                     and glance.same(path, known.hashed.identity)
                 ):
                     continue
+                self.around.host.breathe()
                 try:
                     yield from self._wrong(file, path, now)
                 except FileNotFoundError:
