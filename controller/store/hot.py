@@ -39,6 +39,16 @@ class Prepared:
         finally:
             cursor.close()
 
+    def all(self, tx: Transaction, values: Mapping[str, object]) -> list[Sequence[object]]:
+        """Run it and return every row."""
+        text, order = self._compiled.get(tx.dialect.name) or self._for(tx)
+        cursor = tx.connection.cursor()
+        try:
+            cursor.execute(text, values if order is None else [values[name] for name in order])
+            return list(cursor.fetchall())
+        finally:
+            cursor.close()
+
     def run(self, tx: Transaction, values: Mapping[str, object]) -> None:
         """Run it for its effect."""
         text, order = self._compiled.get(tx.dialect.name) or self._for(tx)

@@ -58,6 +58,7 @@ nodes = Table(
     Column("state", Text, nullable=False),
     Index(None, "site", "node"),
     Index(None, "standing", "last_report_at"),
+    Index(None, "site", "last_drift_at"),
     Index(None, "session_holder"),
 )
 
