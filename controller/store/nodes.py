@@ -12,7 +12,7 @@ from contract.directive import WantedBaseline
 from contract.messages import BaselineRef, Posture, Tier
 from controller.policy import SitePolicy
 from controller.records import EkTrust, Record, Standing
-from controller.store import Transaction, notices
+from controller.store import Transaction, neighbours, notices
 from controller.store.counting import added
 from controller.store.hot import Prepared
 from controller.store.schema import baselines, boot_references, holds, nodes, sites
@@ -186,6 +186,8 @@ def write(
     state: NodeState,
 ) -> None:
     """Write what a report changed. `directive`: number, issued at, still due."""
+    if state.addresses != before.state.addresses:
+        neighbours.changed(tx)
     _WRITE.run(
         tx,
         {
@@ -255,6 +257,7 @@ def add(
         )
     )
     added(tx)
+    neighbours.changed(tx)
 
 
 def _posture_of_new(tx: Transaction, site: str) -> str:

@@ -26,7 +26,7 @@ import uvloop
 
 from contract import wire
 from tests.parts.simulator import load_fleet, replayed
-from tests.simulate.nodes import AWAY, DIAL_S, LiveNode, Turned
+from tests.simulate.nodes import AWAY, BACKOFF_S, DIAL_S, LiveNode, Turned
 from tests.simulate.relay import slow_line
 from tests.simulate.wire import (
     Connect,
@@ -46,6 +46,8 @@ from tests.simulate.wire import (
     checked,
 )
 
+MAX_DIALS = 10
+"""For each node, on average; past it a fleet that cannot connect is said to be one."""
 FOR_EACH_ADDRESS = 2000
 """Of 28,000 ports that an address has towards one listener: room for what lingers after a reconnection."""
 
@@ -112,13 +114,24 @@ class Worker:
     async def connect(self, play: Connect) -> Result:
         slots = asyncio.Semaphore(play.at_once)
 
-        async def begin(node: LiveNode) -> float:
-            async with slots:
-                took = await node.open(self._http[node], self._url_of[node])
-                await node.tell()
-                return took
+        dials = 0
 
-        return await self._each(self.nodes, begin)
+        async def begin(node: LiveNode) -> float:
+            nonlocal dials
+            while True:
+                async with slots:
+                    dials += 1
+                    with contextlib.suppress(*AWAY):
+                        took = await node.open(self._http[node], self._url_of[node])
+                        await node.tell()
+                        return took
+                if dials > MAX_DIALS * len(self.nodes):
+                    raise Turned("no-session")
+                await asyncio.sleep(random.uniform(*BACKOFF_S) / 4)
+
+        result = await self._each(self.nodes, begin)
+        result.dials = dials
+        return result
 
     async def report(self, play: Report) -> Result:
         nodes = self.nodes[: play.nodes] if play.nodes else self.nodes
