@@ -88,6 +88,13 @@ class Limits(Section, frozen=True, kw_only=True):
     """Tries to log in of one address, right ones as well: each costs a slow hash."""
 
 
+class InventoryConfig(Section, frozen=True, kw_only=True):
+    """What nodes say they consist of."""
+
+    history_days: Annotated[float, Meta(gt=0, le=36_500)] = 365.0
+    """So long it is kept what a node consisted of once."""
+
+
 class PeopleConfig(Section, frozen=True, kw_only=True):
     """People who log in."""
 
@@ -138,6 +145,7 @@ class Config(Section, frozen=True, kw_only=True):
     people: PeopleConfig = PeopleConfig()
     oidc: OidcConfig | None = None
     evidence: EvidenceLimits = EvidenceLimits()
+    inventory: InventoryConfig = InventoryConfig()
     outlet: list[dict[str, object]] = []
     """Receivers of events, each typed by its kind: `outlets_of`."""
 

@@ -52,6 +52,7 @@ class Session:
         "epoch",
         "greeted",
         "identity",
+        "inventory",
         "keys_wanted",
         "nonces",
         "number",
@@ -93,6 +94,8 @@ class Session:
         """Set with each report that was judged and answered."""
         self.keys_wanted: tuple[Sequence[KeyWanted], Counters] | None = None
         """What the report accepted last asks of the escrow, and by which quote."""
+        self.inventory = b""
+        """What the report accepted last names of its inventory."""
         self.pcrs: dict[int, bytes] = {}
         """Values of the last report that was answered: what the next one leaves out. Worth nothing but under a quote."""
         self.shown: dict[int, bytes] = {}

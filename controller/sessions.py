@@ -27,6 +27,7 @@ from contract.messages import (
     Challenge,
     FromAgent,
     Hello,
+    Inventory,
     KeyWanted,
     Order,
     Refused,
@@ -55,6 +56,7 @@ from controller.session import (
     NONCE_INTERVALS,
     Session,
 )
+from controller.stocktaking import Stocktaking
 from controller.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class Sessions:
         self._signer = directive_signer(issuing.keys.directive)
         self._metrics = metrics
         self._bell = bell
+        self._stock = Stocktaking(fleet)
         self._open: dict[str, Session] = {}
         self._unsaid: dict[str, int] = {}
         """Ends of sessions that the database has not heard of yet."""
@@ -182,6 +185,7 @@ class Sessions:
             return
         if there is not None:
             del self._open[node]
+            self._stock.left(node)
             self._metrics.sessions.set(len(self._open))
         try:
             await self._fleet.end_session(node, epoch=epoch)
@@ -242,7 +246,7 @@ class Sessions:
         if time.time() >= session.identity.not_after:
             raise Rejected("certificate.expired", "open a session with the renewed one")
         try:
-            message: Report | Renew = decode(untrusted, FromAgent, max_bytes=MAX_FRAME_BYTES)  # type: ignore[arg-type]
+            message: Report | Renew | Inventory = decode(untrusted, FromAgent, max_bytes=MAX_FRAME_BYTES)  # type: ignore[arg-type]
         except Rejected as rejected:
             over = session.identity.fingerprint
             await self._fleet.reject_evidence(session.node, rejected, now=time.time(), over=over)
@@ -254,6 +258,8 @@ class Sessions:
                 session.node, message.csr, issue, now=time.time(), over=session.identity.fingerprint
             )
             await session.send(Certificate(chain=certificate.chain))
+        elif isinstance(message, Inventory):
+            await self._stock.take(session.node, message)
         else:
             await self._report(session, message)
 
@@ -288,6 +294,7 @@ class Sessions:
             event_log_wanted=wanted.event_log,
             ima_offset=wanted.ima_offset,
             directive=None if outcome.directive is None else sign_directive(outcome.directive, self._signer),
+            inventory_wanted=await self._stock.wanted(session.node, session.inventory),
         )
         await session.send(answer)
         session.reported.set()
@@ -309,7 +316,7 @@ class Sessions:
             record = await self._fleet.session(session.node)
             policies = await self._policies.of(record, now=time.time())
             session.appraiser = session.appraiser.renewed(record, policies)
-        session.presented = None
+        session.presented, session.inventory = None, b""
         try:
             evidence = await session.appraised(report, self._fleet)
             outcome = await self._fleet.take_report(
@@ -319,6 +326,7 @@ class Sessions:
                 now=time.time(),
                 over=session.identity.fingerprint,
             )
+            session.inventory = evidence.body.inventory_sha256
             if evidence.body.keys_wanted:
                 session.keys_wanted = evidence.body.keys_wanted, evidence.counters
             session.presented = None

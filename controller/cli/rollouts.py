@@ -30,6 +30,7 @@ from controller.cli.show import (
     show_table,
     when,
 )
+from controller.cli.watch import watch_option
 from controller.rollout_records import Terms
 from controller.selector import parse_selector
 
@@ -90,6 +91,7 @@ def request(plan_: int, terms: Path | None, reason: str, as_json: bool) -> None:
 
 @rollout.command("list")
 @click.option("--state", type=click.Choice(STATES))
+@watch_option
 @json_option
 def list_(state: str | None, as_json: bool) -> None:
     """List rollouts, newest first."""
