@@ -59,7 +59,9 @@ nodes = Table(
     Index(None, "site", "node"),
     Index(None, "standing", "last_report_at"),
     Index(None, "site", "last_drift_at"),
-    Index(None, "session_holder"),
+    Index(None, "site", "standing"),
+    Index(None, "standing", "node"),
+    Index(None, "session_holder", "directive_due", "connected"),
 )
 
 node_labels = Table(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alembic import op
 
-revision = "0013"
-down_revision = "0012"
+revision = "0015"
+down_revision = "0014"
 branch_labels = None
 depends_on = None
 
@@ -13,6 +13,9 @@ _INDEXES = (
     ("incident_nodes", ("key", "incident")),
     ("incident_nodes", ("incident", "active")),
     ("nodes", ("site", "last_drift_at")),
+    ("nodes", ("site", "standing")),
+    ("nodes", ("standing", "node")),
+    ("nodes", ("session_holder", "directive_due", "connected")),
 )
 
 
@@ -24,9 +27,11 @@ def upgrade() -> None:
     """Add them."""
     for table, columns in _INDEXES:
         op.create_index(op.f(_name(table, columns)), table, list(columns))
+    op.drop_index(op.f("ix_nodes_session_holder"), "nodes")
 
 
 def downgrade() -> None:
     """Drop them."""
+    op.create_index(op.f("ix_nodes_session_holder"), "nodes", ["session_holder"])
     for table, columns in _INDEXES:
         op.drop_index(op.f(_name(table, columns)), table)
