@@ -34,6 +34,8 @@ from contract.messages import (
     Order,
     Refused,
     Renew,
+    Sockets,
+    SocketsWanted,
 )
 
 if TYPE_CHECKING:
@@ -46,6 +48,8 @@ MIN_GAP_S = 0.2
 AWAITING_S, RESTING_S = 1.0, 15.0
 """Longest sleeps: while an answer is due, and while only time, an order or an event can bring something."""
 TPM_RETRY_S = 2.0
+SOCKETS_GAP_S = 1.0
+"""Between two tellings of all connections, whoever asks how often."""
 MAX_QUOTES = 3
 """Over one nonce, none of them sent but the last: an upgrade may go on while the TPM signs."""
 
@@ -85,6 +89,7 @@ class Session:
         """Of the last one that was answered: the controller remembers them for as long as this session lasts."""
         self._inventory: Taken | None = None
         """Named in the last answered report that named one."""
+        self._sockets_at = float("-inf")
         self._sent_at = 0.0
         self._next = 0.0
         self._renewing = False
@@ -161,6 +166,8 @@ class Session:
         elif isinstance(message, Challenge):
             self._nonce, self._sent, self._known = message.nonce, None, {}
             self._next = 0.0
+        elif isinstance(message, SocketsWanted):
+            await self._tell_sockets()
         elif isinstance(message, KeyReleased | KeyRefused):
             self._up.unlocks.take(message)
         elif isinstance(message, Certificate):
@@ -176,6 +183,18 @@ class Session:
             self._up.redial.set()
         else:
             raise SessionEnded(refusal(message, "answer"))
+
+    async def _tell_sockets(self) -> None:
+        now = time.monotonic()
+        if now - self._sockets_at < SOCKETS_GAP_S:
+            return
+        self._sockets_at = now
+        try:
+            report = await self._up.sockets()
+        except OSError as error:  # no answer is told as "not known"; an empty one would be a lie
+            log.warning("sockets: %s", error)
+            return
+        await self._socket.send(wire.encode(Sockets(report=report)))
 
     async def _answer(self, answer: Answer) -> None:
         sent, self._sent = self._sent, None

@@ -270,6 +270,16 @@ class Uplink:
             lambda: self.reporter.prepare(time.time(), measured, keys_wanted, of_boot, named)
         )
 
+    async def sockets(self) -> bytes:
+        """Return this node's open connections as they travel. Raises OSError."""
+        from agent.socketreport import fitting, socket_report  # once in a plan
+
+        proc = Path(self.config.roots.proc)
+        report = await self.ask(
+            lambda: socket_report(self.loop.host, proc, self.loop.machine.around.controller)
+        )
+        return fitting(report)
+
     def _models(self) -> dict[str, str] | None:
         """Return what the files of models hold. (worker)"""
         probe = self.loop.machine.probes.get("models")

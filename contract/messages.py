@@ -37,6 +37,7 @@ MAX_KEYS_WANTED = 4
 MAX_DROPPED_PER_REPORT = 8
 MAX_KEY_BYTES = 4096
 MAX_INVENTORY_BYTES = 1024 * 1024
+MAX_SOCKETS_BYTES = 512 * 1024
 NONCE_BYTES = 32
 
 Name = Annotated[str, Meta(min_length=1, max_length=63, pattern=r"\A[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z")]
@@ -189,6 +190,13 @@ class Inventory(Message, frozen=True, kw_only=True, tag="inventory"):
     """Facts of contract.inventory, compressed (RFC 1950)."""
 
 
+class Sockets(Message, frozen=True, kw_only=True, tag="sockets"):
+    """Answer to SocketsWanted. No quote covers it."""
+
+    report: Annotated[bytes, Meta(max_length=MAX_SOCKETS_BYTES)]
+    """contract.sockets.SocketReport."""
+
+
 class Hello(Message, frozen=True, kw_only=True, tag="hello"):
     """First message of a session."""
 
@@ -241,6 +249,11 @@ class Challenge(Message, frozen=True, kw_only=True, tag="challenge"):
     nonce: Digest
 
 
+class SocketsWanted(Message, frozen=True, kw_only=True, tag="sockets-wanted"):
+    """Tell your open connections: somebody plans other rules. Only to agents that have named an inventory, as older ones do not
+    know it."""
+
+
 class Certificate(Message, frozen=True, kw_only=True, tag="certificate"):
     """Answer to Renew: leaf first, PEM."""
 
@@ -283,8 +296,10 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     detail: Text = ""
 
 
-FromAgent = Report | Renew | Inventory
-FromController = Hello | Answer | Order | Challenge | Certificate | KeyReleased | KeyRefused | Refused
+FromAgent = Report | Renew | Inventory | Sockets
+FromController = (
+    Hello | Answer | Order | Challenge | SocketsWanted | Certificate | KeyReleased | KeyRefused | Refused
+)
 
 
 class EnrolBegin(Message, frozen=True, kw_only=True, tag="enrol-begin"):

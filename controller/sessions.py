@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from typing import cast
 
 from aiohttp import WSMsgType, web
 
@@ -33,10 +34,12 @@ from contract.messages import (
     Refused,
     Renew,
     Report,
+    Sockets,
     never_more,
 )
 from contract.quote import Counters
 from contract.sealing import directive_signer, sign_directive
+from contract.sockets import SocketReport
 from contract.wire import decode
 from controller.appraisal import LogWanted
 from controller.authority import CertifiedNode
@@ -55,12 +58,14 @@ from controller.session import (
     CLOSE_SILENT,
     NONCE_INTERVALS,
     Session,
+    sockets_of,
 )
 from controller.stocktaking import Stocktaking
 from controller.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+AnyOfAgent = Report | Renew | Inventory | Sockets
 PUSH_AT_ONCE = 256
 SOCKET = web.RequestKey("ringfence.socket", web.WebSocketResponse)
 """Where a request keeps its WebSocket once it is one."""
@@ -142,6 +147,11 @@ class Sessions:
         sessions = [session for session in sessions if session.greeted]
         took = await asyncio.gather(*(session.challenged(wait_s) for session in sessions))
         return {session.node: each for session, each in zip(sessions, took, strict=True)}
+
+    async def sockets_of(self, nodes: Sequence[str]) -> dict[str, SocketReport | str]:
+        """What these nodes have open now; in words why it is not known of those that do not tell."""
+        found = await asyncio.gather(*(sockets_of(self._open.get(node)) for node in nodes))
+        return dict(zip(nodes, found, strict=True))
 
     async def drop(self, node: str) -> None:
         """Close the session of a node that has enrolled anew: its certificate is no longer bound."""
@@ -246,7 +256,7 @@ class Sessions:
         if time.time() >= session.identity.not_after:
             raise Rejected("certificate.expired", "open a session with the renewed one")
         try:
-            message: Report | Renew | Inventory = decode(untrusted, FromAgent, max_bytes=MAX_FRAME_BYTES)  # type: ignore[arg-type]
+            message = decode(untrusted, cast(type[AnyOfAgent], FromAgent), max_bytes=MAX_FRAME_BYTES)
         except Rejected as rejected:
             over = session.identity.fingerprint
             await self._fleet.reject_evidence(session.node, rejected, now=time.time(), over=over)
@@ -260,6 +270,8 @@ class Sessions:
             await session.send(Certificate(chain=certificate.chain))
         elif isinstance(message, Inventory):
             await self._stock.take(session.node, message)
+        elif isinstance(message, Sockets):
+            session.tell_sockets(message.report)
         else:
             await self._report(session, message)
 
@@ -327,6 +339,7 @@ class Sessions:
                 over=session.identity.fingerprint,
             )
             session.inventory = evidence.body.inventory_sha256
+            session.tells_sockets = session.tells_sockets or bool(session.inventory)
             if evidence.body.keys_wanted:
                 session.keys_wanted = evidence.body.keys_wanted, evidence.counters
             session.presented = None

@@ -133,35 +133,45 @@ def keys(tmp_path: Path) -> tuple[Path, Path]:
     return private, public
 
 
-def statement(path: Path, *, changed: bool = False, **other: object) -> bytes:
-    """A statement about one file, as `make packages` writes it, from a clean tree unless `changed`."""
-    value = json.loads(provenance.statement(TREE, [path]))
-    value["predicate"]["buildDefinition"]["externalParameters"]["changed"] = changed
-    return json.dumps({**value, **other}).encode()
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A repository with one commit."""
+    made = tmp_path / "tree"
+    (made / "packaging/setup").mkdir(parents=True)
+    (made / "packaging/setup/requirements.txt").write_text("nothing\n")
+    for command in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=x", "-c", "user.email=x@localhost", "commit", "-qm", "one"],
+    ):
+        subprocess.run(["git", *command], cwd=made, check=True)
+    return made
 
 
 def test_provenance_proves_only_the_very_file_by_the_very_key(
-    tmp_path: Path, keys: tuple[Path, Path]
+    tmp_path: Path, tree: Path, keys: tuple[Path, Path]
 ) -> None:
     private, public = keys
     file, other = tmp_path / "a.deb", tmp_path / "b.deb"
     file.write_bytes(b"package")
     other.write_bytes(b"another")
-    envelope = provenance.sign(statement(file), private)
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=TREE, capture_output=True, text=True
-    ).stdout.strip()
+    said = provenance.statement(tree, [file])
+    envelope = provenance.sign(said, private)
+    head = provenance.git(tree, "rev-parse", "HEAD")
     assert provenance.verify(envelope, public, [file], commit=head) == head
     stranger = tmp_path / "stranger.pem"
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", stranger], check=True)
     subprocess.run(["openssl", "pkey", "-in", stranger, "-pubout", "-out", tmp_path / "s.pem"], check=True)
     value = json.loads(envelope)
+    (tree / "packaging/setup/requirements.txt").write_text("another\n")
+    changed = provenance.sign(provenance.statement(tree, [file]), private)
+    another = provenance.sign(json.dumps({**json.loads(said), "predicateType": "x"}).encode(), private)
     cases = {
         "not among": (envelope, public, [file, other]),
         "no file": (envelope, public, []),
         "not signed": (envelope, tmp_path / "s.pem", [file]),
-        "differed": (provenance.sign(statement(file, changed=True), private), public, [file]),
-        "no provenance": (provenance.sign(statement(file, predicateType="x"), private), public, [file]),
+        "differed": (changed, public, [file]),
+        "no provenance": (another, public, [file]),
     }
     for word, (given, key, files) in cases.items():
         with pytest.raises(provenance.Unproved, match=word):
@@ -177,12 +187,12 @@ def test_provenance_proves_only_the_very_file_by_the_very_key(
 
 
 def test_the_verifying_command_says_yes_by_its_exit_code_alone_when_it_is_proved(
-    tmp_path: Path, keys: tuple[Path, Path]
+    tmp_path: Path, tree: Path, keys: tuple[Path, Path]
 ) -> None:
     private, public = keys
     file, at = tmp_path / "a.deb", tmp_path / "statement"
     file.write_bytes(b"package")
-    at.write_bytes(statement(file))
+    at.write_bytes(provenance.statement(tree, [file]))
     tool = [sys.executable, TREE / "packaging/os/provenance.py"]
     subprocess.run([*tool, "sign", "--key", private, "--out", tmp_path / "e", at], check=True)
     good = subprocess.run(

@@ -115,6 +115,32 @@ def test_units_are_what_systemd_understands() -> None:
         assert not wrong, f"{unit.name}: {wrong}"
 
 
+@pytest.mark.skipif(shutil.which("dpkg") is None, reason="no dpkg here")
+@pytest.mark.parametrize("package", ["agent", "controller"])
+def test_a_downgrade_is_refused_unless_asked_for(package: str, tmp_path: Path) -> None:
+    script = tmp_path / "preinst"
+    script.write_text((TREE / f"packaging/os/{package}/preinst").read_text().replace("@VERSION@", "1.9.0"))
+    cases = [
+        (["install"], {}, 0),
+        (["install", "1.10.0-1"], {}, 1),
+        (["upgrade", "1.10.0-1"], {}, 1),
+        (["upgrade", "1.10.0-1"], {"RINGFENCE_DOWNGRADE": "1"}, 0),
+        (["upgrade", "1.9.0-1"], {}, 0),
+        (["upgrade", "1.8.7-1"], {}, 0),
+        (["abort-upgrade", "1.10.0-1"], {}, 0),
+        (["2"], {}, 0),  # rpm's word for an upgrade
+    ]
+    for arguments, around, code in cases:
+        done = subprocess.run(
+            ["sh", script, *arguments],
+            env={"PATH": os.environ["PATH"], **around},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, (arguments, done.stderr)
+        assert ("RINGFENCE_DOWNGRADE=1" in done.stderr) == bool(code)
+
+
 MOST_EXPOSED = {
     # Root, with the firewall, mounts, modules and files of the whole machine: what is left to systemd is little (docs/install.md).
     "ringfence-agent.service": 5.2,

@@ -1,6 +1,6 @@
 """OS packages: `make packages` writes dist/*.deb and dist/*.rpm. The same commit gives the same bytes, in any folder.
 
-Each program is built by PyInstaller into a folder of its own with all that it needs but the C library, under /usr/lib/NAME; then
+Each program is built by PyInstaller into a folder of its own with all that it needs but the C library and zlib, under /usr/lib/NAME; then
 nfpm writes a deb and an rpm from one description. What would differ between two builds is fixed here: times are those of the last
 commit (SOURCE_DATE_EPOCH), hashing is not randomised, no compiled file of an earlier run is read, modes do not come from the umask.
 `packaging/os/twice.py` builds two clones and compares.
@@ -39,11 +39,17 @@ ABOUT = {
     "ringfence": "Admin command of a fleet, with offline signing and verifying",
 }
 CONTROLLER_UNITS = ("ringfence-controller.service", "ringfence-backup.service", "ringfence-backup.timer")
-# libnftables reads /etc/protocols, which Debian has in a package of its own.
+# PyInstaller's loader is linked with zlib; libnftables reads /etc/protocols, which Debian has in a package of its own.
 DEPENDS = {
-    "ringfence-agent": {"deb": ["libc6 (>= 2.36)", "nftables", "netbase"], "rpm": ["nftables", "setup"]},
-    "ringfence-controller": {"deb": ["libc6 (>= 2.36)", "passwd"], "rpm": ["shadow-utils"]},
-    "ringfence": {"deb": ["libc6 (>= 2.36)"], "rpm": []},
+    "ringfence-agent": {
+        "deb": ["libc6 (>= 2.36)", "zlib1g", "nftables", "netbase"],
+        "rpm": ["libz.so.1()(64bit)", "nftables", "setup"],
+    },
+    "ringfence-controller": {
+        "deb": ["libc6 (>= 2.36)", "zlib1g", "passwd"],
+        "rpm": ["libz.so.1()(64bit)", "shadow-utils"],
+    },
+    "ringfence": {"deb": ["libc6 (>= 2.36)", "zlib1g"], "rpm": ["libz.so.1()(64bit)"]},
 }
 OWNER = os.environ.get("RINGFENCE_MAINTAINER", "The owner of this build <root@localhost.localdomain>")
 

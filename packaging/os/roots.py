@@ -43,7 +43,8 @@ class Root:
 
         `code` None takes every code but 0.
         """
-        inside = f'mount -t proc proc {self.path}/proc; chroot {self.path} /bin/sh -c "$SCRIPT"'
+        up = "" if network else "ip link set lo up; "
+        inside = f'{up}mount -t proc proc {self.path}/proc; chroot {self.path} /bin/sh -c "$SCRIPT"'
         done = subprocess.run(
             [*_ALONE, *([] if network else ["--net"]), "sh", "-c", inside],
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "SCRIPT": script, "DEBIAN_FRONTEND": "noninteractive", **environment},

@@ -71,7 +71,7 @@ def rpm_test(source: Path, work: Path) -> None:
             ["rpm", "--root", root, "-i", "--test", rpm], capture_output=True, text=True, check=False
         )
         needed = {line.split()[0] for line in told.stderr.splitlines() if "is needed by" in line}
-        allowed = {"nftables", "setup", "shadow-utils", "/bin/sh"}
+        allowed = {"nftables", "setup", "shadow-utils", "/bin/sh", "libz.so.1()(64bit)"}
         if needed - allowed:
             raise Failed(f"{rpm.name} needs {needed}")
         done = subprocess.run(
@@ -82,6 +82,55 @@ def rpm_test(source: Path, work: Path) -> None:
         )
         if done.returncode != 0:
             raise Failed(f"{rpm.name}: {done.stderr}")
+
+
+@case(where="here")
+def image(source: Path, work: Path) -> None:
+    """The image's files on a read-only root, as the image's user and with no capability: made, started, answers."""
+    deb = next(source.glob("ringfence-controller_*.deb"))
+    tag = "ringfence-controller:try"
+    subprocess.run([Path(__file__).parents[1] / "oci/build", deb, tag], check=True, stdout=subprocess.DEVNULL)
+    inspected = subprocess.run(
+        ["podman", "image", "inspect", "--format", "{{.User}} {{.Config.Entrypoint}} {{.Config.Cmd}}", tag],
+        check=True, capture_output=True, text=True,
+    ).stdout  # fmt: skip
+    if (
+        inspected
+        != "64440:64440 [/usr/bin/ringfence-controller] [serve --dir /var/lib/ringfence-controller]\n"
+    ):
+        raise Failed(inspected)
+    tools = Path(tempfile.mkdtemp(dir=work))
+    subprocess.run(["dpkg-deb", "-x", next(source.glob("ringfence_*.deb")), tools], check=True)
+    root = subprocess.run(
+        ["podman", "image", "mount", tag], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    script = f"""
+        set -e
+        ip link set lo up
+        mkdir {work}/oci; mount --bind {root} {work}/oci; mount -o remount,ro,bind {work}/oci
+        mount -t tmpfs -o uid=64440,gid=64440,mode=700 state {work}/oci/var/lib/ringfence-controller
+        inside() {{ setpriv --no-new-privs chroot --userspec=64440:64440 {work}/oci /usr/bin/ringfence-controller "$@"; }}
+        inside --version
+        inside init --dir /var/lib/ringfence-controller --node-listen 127.0.0.1:8440 --admin-listen 127.0.0.1:8441 \
+            --admin-url https://127.0.0.1:8441 --node-url https://127.0.0.1:8440 > {work}/token
+        inside serve --dir /var/lib/ringfence-controller 2>{work}/log & pid=$!
+        for i in $(seq 60); do grep -q listening {work}/log && break; sleep 1; done
+        export RINGFENCE_URL=https://127.0.0.1:8441 RINGFENCE_CA={work}/oci/var/lib/ringfence-controller/controller-ca.pem
+        RINGFENCE_TOKEN=$(head -1 {work}/token) {tools}/usr/bin/ringfence status
+        grep -E '^(Uid|CapEff|CapBnd|NoNewPrivs)' /proc/$(pgrep -n -f 'ringfence-controller serve')/status
+        test ! -e {work}/oci/bin/sh; kill $(pgrep -f 'ringfence-controller serve')
+    """
+    try:
+        done = subprocess.run(
+            ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "sh", "-c", script],
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+    finally:
+        subprocess.run(["podman", "image", "unmount", tag], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["podman", "image", "rm", tag], check=True, stdout=subprocess.DEVNULL)
+    wanted = ("Uid:\t64440", "CapEff:\t0000000000000000", "NoNewPrivs:\t1")
+    if done.returncode != 0 or any(each not in done.stdout for each in wanted):
+        raise Failed(f"{done.returncode}: {done.stdout}{done.stderr}")
 
 
 @case()
@@ -254,7 +303,6 @@ def controller(root: Root, source: Path) -> None:
         set -e
         ringfence-controller init --dir {made} --token-file /root/token --node-listen 127.0.0.1:8440 --admin-listen 127.0.0.1:8441
         chown -R ringfence-controller: {made}
-        ip link set lo up 2>/dev/null || true
         setpriv --reuid ringfence-controller --regid ringfence-controller --clear-groups ringfence-controller serve --dir {made} >/log 2>&1 & pid=$!
         export RINGFENCE_URL=https://localhost:8441 RINGFENCE_CA={made}/controller-ca.pem RINGFENCE_TOKEN=$(cat /root/token)
         for i in $(seq 60); do grep -q listening /log && break; kill -0 $pid; sleep 1; done
@@ -286,8 +334,7 @@ def controller(root: Root, source: Path) -> None:
 def repository(root: Root, source: Path) -> None:
     """`apt-get update && apt-get install` from the signed repository over file://; another key, or one changed byte, and apt refuses."""
     made = root.path / "srv/ringfence"
-    tool = Path(__file__).parent / "repository.py"
-    subprocess.run([sys.executable, tool, "--from", source, "--out", made], check=True, capture_output=True)
+    _published(source, made)
     from_us = "deb [signed-by=/srv/ringfence/ringfence.asc] file:///srv/ringfence/apt stable main"
     root.run(f"echo '{from_us}' > /etc/apt/sources.list.d/ringfence.list")
     told = root.run(
@@ -309,7 +356,7 @@ def repository(root: Root, source: Path) -> None:
     (signed.parent / "Release").write_text("")
     root.run(f"rm -rf /var/lib/apt/lists/*; apt-get {only} update 2>&1", code=None)
     deb = next((made / "apt/pool").glob("ringfence_*.deb"))
-    subprocess.run([sys.executable, tool, "--from", source, "--out", made], check=True, capture_output=True)
+    _published(source, made)
     deb.write_bytes(deb.read_bytes()[:-1] + b"x")
     root.run(
         f"rm -rf /var/lib/apt/lists/*; apt-get {only} update && apt-get {only} install -y ringfence 2>&1",
@@ -317,6 +364,13 @@ def repository(root: Root, source: Path) -> None:
     )
     if root.version("ringfence").startswith("installed"):
         raise Failed("a changed package was installed")
+
+
+def _published(source: Path, made: Path) -> None:
+    command = [sys.executable, Path(__file__).parent / "repository.py", "--from", source, "--out", made]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Failed(done.stdout + done.stderr)
 
 
 @case()
