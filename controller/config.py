@@ -79,9 +79,13 @@ class Limits(Section, frozen=True, kw_only=True):
     connections: Cap = 50_000
     """Connections of one listener."""
     handshakes: Cap = 512
-    """TLS handshakes at once; past it the kernel's queue waits."""
+    """TLS handshakes at once; past it others wait."""
+    waiting: Cap = 8192
+    """Connections that wait for a handshake, each address's in its turn; one address has at most half of the places."""
     failures_per_minute: Cap = 120
     """Bad tokens or bad enrolments of one address before it must wait."""
+    requests_per_minute: Cap = 6000
+    """Requests of one account to this controller's admin API before it must wait."""
     logins_per_minute: Cap = 30
     """Tries to log in of one address, right ones as well: each costs a slow hash."""
 

@@ -21,7 +21,7 @@ DEMANDED = (
     + [f"f{n:02}" for n in range(1, 14)]
     + [f"d{n:02}" for n in range(1, 13)]
     + [f"a{n:02}" for n in range(1, 10)]
-    + [f"c{n:02}" for n in range(1, 21) if n != 5]
+    + [f"c{n:02}" for n in range(1, 21)]
 )
 """Of what Ringfence must withstand: quote, identity, boot log, IMA, firewall, devices and host, agent, controller."""
 

@@ -5,8 +5,12 @@ The node's own word, named by a quoted report (`contract.inventory`): nothing he
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
 from contract.errors import Rejected
-from contract.inventory import Facts, Kind
+from contract.inventory import Fact, Facts, Kind
 from controller.fleet.paging import cut, number
 from controller.inventory_records import FactView, HolderView, InventoryView
 from controller.permissions import Scope
@@ -18,6 +22,8 @@ from controller.store.inventories import InventoryRow
 
 MAX_ENDED = 20_000
 """Of what a node said once so many are kept, whatever their age: a node that says another thing each time fills nothing."""
+STEP = 1000
+"""Rows that one transaction writes: some 10 ms."""
 MIN_GAP_S = 30.0
 """Between two inventories of a node."""
 REFUSED_AGAIN_S = 3600.0
@@ -36,7 +42,19 @@ class Inventories:
     async def take_inventory(self, node: str, sha256: bytes, said: Facts, *, now: float) -> bool:
         """Compare with what was so before, and store what is new and what ended; False: too soon after the one before. The
         caller has checked that a quoted report of this node named `sha256`."""
-        return await self._store.run(lambda tx: _take(tx, node, sha256, said, now))
+        change: _Change | bool = await self._store.run(lambda tx: _compared(tx, node, sha256, said, now))
+        if isinstance(change, bool):
+            return change
+        # In steps, so that nobody's report waits for 20,000 rows. Killed in between, it is asked for again: the digest comes last.
+        for at in range(0, len(change.gone), STEP):
+            await self._store.run(partial(rows.end, facts=change.gone[at : at + STEP], now=now))
+        for at in range(0, len(change.new), STEP):
+            await self._store.run(partial(_begin, node=node, facts=change.new[at : at + STEP], now=now))
+        await self._store.run(lambda tx: _save(tx, node, InventoryRow(sha256, now, said.left_out)))
+        if change.gone:
+            while await self._store.run(partial(rows.keep_newest, node=node, count=MAX_ENDED)):
+                pass
+        return True
 
     async def refuse_inventory(self, node: str, rejected: Rejected, *, now: float) -> None:
         """Tell that a node brought something else than what its report named; once an hour."""
@@ -72,12 +90,20 @@ class Inventories:
     async def prune_inventories(self, *, now: float) -> int:
         """Forget what ended long ago, some at a time; return how much that was."""
         older_than = now - self._settings.inventory_days * 86400.0
+        gone = 0
+        while some := await self._store.run(lambda tx: rows.prune(tx, older_than)):
+            gone += some
+        while await self._store.run(_prune_items):
+            pass
+        return gone
 
-        def job(tx: Transaction) -> int:
-            rows.lock(tx)
-            return rows.prune(tx, older_than)
 
-        return await self._store.run(job)
+class _Change(NamedTuple):
+    """What differs from what was so before."""
+
+    new: list[Fact]
+    gone: list[int]
+    """Rows."""
 
 
 def _is_newest(tx: Transaction, node: str, sha256: bytes) -> bool:
@@ -85,8 +111,8 @@ def _is_newest(tx: Transaction, node: str, sha256: bytes) -> bool:
     return row is not None and row.sha256 == sha256
 
 
-def _take(tx: Transaction, node: str, sha256: bytes, said: Facts, now: float) -> bool:
-    rows.lock(tx)
+def _compared(tx: Transaction, node: str, sha256: bytes, said: Facts, now: float) -> _Change | bool:
+    """Return what differs; True where nothing is to be done, False where it is too soon."""
     before = rows.load(tx, node)
     if before is not None and before.sha256 == sha256:
         return True
@@ -94,14 +120,25 @@ def _take(tx: Transaction, node: str, sha256: bytes, said: Facts, now: float) ->
         return False
     there = rows.present(tx, node)
     facts = set(said.facts)
-    new = [fact for fact in said.facts if fact not in there]
-    gone = [row for fact, row in there.items() if fact not in facts]
-    rows.end(tx, gone, now)
-    rows.begin(tx, node, new, now)
-    rows.save(tx, node, InventoryRow(sha256, now, said.left_out), new=before is None)
-    if gone:
-        rows.keep_newest(tx, node, MAX_ENDED)
-    return True
+    return _Change(
+        new=[fact for fact in said.facts if fact not in there],
+        gone=[row for fact, row in there.items() if fact not in facts],
+    )
+
+
+def _begin(tx: Transaction, *, node: str, facts: Sequence[Fact], now: float) -> None:
+    rows.lock(tx)
+    rows.begin(tx, node, facts, now)
+
+
+def _save(tx: Transaction, node: str, row: InventoryRow) -> None:
+    rows.lock(tx)
+    rows.save(tx, node, row, new=rows.load(tx, node) is None)
+
+
+def _prune_items(tx: Transaction) -> int:
+    rows.lock(tx)
+    return rows.prune_items(tx)
 
 
 def _refuse(tx: Transaction, node: str, rejected: Rejected, now: float) -> None:

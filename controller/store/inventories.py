@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import and_, delete, exists, func, insert, or_, select, text, tuple_, update
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+import msgspec
+from sqlalchemy import TextClause, and_, delete, exists, insert, or_, select, text, update
 
 from contract.inventory import Fact, Kind
 from controller.inventory_records import FactView, HolderView
@@ -15,13 +15,39 @@ from controller.store import Transaction
 from controller.store.schema import inventories, inventory_facts, inventory_items, nodes
 from controller.store.scoped import within
 
-_CHUNK = 200
-"""SQLite takes 32,766 values in a statement."""
 _ROWS = 1000
+"""SQLite takes 32,766 values in a statement."""
 PRUNED_AT_ONCE = 2000
 _LOCK = 0x5246494E
 _FACTS, _ITEMS = inventory_facts.c, inventory_items.c
 _JOINED = inventory_facts.join(inventory_items, _ITEMS.id == _FACTS.item)
+_PARTS = {
+    "sqlite": tuple(f"json_extract(s.value, '$[{n}]')" for n in range(3)),
+    "postgresql": tuple(f"(s.value ->> {n})" for n in range(3)),
+}
+_FROM = {
+    "sqlite": "json_each(:said) AS s",
+    "postgresql": "json_array_elements(CAST(:said AS json)) AS s(value)",
+}
+
+
+def _beginning(dialect: str, conflict: tuple[str, str]) -> tuple[TextClause, TextClause]:
+    """Return the statements that add items, and then what is said of a node, of one JSON list."""
+    kind, name, value = _PARTS[dialect]
+    added = f"INSERT {conflict[0]} INTO inventory_items (kind, name, value)"
+    facts = (
+        "INSERT INTO inventory_facts (node, item, seen_from, changed_at)"  # noqa: S608  (constants)
+        f" SELECT :node, i.id, :now, :now FROM {_FROM[dialect]}"
+        f" JOIN inventory_items AS i ON i.kind = {kind} AND i.name = {name} AND i.value = {value}"
+        " WHERE NOT EXISTS (SELECT 1 FROM inventory_facts AS f"
+        " WHERE f.node = :node AND f.item = i.id AND f.seen_until IS NULL)"
+    )
+    items = f"{added} SELECT {kind}, {name}, {value} FROM {_FROM[dialect]} WHERE true {conflict[1]}"  # noqa: S608
+    return text(items), text(facts)
+
+
+_BEGIN_SQLITE = _beginning("sqlite", ("OR IGNORE", ""))
+_BEGIN_POSTGRESQL = _beginning("postgresql", ("", "ON CONFLICT DO NOTHING"))
 _VIEW = select(
     _FACTS.id, _ITEMS.kind, _ITEMS.name, _ITEMS.value, _FACTS.seen_from, _FACTS.seen_until
 ).select_from(_JOINED)
@@ -70,24 +96,12 @@ def present(tx: Transaction, node: str) -> dict[Fact, int]:
 
 
 def begin(tx: Transaction, node: str, facts: Sequence[Fact], now: float) -> None:
-    """These are so from now on. The caller holds the lock."""
-    for at in range(0, len(facts), _CHUNK):
-        some = facts[at : at + _CHUNK]
-        said = [{"kind": fact.kind, "name": fact.name, "value": fact.value} for fact in some]
-        adding = (
-            postgresql_insert(inventory_items).on_conflict_do_nothing()
-            if tx.dialect.name == "postgresql"
-            else insert(inventory_items).prefix_with("OR IGNORE", dialect="sqlite")
-        )
-        tx.execute(adding, said)
-        keys = [(fact.kind, fact.name, fact.value) for fact in some]
-        found = tx.execute(
-            select(_ITEMS.id).where(tuple_(_ITEMS.kind, _ITEMS.name, _ITEMS.value).in_(keys))
-        ).scalars()
-        tx.execute(
-            insert(inventory_facts),
-            [{"node": node, "item": item, "seen_from": now, "changed_at": now} for item in found],
-        )
+    """These are so from now on, unless they are so already. The caller holds the lock. One statement for all: row by row it would
+    take PostgreSQL ten seconds for what a node may send at once."""
+    said = {"said": msgspec.json.encode(facts).decode(), "node": node, "now": now}
+    add_items, add_facts = _BEGIN_POSTGRESQL if tx.dialect.name == "postgresql" else _BEGIN_SQLITE
+    tx.execute(add_items, {"said": said["said"]})
+    tx.execute(add_facts, said)
 
 
 def end(tx: Transaction, facts: Sequence[int], now: float) -> None:
@@ -95,36 +109,38 @@ def end(tx: Transaction, facts: Sequence[int], now: float) -> None:
     for at in range(0, len(facts), _ROWS):
         tx.execute(
             update(inventory_facts)
-            .where(_FACTS.id.in_(facts[at : at + _ROWS]))
+            .where(_FACTS.id.in_(facts[at : at + _ROWS]), _FACTS.seen_until.is_(None))
             .values(seen_until=now, changed_at=now)
         )
 
 
-def keep_newest(tx: Transaction, node: str, count: int) -> None:
-    """Remove all but the newest `count` of what a node said once."""
+def keep_newest(tx: Transaction, node: str, count: int) -> int:
+    """Remove all but the newest `count` of what a node said once, at most PRUNED_AT_ONCE; return how many went."""
     beyond = (
         select(_FACTS.id)
         .where(_FACTS.node == node, _FACTS.seen_until.is_not(None))
         .order_by(_FACTS.changed_at.desc(), _FACTS.id.desc())
         .offset(count)
-        .limit(-1 if tx.dialect.name == "sqlite" else None)
+        .limit(PRUNED_AT_ONCE)
     )
-    tx.execute(delete(inventory_facts).where(_FACTS.id.in_(beyond.scalar_subquery())))
+    return int(tx.execute(delete(inventory_facts).where(_FACTS.id.in_(beyond.scalar_subquery()))).rowcount)
 
 
 def prune(tx: Transaction, older_than: float) -> int:
-    """Remove what ended before a moment, then items that nothing names; at most PRUNED_AT_ONCE of each. The caller holds the
-    lock. Return how many facts went."""
+    """Remove what ended before a moment, at most PRUNED_AT_ONCE; return how many went."""
     old = (
         select(_FACTS.id)
         .where(_FACTS.seen_until < older_than)
         .order_by(_FACTS.seen_until)
         .limit(PRUNED_AT_ONCE)
     )
-    gone = tx.execute(delete(inventory_facts).where(_FACTS.id.in_(old.scalar_subquery()))).rowcount
+    return int(tx.execute(delete(inventory_facts).where(_FACTS.id.in_(old.scalar_subquery()))).rowcount)
+
+
+def prune_items(tx: Transaction) -> int:
+    """Remove items that nothing names, at most PRUNED_AT_ONCE; return how many went. The caller holds the lock."""
     unused = select(_ITEMS.id).where(~exists().where(_FACTS.item == _ITEMS.id)).limit(PRUNED_AT_ONCE)
-    tx.execute(delete(inventory_items).where(_ITEMS.id.in_(unused.scalar_subquery())))
-    return int(gone)
+    return int(tx.execute(delete(inventory_items).where(_ITEMS.id.in_(unused.scalar_subquery()))).rowcount)
 
 
 def at(
@@ -184,9 +200,3 @@ def holders(
     if version is not None:
         statement = statement.where(_ITEMS.value == version)
     return [HolderView(**row._mapping) for row in tx.execute(statement)]
-
-
-def count_ended(tx: Transaction, node: str) -> int:
-    """How much of a node's history is kept."""
-    counted = select(func.count()).where(_FACTS.node == node, _FACTS.seen_until.is_not(None))
-    return int(tx.execute(counted.select_from(inventory_facts)).scalar_one())

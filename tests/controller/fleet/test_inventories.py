@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from contract.errors import Rejected
@@ -159,6 +161,31 @@ async def test_c06_a_node_that_says_another_thing_each_time_fills_nothing(
     assert len(ended) == 10
     assert min(fact.seen_until or 0 for fact in ended) == T0 + 3 * HOUR
     assert await said(fleet, "press-1") == {(f"p{n}", "5") for n in range(4)}
+
+
+async def test_a_controller_that_dies_half_way_goes_on_where_it_was(
+    fleet: FleetLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventories, "STEP", 2)
+    many = [package(f"p{n}", "1") for n in range(9)]
+    save = inventories._save
+    monkeypatch.setattr(inventories, "_save", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await take(fleet, "press-1", *many)
+    monkeypatch.setattr(inventories, "_save", save)
+    assert await fleet.fleet.inventory_wanted("press-1", digest(repr(Facts(facts=many))))
+    await take(fleet, "press-1", *many, now=T0 + 1)
+    assert len(await history(fleet, "press-1")) == 9
+
+
+async def test_c15_the_same_from_two_sessions_at_once_is_there_once(
+    fleet: FleetLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventories, "STEP", 1)
+    many = [package(f"p{n}", "1") for n in range(6)]
+    await asyncio.gather(*(take(fleet, "press-1", *many) for _ in range(3)))
+    assert len(await history(fleet, "press-1")) == 6
+    assert await said(fleet, "press-1") == {(fact.name, "1") for fact in many}
 
 
 async def test_a_whole_machine_is_taken_in_at_once(fleet: FleetLab) -> None:
