@@ -215,10 +215,11 @@ def package(program: str, work: Path, out: Path) -> list[Path]:
     made = []
     for kind, name in names.items():
         run(
-            TOOLS / "bin/nfpm", "package", "--config", described, "--packager", kind, "--target", out / name,
+            TOOLS / "bin/nfpm", "package", "--config", described, "--packager", kind, "--target", work / name,
             SOURCE_DATE_EPOCH=str(epoch()),
         )  # fmt: skip
-        made.append(out / name)
+        # Whole or not at all: a build that was cut off leaves no half a package behind.
+        made.append(Path(shutil.move(work / name, out / name)))
     beside = out / f"{program}_{VERSION}.cdx.json"
     shutil.copy(work / f"{program}.cdx.json", beside)
     return [*made, beside]
