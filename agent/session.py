@@ -110,7 +110,9 @@ class Session:
                 reader.exception()
 
     def _due_at(self) -> float:
-        return min(self._next, self._sent_at + MIN_GAP_S) if self._up.due.is_set() else self._next
+        if not self._up.due.is_set():
+            return self._next
+        return min(self._next, max(self._sent_at + MIN_GAP_S, self._up.silent_until))
 
     async def _wait(self, reader: asyncio.Task[object]) -> None:
         """Sleep until something came, something is due, or some seconds have gone."""

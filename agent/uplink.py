@@ -61,6 +61,8 @@ HEARTBEAT_S = 75.0
 BACKOFF_S = (0.25, 30.0)
 """First and longest wait between dials; doubled each time, with jitter."""
 BOOT_PACKAGES_S = 5.0
+SPREAD_S = 2.0
+"""Reports of isolated nodes are spread over so long: a site of fifty would hold up its own orders, and a fleet its controller."""
 _CONTENT_TYPE = "application/msgpack"
 _PASSING = (OSError, TimeoutError, asyncio.TimeoutError, aiohttp.ClientError)
 
@@ -86,6 +88,8 @@ class Uplink:
         )
         self.due = asyncio.Event()
         self.redial = asyncio.Event()
+        self.silent_until = 0.0
+        """Monotonic; until then nothing but the interval brings a report."""
         self.unlocks = Unlocks(config.node, tpm, self.due.set)
         self._fetch: asyncio.Task[None] | None = None
         self._signed: SignedFiles | None = None
@@ -93,12 +97,20 @@ class Uplink:
         self._home = asyncio.get_running_loop()
         self._tpm_told = False
         loop.on_report = lambda: self._soon(self.due.set)
+        loop.on_isolated = self._spread
         loop.on_redial = lambda: self._soon(self.redial.set)
         loop.on_fetch = lambda wanted, highest: self._soon(self._start_fetch, wanted, highest)
 
     def _soon(self, call: object, *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop is closing: nobody to tell
             self._home.call_soon_threadsafe(call, *args)  # type: ignore[arg-type]
+
+    def _spread(self) -> None:
+        """The node is being isolated, and its neighbours with it perhaps: they do not all report in the same moment.
+
+        Any thread. The cut itself waits for nothing.
+        """
+        self.silent_until = time.monotonic() + random.uniform(0.0, SPREAD_S)  # noqa: S311  (jitter)
 
     async def ask(self, job: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self.loop.call(job))
