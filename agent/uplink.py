@@ -62,7 +62,7 @@ BACKOFF_S = (0.25, 30.0)
 """First and longest wait between dials; doubled each time, with jitter."""
 BOOT_PACKAGES_S = 5.0
 SPREAD_S = 2.0
-"""Reports of isolated nodes are spread over so long: a site of fifty would hold up its own orders, and a fleet its controller."""
+"""Reports of nodes whose posture has changed are spread over so long: what comes next is perhaps an order to isolate."""
 _CONTENT_TYPE = "application/msgpack"
 _PASSING = (OSError, TimeoutError, asyncio.TimeoutError, aiohttp.ClientError)
 
@@ -97,7 +97,7 @@ class Uplink:
         self._home = asyncio.get_running_loop()
         self._tpm_told = False
         loop.on_report = lambda: self._soon(self.due.set)
-        loop.on_isolated = self._spread
+        loop.on_posture = self._spread
         loop.on_redial = lambda: self._soon(self.redial.set)
         loop.on_fetch = lambda wanted, highest: self._soon(self._start_fetch, wanted, highest)
 
@@ -106,7 +106,7 @@ class Uplink:
             self._home.call_soon_threadsafe(call, *args)  # type: ignore[arg-type]
 
     def _spread(self) -> None:
-        """The node is being isolated, and its neighbours with it perhaps: they do not all report in the same moment.
+        """The node is being isolated or released, and its neighbours with it perhaps: they do not all report in the same moment.
 
         Any thread. The cut itself waits for nothing.
         """

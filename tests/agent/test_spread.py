@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -14,17 +15,18 @@ from agent.enrol import Identity
 from agent.session import MIN_GAP_S, Session
 from agent.store import Enrolled, Keys
 from agent.uplink import SPREAD_S, Uplink
-from contract.messages import Hello
+from contract import wire
+from contract.messages import Challenge, Hello, Message, Order, Report
 from tests.agent.rig import Rig, baseline, in_own_namespace, nft
 
 
-def test_c05_only_an_order_that_isolates_spreads_reports(tmp_path: Path) -> None:
+def test_c05_only_an_order_that_changes_the_posture_spreads_reports(tmp_path: Path) -> None:
     def scene() -> list[str]:
         rig = Rig(tmp_path)
         rig.start()
         rig.adopt(baseline(1, 8080), 1, 1)
         heard: list[str] = []
-        rig.loop.on_isolated = lambda: heard.append("isolated")
+        rig.loop.on_posture = lambda: heard.append("changed")
         wanted = rig.kit.wanted("factory", 1)
         for number, posture in (
             (2, "normal"),
@@ -39,10 +41,19 @@ def test_c05_only_an_order_that_isolates_spreads_reports(tmp_path: Path) -> None
         rig.stop()
         return heard
 
-    assert in_own_namespace(scene) == ["2 open", "isolated", "3 cut", "4 cut", "5 open", "isolated", "6 cut"]
+    assert in_own_namespace(scene) == [
+        "2 open",
+        "changed",
+        "3 cut",
+        "4 cut",
+        "changed",
+        "5 open",
+        "changed",
+        "6 cut",
+    ]
 
 
-async def test_c05_the_report_of_an_isolated_node_waits_a_moment_and_never_past_its_interval() -> None:
+async def test_c05_the_report_of_such_a_node_waits_a_moment_and_never_past_its_interval() -> None:
     uplink = SimpleNamespace(due=asyncio.Event(), redial=asyncio.Event(), silent_until=0.0)
     session = _session(uplink)
     session._next = now = time.monotonic() + 100.0
@@ -58,10 +69,81 @@ async def test_c05_the_report_of_an_isolated_node_waits_a_moment_and_never_past_
     assert session._due_at() == now
 
 
-def _session(uplink: SimpleNamespace) -> Session:
+class _Socket:
+    """What comes is put in; what was sent is kept."""
+
+    def __init__(self) -> None:
+        self.coming: asyncio.Queue[aiohttp.WSMessage] = asyncio.Queue()
+        self.sent: list[bytes] = []
+
+    def put(self, message: Message) -> None:
+        """Have a message come."""
+        self.coming.put_nowait(aiohttp.WSMessage(aiohttp.WSMsgType.BINARY, wire.encode(message), ""))
+
+    async def receive(self) -> aiohttp.WSMessage:
+        """Return the next one."""
+        return await self.coming.get()
+
+    async def send_bytes(self, data: bytes) -> None:
+        """Keep it."""
+        self.sent.append(data)
+
+
+async def test_c18_an_order_does_not_wait_for_the_tpm() -> None:
+    """A quote takes a hardware TPM up to a second; what is about reports waits for the report, an order does not."""
+    socket = _Socket()
+    orders: list[tuple[bytes, int]] = []
+    quoting, quoted = asyncio.Event(), asyncio.Event()
+    report = Report(body=b"", quote=b"", signature=b"", pcrs={}, event_log=None, ima_log=None)
+
+    class _Uplink(SimpleNamespace):
+        async def prepare(self, offset: int | None, with_log: bool) -> object:
+            return SimpleNamespace(number=1)
+
+        async def quoted(self, *_: object) -> Report:
+            quoting.set()
+            await quoted.wait()
+            return report
+
+        async def says_too_little(self, *_: object) -> bool:
+            return False
+
+        async def directive(self, untrusted: bytes, _: object) -> None:
+            orders.append((untrusted, len(socket.sent)))
+
+    uplink = _Uplink(due=asyncio.Event(), redial=asyncio.Event(), silent_until=0.0)
+    session = _session(uplink, socket)
+    session._identity = cast(Identity, SimpleNamespace(renew_at=lambda: 2.0**40))
+    running = asyncio.create_task(session.run())
+    await asyncio.wait_for(quoting.wait(), 60)
+    socket.put(Order(directive=b"one"))
+    socket.put(Order(directive=b"two"))
+    socket.put(Challenge(nonce=bytes([7]) * 32))
+    socket.put(Order(directive=b"three"))
+    await _until(lambda: len(orders) == 2)
+    assert orders == [(b"one", 0), (b"two", 0)]
+    assert session._nonce == bytes(32), "the challenge waits: this report is over the nonce before it"
+    quoting.clear()
+    quoted.set()
+    await asyncio.wait_for(quoting.wait(), 60)
+    await _until(lambda: len(socket.sent) == 2)
+    await _until(lambda: len(orders) == 3)
+    assert orders[2] == (b"three", orders[2][1]) and orders[2][1] >= 1
+    running.cancel()
+    await asyncio.wait({running}, timeout=60)
+    assert running.cancelled()
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not true():  # noqa: ASYNC110  (what is waited for has no event)
+            await asyncio.sleep(0.005)
+
+
+def _session(uplink: SimpleNamespace, socket: _Socket | None = None) -> Session:
     return Session(
         cast(Uplink, uplink),
-        cast(aiohttp.ClientWebSocketResponse, None),
+        cast(aiohttp.ClientWebSocketResponse, socket),
         Hello(node="press-1", nonce=bytes(32), interval_s=60.0),
         1,
         enrolled=cast(Enrolled, None),
