@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench fuzz chaos packages lock clean
+.PHONY: setup demo test check guards bench fuzz chaos packages packages-twice packages-try repo image lock clean
 V := .venv/bin
 
 setup:
@@ -34,7 +34,21 @@ fuzz: setup      ## every parser, guided by coverage; ARGS="NAME --inputs N --se
 
 packages: setup  ## dist/*.deb and dist/*.rpm; ARGS="--only ringfence-agent"
 	@$(V)/pip install -qq --require-hashes --no-deps --upgrade --target build/package-tools -r packaging/setup/packages.txt
-	@PYTHONPATH=build/package-tools $(V)/python packaging/os/build.py $(ARGS)
+	@PYTHONPATH=build/package-tools nice -n 15 $(V)/python packaging/os/build.py $(ARGS)
+
+packages-twice: setup  ## build two clones and compare the bytes; ARGS="--only ringfence"
+	@nice -n 15 $(V)/python packaging/os/twice.py $(ARGS)
+
+packages-try: setup  ## lint, and install, upgrade, break, remove in clean Debian 12 and 13 roots; ARGS="--base 12=FOLDER"
+	@packaging/setup/system-packages lintian rpmlint
+	@nice -n 15 $(V)/python packaging/os/roots.py $(ARGS)
+
+repo: setup      ## dist/repo: signed apt and dnf repository of dist/; KEYS=FOLDER is the owner's, else throw-away keys
+	@packaging/setup/system-packages createrepo-c gpg
+	@$(V)/python packaging/os/repository.py $(if $(KEYS),--keys $(KEYS)) $(ARGS)
+
+image: setup     ## the controller's OCI image from dist/ringfence-controller_*.deb, by podman
+	@nice -n 15 packaging/oci/build
 
 lock:            ## pin versions and hashes anew (needs uv)
 	@for list in build requirements develop fuzz packages; do \

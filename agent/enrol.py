@@ -25,7 +25,6 @@ from agent.store import Enrolled, Keys, Store
 from agent.tpm import AttestationBlobs, Tpm, TpmUnavailable
 from contract import ekder
 from contract.binding import devid_qualifying_data, enrolment_proof_message
-from contract.enrolment import proof
 from contract.errors import Rejected
 from contract.messages import (
     ENROL_BEGIN_PATH,
@@ -146,6 +145,8 @@ async def enrol(
 
 async def _proof(config: AgentConfig, tpm: Tpm, post: Post, keys: Keys) -> EnrolFinish:
     """Begin, have the TPM open the challenge, and return the proof. Raises as `enrol` does."""
+    from contract.enrolment import proof  # once in a node's life
+
     ek_public, ek_certificate = await asyncio.to_thread(tpm.endorsement)
     ek_chain = await asyncio.to_thread(tpm.endorsement_chain)
     if config.tpm.ek_certificate:

@@ -14,6 +14,11 @@ from types import TracebackType
 
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+FILES_A_BREATH = 64
+"""After so many files that are the same, some 0.2 ms, whoever looks at them lets more urgent work in."""
+
+_KIND, _PLAIN = stat.S_IFMT(0xFFFF), stat.S_IFREG
+
 Identity = tuple[int, int, int, int, int]
 
 
@@ -21,8 +26,8 @@ class Glance:
     """Use as a context manager; not for longer than a look, since a folder may be swapped."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
-        self._folder = ""
+        self._root = os.fspath(root)
+        self._folder: str | None = None
         self._descriptor = -1
 
     def __enter__(self) -> Glance:
@@ -37,7 +42,7 @@ class Glance:
         """Tell whether a path still leads, without links, to the plain file of this identity. Raises nothing."""
         folder, _, name = path.rpartition("/")
         try:
-            if folder != self._folder or self._descriptor < 0:
+            if folder != self._folder:
                 self._enter(folder)
             found = os.stat(name, dir_fd=self._descriptor, follow_symlinks=False)
         except OSError:
@@ -48,7 +53,7 @@ class Glance:
             and found.st_mtime_ns == identity[3]
             and found.st_size == identity[2]
             and found.st_dev == identity[0]
-            and stat.S_ISREG(found.st_mode)
+            and found.st_mode & _KIND == _PLAIN
         )
 
     def _enter(self, folder: str) -> None:
@@ -66,3 +71,4 @@ class Glance:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+            self._folder = None

@@ -46,7 +46,7 @@ _file_argument = click.argument("file", type=click.Path(exists=True, dir_okay=Fa
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(VERSION)
+@click.version_option(VERSION, prog_name="ringfence-agent")
 def cli() -> None:
     """The node's program of Ringfence. Exit codes: 0 fine, 1 no, 2 input refused, 3 fault."""
 

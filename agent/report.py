@@ -13,6 +13,7 @@ from agent import VERSION
 from agent.firewall.counts import Count
 from agent.ima import UNMEASURED, Measured
 from agent.loop import Loop
+from contract.inventory import Taken
 from contract.messages import (
     MAX_DRIFTS_PER_REPORT,
     MAX_DROPPED_PER_REPORT,
@@ -45,6 +46,8 @@ class Prepared(NamedTuple):
     """Empty where there is no log."""
     measured: Measured
     dropped: tuple[Count, ...] = ()
+    inventory: Taken | None = None
+    """What it names by its SHA-256."""
 
 
 class Reporter:
@@ -73,6 +76,7 @@ class Reporter:
         measured: Measured = UNMEASURED,
         keys_wanted: Sequence[KeyWanted] = (),
         boot_packages: Sequence[PackageChange] = (),
+        inventory: Taken | None = None,
     ) -> Prepared:
         """Write the next report. (worker)"""
         loop = self._loop
@@ -80,16 +84,6 @@ class Reporter:
         self._number = max(self._number + 1, int(now * 1000))
         drifts = [drift for each in loop.machine.drifts.values() for drift in each]
         healed = list(loop.machine.healed)
-        shown: list[Drift] = []
-        size = 0
-        for drift in [*drifts, *healed][: MAX_DRIFTS_PER_REPORT - 1]:
-            size += len(drift.wanted) + len(drift.found) + len(drift.culprit) + len(drift.key)
-            if size > _DRIFT_BYTES:
-                break
-            shown.append(drift)
-        if len(shown) < len(drifts):
-            more = f"{len(drifts) - len(shown)} more that did not fit"
-            shown.append(Drift(section="report", key="drifts", wanted="all of them", found=more, since=now))
         dropped = self._dropped()
         event_log = self.event_log()
         log_sha256 = hashlib.sha256(event_log).digest() if event_log else b""
@@ -106,7 +100,7 @@ class Reporter:
             directive_number=state.directive_number,
             fenced=list(loop.stance.fenced),
             addresses=loop.host.addresses()[:256],
-            drifts=shown,
+            drifts=_fitting(drifts, healed, now),
             events=loop.spool.peek(MAX_EVENTS_PER_REPORT, _EVENT_BYTES),
             events_dropped=loop.spool.dropped,
             event_log_sha256=log_sha256,
@@ -116,11 +110,20 @@ class Reporter:
             os_release=loop.host.os_release(),
             keys_wanted=list(keys_wanted),
             dropped=[Dropped(counter=each.name, packets=each.packets, bytes=each.bytes) for each in dropped],
+            inventory_sha256=b"" if inventory is None else inventory.sha256,
         )
         pending = state.pending.ref.sha256 if state.pending else None
         said = encode(body)
         return Prepared(
-            said, self._number, pending, len(healed), event_log, log_sha256, measured, tuple(dropped)
+            said,
+            self._number,
+            pending,
+            len(healed),
+            event_log,
+            log_sha256,
+            measured,
+            tuple(dropped),
+            inventory,
         )
 
     def arrived(self, prepared: Prepared) -> None:
@@ -132,6 +135,21 @@ class Reporter:
     def _dropped(self) -> list[Count]:
         netfilter = self._loop.machine.around.netfilter
         return [] if netfilter is None else netfilter.dropped(MAX_DROPPED_PER_REPORT)
+
+
+def _fitting(drifts: Sequence[Drift], healed: Sequence[Drift], now: float) -> list[Drift]:
+    """Return the drifts that a report has room for, and one more that counts the others."""
+    shown: list[Drift] = []
+    size = 0
+    for drift in [*drifts, *healed][: MAX_DRIFTS_PER_REPORT - 1]:
+        size += len(drift.wanted) + len(drift.found) + len(drift.culprit) + len(drift.key)
+        if size > _DRIFT_BYTES:
+            break
+        shown.append(drift)
+    if len(shown) < len(drifts):
+        more = f"{len(drifts) - len(shown)} more that did not fit"
+        shown.append(Drift(section="report", key="drifts", wanted="all of them", found=more, since=now))
+    return shown
 
 
 def _packages(measured: Sequence[PackageChange], of_boot: Sequence[PackageChange]) -> list[PackageChange]:

@@ -12,13 +12,14 @@ import random
 import time
 from typing import TYPE_CHECKING, cast
 
-import aiohttp
 import msgspec
 
+from agent.channel import ANSWER_S, WebSocket
 from agent.enrol import Identity, identity_of, signing_request
 from agent.report import Prepared
 from agent.store import Enrolled, Keys
 from contract import wire
+from contract.inventory import Taken
 from contract.messages import (
     MAX_FRAME_BYTES,
     Answer,
@@ -26,12 +27,15 @@ from contract.messages import (
     Challenge,
     FromController,
     Hello,
+    Inventory,
     KeyRefused,
     KeyReleased,
     Message,
     Order,
     Refused,
     Renew,
+    Sockets,
+    SocketsWanted,
 )
 
 if TYPE_CHECKING:
@@ -39,12 +43,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("ringfence.session")
 
-ANSWER_S = 30.0
 MIN_GAP_S = 0.2
 """Between two reports that do not wait for the interval."""
 AWAITING_S, RESTING_S = 1.0, 15.0
 """Longest sleeps: while an answer is due, and while only time, an order or an event can bring something."""
 TPM_RETRY_S = 2.0
+SOCKETS_GAP_S = 1.0
+"""Between two tellings of all connections, whoever asks how often."""
 MAX_QUOTES = 3
 """Over one nonce, none of them sent but the last: an upgrade may go on while the TPM signs."""
 
@@ -59,7 +64,7 @@ class Session:
     def __init__(
         self,
         uplink: Uplink,
-        socket_: aiohttp.ClientWebSocketResponse,
+        socket_: WebSocket,
         hello: Hello,
         number: int,
         *,
@@ -82,6 +87,9 @@ class Session:
         """PCR values of the report that is out."""
         self._known: dict[int, bytes] = {}
         """Of the last one that was answered: the controller remembers them for as long as this session lasts."""
+        self._inventory: Taken | None = None
+        """Named in the last answered report that named one."""
+        self._sockets_at = float("-inf")
         self._sent_at = 0.0
         self._next = 0.0
         self._renewing = False
@@ -156,7 +164,8 @@ class Session:
         assert nonce is not None  # noqa: S101  (checked by the caller)
         self._up.due.clear()
         for _ in range(MAX_QUOTES):
-            prepared = await self._up.prepare(self._ima_offset, self._log_wanted)
+            told = b"" if self._inventory is None else self._inventory.sha256
+            prepared = await self._up.prepare(self._ima_offset, self._log_wanted, told)
             report = await self._up.quoted(prepared, nonce, self._identity, self._log_wanted)
             if report is None or not await self._up.says_too_little(prepared, report):
                 break
@@ -167,7 +176,7 @@ class Session:
         self._sent, self._sent_at = prepared, time.monotonic()
         self._shown = report.pcrs
         changed = {pcr: value for pcr, value in report.pcrs.items() if self._known.get(pcr) != value}
-        await self._socket.send_bytes(wire.encode(msgspec.structs.replace(report, pcrs=changed)))
+        await self._socket.send(wire.encode(msgspec.structs.replace(report, pcrs=changed)))
 
     async def _take(self, message: object) -> None:
         if isinstance(message, Answer):
@@ -177,6 +186,8 @@ class Session:
         elif isinstance(message, Challenge):
             self._nonce, self._sent, self._known = message.nonce, None, {}
             self._next = 0.0
+        elif isinstance(message, SocketsWanted):
+            await self._tell_sockets()
         elif isinstance(message, KeyReleased | KeyRefused):
             self._up.unlocks.take(message)
         elif isinstance(message, Certificate):
@@ -193,6 +204,18 @@ class Session:
         else:
             raise SessionEnded(refusal(message, "answer"))
 
+    async def _tell_sockets(self) -> None:
+        now = time.monotonic()
+        if now - self._sockets_at < SOCKETS_GAP_S:
+            return
+        self._sockets_at = now
+        try:
+            report = await self._up.sockets()
+        except OSError as error:  # no answer is told as "not known"; an empty one would be a lie
+            log.warning("sockets: %s", error)
+            return
+        await self._socket.send(wire.encode(Sockets(report=report)))
+
     async def _answer(self, answer: Answer) -> None:
         sent, self._sent = self._sent, None
         self._nonce = answer.nonce
@@ -202,6 +225,9 @@ class Session:
         if sent is None or answer.number != sent.number:
             return
         self._known = self._shown
+        self._inventory = sent.inventory or self._inventory
+        if answer.inventory_wanted and self._inventory is not None:
+            await self._socket.send(wire.encode(Inventory(packed=self._inventory.packed)))
         for finding in answer.findings:
             log.info("controller: %s: %s", finding.code, finding.detail)
         self._up.packages.reported(sent.measured.packages)
@@ -221,7 +247,7 @@ class Session:
         if not self._renewing and self._sent is None and time.time() >= self._identity.renew_at():
             self._renewing = True
             csr = signing_request(self._keys, self._up.config.node)
-            await self._socket.send_bytes(wire.encode(Renew(csr=csr)))
+            await self._socket.send(wire.encode(Renew(csr=csr)))
 
 
 def _order(reader: asyncio.Task[object]) -> Order | None:
@@ -243,12 +269,10 @@ async def _ended(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
         task.exception()
 
 
-async def receive(socket_: aiohttp.ClientWebSocketResponse) -> object:
-    """Return the next message. Raises SessionEnded when there is none, Rejected when it is none of ours."""
-    message = await socket_.receive()
-    if message.type is not aiohttp.WSMsgType.BINARY:
-        raise SessionEnded(f"closed by the controller ({message.type.name}, {socket_.close_code})")
-    return wire.decode(message.data, cast(type[Message], FromController), max_bytes=MAX_FRAME_BYTES)
+async def receive(socket_: WebSocket) -> object:
+    """Return the next message. Raises OSError when there is none, Rejected when it is none of ours."""
+    frame = await socket_.receive()
+    return wire.decode(frame, cast(type[Message], FromController), max_bytes=MAX_FRAME_BYTES)
 
 
 def refusal(message: object, wanted: str) -> str:

@@ -159,6 +159,11 @@ def _end(text: str) -> str:
     return f"[{shown}]:{int(port, 16)}" if ":" in shown else f"{shown}:{int(port, 16)}"
 
 
+def plain_address(text: str) -> str:
+    """Return an address as procfs writes it; an IPv4 one that an IPv6 socket talks to as what it is. Raises ValueError."""
+    return _plain(_address(text))
+
+
 def _plain(address: str) -> str:
     """Return an IPv4 address that an IPv6 socket talks to as what it is."""
     mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)

@@ -38,8 +38,8 @@ from tpm2_pytss import (
 )
 from tpm2_pytss.utils import NoSuchIndex, NVReadEK, create_ek_template
 
-from agent.tpmdevid import device_identities, endorsement_chain
 from agent.tpmkeys import EK_TEMPLATES, POLICY_A_SHA256, POLICY_OR, AkKind, EkKind, ak_template
+from agent.tpmproperties import properties
 from contract.messages import DevIdEvidence
 
 # The TSS writes its own lines to stderr for what is a plain answer here (an NV index that is not there).
@@ -107,13 +107,21 @@ class Tpm:
 
     def endorsement_chain(self) -> bytes:
         """Return the certificates above the EK's that the TPM holds, DER one behind another; b"" if there are none."""
+        from agent.tpmdevid import endorsement_chain  # to enrol, once in a node's life
+
         return self._call(lambda: endorsement_chain(self._open()), _SLOW_S)
 
     def device_identities(self, qualifying_data: bytes, further: Sequence[bytes] = ()) -> list[DevIdEvidence]:
         """Return the device identities that this TPM holds, proved to live beside the AK (`agent.tpmdevid`)."""
+        from agent.tpmdevid import device_identities
+
         return self._call(
             lambda: device_identities(self._open(), self._loaded_ak(), qualifying_data, further), _SLOW_S
         )
+
+    def properties(self) -> dict[str, str]:
+        """Return what the TPM says of its make, in words (`agent.tpmproperties`)."""
+        return self._call(lambda: properties(self._open()), _SLOW_S)
 
     def create_ak(self) -> AttestationBlobs:
         """Make a new AK under the EK and use it from now on."""

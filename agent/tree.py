@@ -16,7 +16,7 @@ import stat
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -25,6 +25,8 @@ MAX_KEPT_BYTES = 1024 * 1024
 MAX_KEPT_PACKED_BYTES = 48 * 1024
 """What is kept of a file stands in the agent's state, which is written whole: repeated bytes cost nothing, noise does."""
 MAX_ENTRIES = 16384
+NAMES_A_BREATH = 64
+"""Some 0.1 ms."""
 _MAX_LINKS = 16
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -61,7 +63,7 @@ class Tree:
     """The files below one root."""
 
     def __init__(self, root: Path, breathe: Callable[[], None] = lambda: None) -> None:
-        self._root = root
+        self._root = os.fspath(root)
         self._breathe = breathe
         self.before_change: Callable[[str, int, str], None] | None = None
         """Called with path, open folder and name before anything that stands there is changed."""
@@ -70,18 +72,19 @@ class Tree:
         """Return the names in a folder, sorted. Raises OSError; E2BIG for more than MAX_ENTRIES."""
         with self._folder(path) as folder:
             readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
+            found: list[Entry] = []
             try:
-                names = sorted(os.listdir(readable))  # noqa: PTH208  (a descriptor)
+                with os.scandir(readable) as names:  # knows the kind of most without another call
+                    for each in names:
+                        if len(found) % NAMES_A_BREATH == 0:
+                            self._breathe()
+                        if len(found) >= MAX_ENTRIES:
+                            raise OSError(errno.E2BIG, f"more than {MAX_ENTRIES} names", path)
+                        with suppress(FileNotFoundError):  # gone meanwhile
+                            found.append(_listed(folder, each))
             finally:
                 os.close(readable)
-            if len(names) > MAX_ENTRIES:
-                raise OSError(errno.E2BIG, f"more than {MAX_ENTRIES} names", path)
-            found = []
-            for name in names:
-                self._breathe()
-                with suppress(FileNotFoundError):  # gone meanwhile
-                    found.append(_entry(folder, name))
-            return found
+            return sorted(found)
 
     def entry(self, path: str) -> Entry | None:
         """Return what stands under a path, itself not followed, or None. Raises OSError for a folder that cannot be entered."""
@@ -96,7 +99,7 @@ class Tree:
 
         A link of anybody else is not followed: opening what is behind it fails. Raises OSError.
         """
-        waiting = [part for part in PurePosixPath(path).parts if part != "/"]
+        waiting = _parts(path)
         done: list[str] = []
         links = 0
         while waiting:
@@ -111,13 +114,13 @@ class Tree:
                 if not (stat.S_ISLNK(found.st_mode) and trusted):
                     done.append(part)
                     continue
-                target = PurePosixPath(os.readlink(part, dir_fd=folder))
+                target = os.readlink(part, dir_fd=folder)
             links += 1
             if links > _MAX_LINKS:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
-            if target.is_absolute():
+            if target.startswith("/"):
                 done = []
-            waiting = [each for each in target.parts if each != "/"] + waiting
+            waiting = _parts(target) + waiting
         return "/" + "/".join(done)
 
     def keep(self, path: str) -> Kept:
@@ -222,8 +225,8 @@ class Tree:
 
     @contextmanager
     def _folder(self, path: str) -> Iterator[int]:
-        parts = PurePosixPath(path).relative_to("/").parts
-        if ".." in parts:
+        parts = _parts(path)
+        if ".." in parts or not path.startswith("/"):
             raise OSError(errno.EINVAL, "no path of a folder", path)
         folder = os.open(self._root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -248,6 +251,22 @@ def file_of(content: bytes, like: Kept) -> Kept:
     """Return a file of that content with owner and mode of another."""
     packed = base64.b64encode(zlib.compress(content)).decode()
     return Kept(kind="file", uid=like.uid, gid=like.gid, mode=like.mode, packed=packed)
+
+
+def _parts(path: str) -> list[str]:
+    """Return the names in a path; what `pathlib` says, at an eighth of its price."""
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _listed(folder: int, each: os.DirEntry[str]) -> Entry:
+    if each.is_symlink():
+        return Entry(each.name, "link", os.readlink(each.name, dir_fd=folder))
+    kind: Kind = "other"
+    if each.is_file(follow_symlinks=False):
+        kind = "file"
+    elif each.is_dir(follow_symlinks=False):
+        kind = "folder"
+    return Entry(each.name, kind, "")
 
 
 def _entry(folder: int, name: str) -> Entry:

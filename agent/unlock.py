@@ -19,17 +19,18 @@ import struct
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from msgspec import Struct
 
 from agent.tpm import Tpm, TpmUnavailable
 from contract.errors import Rejected
-from contract.escrow import ask, opened_share, unseal
 from contract.messages import MAX_KEY_BYTES, MAX_KEYS_WANTED, KeyRefused, KeyReleased, KeyWanted
 from contract.names import MAX_NAME_CHARS, checked_name
 from contract.wire import decode, encode
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 log = logging.getLogger("ringfence.unlock")
 
@@ -74,6 +75,8 @@ class Unlocks:
         `unlock.busy` while somebody waits for the same key, or for as many as one report asks for."""
         if name in self._requests or len(self._requests) >= MAX_KEYS_WANTED:
             raise Rejected("unlock.busy", "others are being served; try again")
+        from contract.escrow import ask  # once in a boot, if ever
+
         wanted, private = ask(name)
         request = _Request(wanted, private, asyncio.get_running_loop().create_future())
         self._requests[name] = request
@@ -99,6 +102,8 @@ class Unlocks:
 
     async def _open(self, request: _Request, released: KeyReleased) -> None:
         """Open an answer: first the share, which only this request's key opens, then the TPM's half."""
+        from contract.escrow import opened_share, unseal
+
         try:
             share = opened_share(released, request.wanted, request.private, node=self._node)
             sealed = released.sealed

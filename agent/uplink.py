@@ -19,20 +19,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import aiohttp
-
 from agent.boot_packages import boot_packages
+from agent.channel import ANSWER_S, Client
 from agent.config import AgentConfig
-from agent.dial import Dialler, read_capped
+from agent.dial import Dialler
 from agent.enrol import Identity, blobs_of, identity_of
 from agent.ima import UNMEASURED, ImaLog
 from agent.loop import Loop
 from agent.package_watch import PackageWatch
 from agent.packages import PackageDatabase
+from agent.probes import models
 from agent.report import Prepared, Reporter
 from agent.responses import Told
-from agent.session import ANSWER_S, Session, SessionEnded, receive, refusal
+from agent.session import Session, SessionEnded, receive, refusal
 from agent.signedfiles import SignedFiles
+from agent.stocktaking import Stocktaking
 from agent.store import Damaged, Enrolled, Keys, Store
 from agent.tpm import Tpm, TpmUnavailable
 from agent.unlock import Unlocks
@@ -55,16 +56,13 @@ from contract.trusted import TrustedBaseline
 T = TypeVar("T")
 log = logging.getLogger("ringfence.uplink")
 
-DIAL_S = 10.0
-HEARTBEAT_S = 75.0
-"""Above the usual interval: a report and its answer prove the way as well, and a ping every 15 s was 1.6 MB a day."""
 BACKOFF_S = (0.25, 30.0)
 """First and longest wait between dials; doubled each time, with jitter."""
 BOOT_PACKAGES_S = 5.0
 SPREAD_S = 2.0
 """Reports of nodes whose posture has changed are spread over so long: what comes next is perhaps an order to isolate."""
-_CONTENT_TYPE = "application/msgpack"
-_PASSING = (OSError, TimeoutError, asyncio.TimeoutError, aiohttp.ClientError)
+_PASSING = OSError
+"""TimeoutError and all of `agent.channel` are of it."""
 
 
 class Uplink:
@@ -86,6 +84,7 @@ class Uplink:
         self.packages = PackageWatch(
             lambda offset: behind.read(offset, max_bytes=MAX_IMA_CHUNK_BYTES), self._database
         )
+        self._stock = Stocktaking(config.roots, self._database, tpm, lambda: self.ask(self._models))
         self.due = asyncio.Event()
         self.redial = asyncio.Event()
         self.silent_until = 0.0
@@ -93,7 +92,7 @@ class Uplink:
         self.unlocks = Unlocks(config.node, tpm, self.due.set)
         self._fetch: asyncio.Task[None] | None = None
         self._signed: SignedFiles | None = None
-        self._http: aiohttp.ClientSession | None = None
+        self._http: Client | None = None
         self._home = asyncio.get_running_loop()
         self._tpm_told = False
         loop.on_report = lambda: self._soon(self.due.set)
@@ -133,7 +132,7 @@ class Uplink:
                 async with self._dial.client(enrolled, keys) as http:
                     self._http = http
                     await self._session(http, enrolled, identity, keys)
-            except (*_PASSING, SessionEnded, Rejected) as error:
+            except (_PASSING, SessionEnded, Rejected) as error:
                 log.info("session: %s: %s", type(error).__name__, error)
                 turned_away = await self._dial.turned_away(error, identity.not_after)
             finally:
@@ -162,7 +161,7 @@ class Uplink:
                 log.warning("the certificate is of no use any more; enrolling anew")
                 return await self._dial.enrol(self._tpm)
             return stored
-        except (*_PASSING, Rejected, TpmUnavailable, Damaged) as error:
+        except (_PASSING, Rejected, TpmUnavailable, Damaged) as error:
             log.warning("certificate: %s", error)
             return enrolled
 
@@ -180,7 +179,7 @@ class Uplink:
                 return enrolled, keys
             try:
                 await self._dial.enrol(self._tpm)
-            except (*_PASSING, Rejected, TpmUnavailable) as error:
+            except (_PASSING, Rejected, TpmUnavailable) as error:
                 log.warning("enrolment: %s; trying again", error)
                 await asyncio.sleep(wait_s * random.uniform(0.5, 1.0))  # noqa: S311  (jitter)
                 wait_s = min(wait_s * 2, BACKOFF_S[1])
@@ -191,20 +190,11 @@ class Uplink:
 
     # ---- the session
 
-    async def _session(
-        self, http: aiohttp.ClientSession, enrolled: Enrolled, identity: Identity, keys: Keys
-    ) -> None:
-        url = "wss" + (self._dial.base + SESSION_PATH).removeprefix("https")
-        async with http.ws_connect(
-            url,
-            protocols=(PROTOCOL,),
-            max_msg_size=MAX_FRAME_BYTES,
-            heartbeat=HEARTBEAT_S,
-            timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
-        ) as socket_:
-            if socket_.protocol != PROTOCOL:
+    async def _session(self, http: Client, enrolled: Enrolled, identity: Identity, keys: Keys) -> None:
+        async with http.websocket(SESSION_PATH, subprotocol=PROTOCOL, max_bytes=MAX_FRAME_BYTES) as socket_:
+            if socket_.subprotocol != PROTOCOL:
                 raise SessionEnded(
-                    f"the controller speaks {socket_.protocol or 'no protocol'}, not {PROTOCOL}"
+                    f"the controller speaks {socket_.subprotocol or 'no protocol'}, not {PROTOCOL}"
                 )
             hello = await asyncio.wait_for(receive(socket_), ANSWER_S)
             if not isinstance(hello, Hello):
@@ -269,27 +259,43 @@ class Uplink:
         http = self._http
         if http is None:
             raise OSError("no session")
-        try:
-            async with http.get(self._dial.base + path, allow_redirects=False) as reply:
-                if reply.status == 404:
-                    raise FileNotFoundError(path)
-                if reply.status != 200:
-                    raise OSError(f"{path}: HTTP {reply.status}")
-                return await read_capped(reply, max_bytes)
-        except (TimeoutError, aiohttp.ClientError) as error:
-            raise OSError(f"{path}: {error}") from None
+        reply = await http.get(path, max_bytes=max_bytes)
+        if reply.status == 404:
+            raise FileNotFoundError(path)
+        if reply.status != 200:
+            raise OSError(f"{path}: HTTP {reply.status}")
+        return reply.content
 
     # ---- reports
 
-    async def prepare(self, ima_offset: int | None, with_log: bool) -> Prepared:
+    async def prepare(self, ima_offset: int | None, with_log: bool, told: bytes = b"") -> Prepared:
         """Look at what the IMA log has from there on, then have the worker write the next report; one that the firmware log
-        goes with says also from which packages the boot is."""
+        goes with says also from which packages the boot is. `told`: the inventory that it need not name again."""
         measured = UNMEASURED if ima_offset is None else await asyncio.to_thread(self._ima.look, ima_offset)
         if measured.available_bytes is not None:
             measured = measured._replace(packages=await self._upgrades())
         keys_wanted = self.unlocks.wanted()
         of_boot = await self._boot_packages() if with_log else []
-        return await self.ask(lambda: self.reporter.prepare(time.time(), measured, keys_wanted, of_boot))
+        stock = await self._stock.latest()
+        named = None if stock is None or stock.sha256 == told else stock
+        return await self.ask(
+            lambda: self.reporter.prepare(time.time(), measured, keys_wanted, of_boot, named)
+        )
+
+    async def sockets(self) -> bytes:
+        """Return this node's open connections as they travel. Raises OSError."""
+        from agent.socketreport import fitting, socket_report  # once in a plan
+
+        proc = Path(self.config.roots.proc)
+        report = await self.ask(
+            lambda: socket_report(self.loop.host, proc, self.loop.machine.around.controller)
+        )
+        return fitting(report)
+
+    def _models(self) -> dict[str, str] | None:
+        """Return what the files of models hold. (worker)"""
+        probe = self.loop.machine.probes.get("models")
+        return probe.contents() if isinstance(probe, models.Probe) else {}
 
     async def _boot_packages(self) -> list[PackageChange]:
         """Ask the package databases, which never holds up evidence for long: it is only words."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench import atrest, attestation, cutting, datapath, devices, files, fleet, healing, isolation
+from bench import atrest, attestation, cutting, datapath, devices, files, fleet, healing, isolation, scale
 from bench.figures import Figure
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -24,6 +24,7 @@ BENCHES: dict[str, Callable[..., list[Figure]]] = {
     "fleet": fleet.run,
     "healing": healing.run,
     "isolation": isolation.run,
+    "scale": scale.run,
 }
 
 

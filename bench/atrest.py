@@ -7,11 +7,14 @@ every frame, neighbour discovery too.
 
 from __future__ import annotations
 
+import compileall
 import hashlib
 import time
 from pathlib import Path
 from typing import NamedTuple
 
+import agent
+import contract
 from agent.host import Host
 from agent.learning import learners
 from agent.probes import Surroundings
@@ -98,6 +101,11 @@ class Reading(NamedTuple):
 def run(*, quick: bool) -> list[Figure]:
     """Let one agent rest for ten minutes (one when `quick`)."""
     seconds = 60.0 if quick else 600.0
+    for package in (
+        agent,
+        contract,
+    ):  # as every installation has it: what is compiled at a start stays in memory
+        compileall.compile_dir(package.__path__[0], quiet=1)
     with Resting({"bench": 1}, interval_s=REPORT_S, pass_s=PASS_S) as lab:
         node = lab.nodes[0]
         prepare(node)

@@ -15,7 +15,7 @@ from msgspec import field
 
 from contract.binding import BOOT_PCRS
 from contract.bootcause import likely_cause
-from contract.bootpolicy import COMMAND_PCR, KEYS_PCR, BootPolicy
+from contract.bootpolicy import COMMAND_PCR, KEYS_PCR, REVOCATION, BootPolicy
 from contract.bootreference import (
     Change,
     Reference,
@@ -34,7 +34,7 @@ from contract.messages import Finding, Message, never_more
 from contract.nodeword import NOTHING_SAID, NodeWord
 from contract.quote import VerifiedQuote
 from contract.references import NOTHING_EXPECTED, Expected
-from contract.revocations import REVOCATION, held_against
+from contract.revocations import held_against
 
 __all__ = [
     "ADVISORY_CODES",

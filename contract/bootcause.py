@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from contract.bootpolicy import REVOCATION
 from contract.bootreference import OTHER, Change, Reference, release_of
 from contract.messages import never_more
 from contract.nodeword import NOTHING_SAID, NodeWord, packages_text
-from contract.revocations import REVOCATION
 
 MAX_CAUSE_CHARS = 512
 

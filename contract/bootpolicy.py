@@ -34,6 +34,8 @@ STAGE_PCRS: Final = {
     "initrd": frozenset({9}),
 }
 """Where each stage of `[boot.stages]` is measured."""
+REVOCATION: Final = "revocation"
+"""Stage of a list whose older states must not come back."""
 KEYS_PCR: Final = 7
 FIRMWARE_PCR: Final = 0
 COMMAND_PCR: Final = 8

@@ -36,6 +36,8 @@ MAX_PATHS_PER_PACKAGE = 1024
 MAX_KEYS_WANTED = 4
 MAX_DROPPED_PER_REPORT = 8
 MAX_KEY_BYTES = 4096
+MAX_INVENTORY_BYTES = 1024 * 1024
+MAX_SOCKETS_BYTES = 512 * 1024
 NONCE_BYTES = 32
 
 Name = Annotated[str, Meta(min_length=1, max_length=63, pattern=r"\A[a-z0-9]([a-z0-9-]*[a-z0-9])?\Z")]
@@ -153,6 +155,8 @@ class ReportBody(Message, frozen=True, kw_only=True):
     keys_wanted: Annotated[list[KeyWanted], Meta(max_length=MAX_KEYS_WANTED)] = []
     dropped: Annotated[list[Dropped], Meta(max_length=MAX_DROPPED_PER_REPORT)] = []
     """Most packets first; only counters that counted, so that a quiet node sends none."""
+    inventory_sha256: Annotated[bytes, Meta(max_length=32)] = b""
+    """Of the inventory as it is now (contract.inventory): said once a session, and again when it has changed."""
 
 
 class Report(Message, frozen=True, kw_only=True, tag="report"):
@@ -177,6 +181,20 @@ class Renew(Message, frozen=True, kw_only=True, tag="renew"):
     """Ask for a new client certificate over a session that is already trusted. `csr` is DER (PKCS #10)."""
 
     csr: Annotated[bytes, Meta(max_length=8192)]
+
+
+class Inventory(Message, frozen=True, kw_only=True, tag="inventory"):
+    """Answer to an Answer that wants it: what the report named by its SHA-256."""
+
+    packed: Annotated[bytes, Meta(max_length=MAX_INVENTORY_BYTES)]
+    """Facts of contract.inventory, compressed (RFC 1950)."""
+
+
+class Sockets(Message, frozen=True, kw_only=True, tag="sockets"):
+    """Answer to SocketsWanted. No quote covers it."""
+
+    report: Annotated[bytes, Meta(max_length=MAX_SOCKETS_BYTES)]
+    """contract.sockets.SocketReport."""
 
 
 class Hello(Message, frozen=True, kw_only=True, tag="hello"):
@@ -215,6 +233,8 @@ class Answer(Message, frozen=True, kw_only=True, tag="answer"):
     """As in Hello."""
     directive: Annotated[bytes, Meta(max_length=MAX_BODY_BYTES)] | None = None
     """A DSSE envelope; None when nothing changed since the number the report named."""
+    inventory_wanted: bool = False
+    """The inventory named last in this session is not here yet. Never asked of an agent that named none."""
 
 
 class Order(Message, frozen=True, kw_only=True, tag="order"):
@@ -227,6 +247,11 @@ class Challenge(Message, frozen=True, kw_only=True, tag="challenge"):
     """Report now. The nonce replaces the one outstanding; what was wanted of the logs is still wanted."""
 
     nonce: Digest
+
+
+class SocketsWanted(Message, frozen=True, kw_only=True, tag="sockets-wanted"):
+    """Tell your open connections: somebody plans other rules. Only to agents that have named an inventory, as older ones do not
+    know it."""
 
 
 class Certificate(Message, frozen=True, kw_only=True, tag="certificate"):
@@ -271,8 +296,10 @@ class Refused(Message, frozen=True, kw_only=True, tag="refused"):
     detail: Text = ""
 
 
-FromAgent = Report | Renew
-FromController = Hello | Answer | Order | Challenge | Certificate | KeyReleased | KeyRefused | Refused
+FromAgent = Report | Renew | Inventory | Sockets
+FromController = (
+    Hello | Answer | Order | Challenge | SocketsWanted | Certificate | KeyReleased | KeyRefused | Refused
+)
 
 
 class EnrolBegin(Message, frozen=True, kw_only=True, tag="enrol-begin"):

@@ -14,8 +14,8 @@ from typing import Final
 
 from msgspec import Struct as Record
 
+from contract.bootpolicy import REVOCATION
 from contract.messages import PackageChange
-from contract.revocations import REVOCATION
 
 MAX_NAMED: Final = 2
 """Packages that a finding names."""

@@ -20,6 +20,7 @@ from typing import Annotated, Final
 from msgspec import Meta
 
 from contract import uefi
+from contract.bootpolicy import REVOCATION
 from contract.claims import Claims
 from contract.errors import Rejected
 from contract.eventdata import variable
@@ -28,8 +29,6 @@ from contract.eventtypes import EV_EFI_VARIABLE_AUTHORITY, EV_EFI_VARIABLE_DRIVE
 from contract.keyclaims import MOK_PCR
 from contract.messages import Count, Digest, Message
 
-REVOCATION: Final = "revocation"
-"""Stage of a list whose older states must not come back."""
 MAX_VARIABLE_BYTES: Final = 1024 * 1024
 _VARIABLES: Final = frozenset({"dbx", "SbatLevel"})
 _MOK_LISTS: Final = (b"MokListX", b"MokList")

@@ -183,6 +183,7 @@ class Controller:
             self._admin_tls.load_cert_chain(certificate, key)
             add_trust(self._node_tls, self._keys.node_trust)
         await self.services.archive.prune(now=time.time())
+        await self.services.fleet.prune_inventories(now=time.time())
         await self.services.audit.checkpoint(now=time.time())
         await self.services.signed_files.refresh(time.time())
         self.services.device_trust = await asyncio.to_thread(
@@ -197,6 +198,7 @@ def fleet_settings(config: Config, started: float) -> FleetSettings:
         max_open_enrolments=config.enrolment.max_pending,
         protected_addresses=own_addresses(config),
         evidence=config.evidence,
+        inventory_days=config.inventory.history_days,
         started=started,
     )
 

@@ -79,11 +79,20 @@ class Limits(Section, frozen=True, kw_only=True):
     connections: Cap = 50_000
     """Connections of one listener."""
     handshakes: Cap = 512
-    """TLS handshakes at once; past it the kernel's queue waits."""
+    """TLS handshakes at once; past it others wait."""
+    waiting: Cap = 8192
+    """Connections that wait for a handshake, each address's in its turn; one address has at most half of the places."""
     failures_per_minute: Cap = 120
     """Bad tokens or bad enrolments of one address before it must wait."""
     logins_per_minute: Cap = 30
     """Tries to log in of one address, right ones as well: each costs a slow hash."""
+
+
+class InventoryConfig(Section, frozen=True, kw_only=True):
+    """What nodes say they consist of."""
+
+    history_days: Annotated[float, Meta(gt=0, le=36_500)] = 365.0
+    """So long it is kept what a node consisted of once."""
 
 
 class PeopleConfig(Section, frozen=True, kw_only=True):
@@ -136,6 +145,7 @@ class Config(Section, frozen=True, kw_only=True):
     people: PeopleConfig = PeopleConfig()
     oidc: OidcConfig | None = None
     evidence: EvidenceLimits = EvidenceLimits()
+    inventory: InventoryConfig = InventoryConfig()
     outlet: list[dict[str, object]] = []
     """Receivers of events, each typed by its kind: `outlets_of`."""
 

@@ -50,6 +50,8 @@ _UPDATES = frozenset({"boot.unannounced"})
 _RANK: dict[Tier, int] = {"none": 0, "affirming": 1, "warning": 2, "contraindicated": 3}
 _FOUND = re.compile(r"found (.+)\Z", re.DOTALL)
 MAX_FINDINGS = 64
+COUNTED = 1000
+"""Other nodes with the same are counted up to here: with every report that shows it, so never to the end of a large fleet."""
 
 
 class Suspicion(Record, frozen=True, kw_only=True):
@@ -271,8 +273,13 @@ def shared(suspicions: Sequence[Suspicion], limits: BreakerLimits, facts: FleetF
     """
     others = [facts.others.get(s.key, 0) for s in suspicions]
     if others and min(others) >= limits.same_value_nodes:
-        return f"the same new value on {min(others)} other nodes: looks like an update nobody told us about"
+        return f"the same new value on {many(min(others))} other nodes: looks like an update nobody told us about"
     return ""
+
+
+def many(others: int) -> str:
+    """Return a number of other nodes as it is said; they are counted no further than COUNTED."""
+    return str(others) if others < COUNTED else f"{COUNTED} or more"
 
 
 def _question(suspicion: Suspicion) -> str:

@@ -2,7 +2,9 @@
 
 asyncio's own server shows a connection to the application only after the handshake, so half-open handshakes
 would be unbounded and uncounted. This accepts by itself: it counts every connection that has shown no client
-certificate under its address (IPv6: its /64), bounds handshakes and connections, and cuts slow ones off.
+certificate under its address (IPv6: its /64), bounds handshakes and connections, and cuts slow ones off. When all come
+at once they wait, and each address has its turn (controller.admission): ten thousand handshakes begun together would all
+outlast their clients' patience, be begun anew, and never end.
 
 Relies on aiohttp's keep-alive timer, which runs from the first byte on and so bounds a slow head as well.
 """
@@ -20,6 +22,7 @@ from collections.abc import Coroutine
 
 from aiohttp import web
 
+from controller.admission import WaitingRoom
 from controller.config import Limits
 from controller.faults import log_fault
 
@@ -48,14 +51,18 @@ class Listener:
             auto_decompress=False,
             shutdown_timeout=2.0,
         )
-        self._handshakes = asyncio.Semaphore(limits.handshakes)
+        self._room: WaitingRoom[socket.socket] = WaitingRoom(
+            places=limits.waiting, patience_s=limits.handshake_s
+        )
         self._strangers: Counter[str] = Counter()
         self._connections: dict[asyncio.BaseTransport, str | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
         self._accepting: asyncio.Task[None] | None = None
         self.refused = 0
-        """Connections closed at once because their address had too many."""
+        """Connections closed without a handshake: their address had too many, or they waited too long."""
+        self.shaking = 0
+        """Handshakes going on."""
         self.failed_handshakes = 0
 
     @property
@@ -87,6 +94,7 @@ class Listener:
             self._accepting.cancel()
         if self._socket is not None:
             self._socket.close()
+        self._room.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -95,11 +103,9 @@ class Listener:
     async def _accept(self, listening: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            await self._handshakes.acquire()
             try:
                 connection, address = await loop.sock_accept(listening)
             except OSError as error:
-                self._handshakes.release()
                 if error.errno in _PASSING_ERRORS:
                     continue
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
@@ -108,14 +114,23 @@ class Listener:
                     continue
                 raise
             source = source_of(str(address[0]))
-            if self._full(source):
-                self._drop_closed()
-            if self._full(source):
-                self._handshakes.release()
+            if not self._room.add(source, connection, loop.time()):
                 self.refused += 1
                 connection.close()
-                continue
+            else:
+                self._let_in()
+            await asyncio.sleep(0)  # where thousands have come at once the accept itself never waits
+
+    def _let_in(self) -> None:
+        """Begin to shake hands with those who wait, so many at once, each address in turn."""
+        now = asyncio.get_running_loop().time()
+        while self.shaking < self._limits.handshakes:
+            found = self._room.next(self._full, now)
+            if found is None:
+                return
+            source, connection = found
             self._strangers[source] += 1
+            self.shaking += 1
             self._spawn(self._serve(connection, source))
 
     def _full(self, source: str) -> bool:
@@ -143,7 +158,7 @@ class Listener:
             self.failed_handshakes += 1
             connection.close()
         finally:
-            self._handshakes.release()
+            self.shaking -= 1
             if transport is None:
                 self._forget(source)
         if transport is not None:  # uvloop's is no asyncio.Transport
@@ -152,11 +167,14 @@ class Listener:
             if not stranger:
                 self._forget(source)
             self._connections[transport] = source if stranger else None
+        self._let_in()
 
     async def _sweep(self) -> None:
         while True:
             await asyncio.sleep(_SWEEP_S)
             self._drop_closed()
+            self.refused += self._room.expire(asyncio.get_running_loop().time())
+            self._let_in()
 
     def _drop_closed(self) -> None:
         closed = [transport for transport in self._connections if transport.is_closing()]

@@ -78,6 +78,7 @@ directory_option = click.option(
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="ringfence", prog_name="ringfence-controller")
 def cli() -> None:
     """The Ringfence controller."""
 

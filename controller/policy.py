@@ -73,6 +73,8 @@ class FleetSettings(Struct, frozen=True, kw_only=True):
 
     breaker: BreakerLimits = BreakerLimits()
     evidence: EvidenceLimits = EvidenceLimits()
+    inventory_days: float = 365.0
+    """How long it is kept what a node consisted of once."""
     directive_lifetime_s: float = 300.0
     enrolment_lifetime_s: float = 7 * 86400.0
     enrolment_retry_s: float = 5.0

@@ -89,6 +89,70 @@ class PlanGroup(Record, frozen=True, kw_only=True):
     changes: list[SectionChange]
 
 
+class SocketFate(Record, frozen=True, kw_only=True):
+    """What would become of one open connection."""
+
+    protocol: str
+    begun: Literal["here", "there"]
+    """`there`: by the peer."""
+    local_port: int
+    peer: str
+    peer_port: int
+    program: str
+    unit: str
+    """Of systemd; empty: none, or not known."""
+    verdict: Literal["kept", "cut", "unsure"]
+    why: str
+
+
+class NodeImpact(Record, frozen=True, kw_only=True):
+    """What the rules would do to one node's connections."""
+
+    node: str
+    site: str
+    looked_at: int
+    not_looked_at: int
+    """The node has more open than it tells."""
+    cut: int
+    unsure: int
+    """Only the node itself could say."""
+    shown: list[SocketFate]
+    """Those that are cut or unsure, the first few."""
+    closed: list[str]
+    """Services that somebody may ask for now and nobody then."""
+    controller: Literal["kept", "cut", "unsure"]
+    """Its way to the controller."""
+
+
+class Unknown(Record, frozen=True, kw_only=True):
+    """Nodes whose connections are not known, and why."""
+
+    why: str
+    count: int
+    nodes: list[str]
+    """The first of them."""
+
+
+class Impact(Record, frozen=True, kw_only=True):
+    """What the rules would do to connections that are open at this moment, by the nodes' own word."""
+
+    known: int
+    """Nodes that told."""
+    unknown: list[Unknown]
+    cut: int
+    cut_nodes: int
+    cut_sites: list[str]
+    unsure: int
+    not_looked_at: int
+    lose_controller: list[str]
+    """They take the last rules back by themselves, and refuse this baseline."""
+    would_isolate: dict[str, str]
+    """Nodes that would isolate themselves, and why."""
+    nodes: list[NodeImpact]
+    """Those to which anything happens, the worst first."""
+    nodes_left_out: int
+
+
 class PlanView(Record, frozen=True, kw_only=True):
     """What would happen, before it does."""
 
@@ -114,6 +178,8 @@ class PlanView(Record, frozen=True, kw_only=True):
     """They are in a rollout that has not ended."""
     created_at: float
     created_by: str
+    impact: Impact | None = None
+    """None: of a plan from before this was looked at."""
 
 
 class NewRollout(Strict, frozen=True, kw_only=True):

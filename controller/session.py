@@ -16,8 +16,9 @@ from aiohttp import web
 
 from contract.binding import QUOTED_PCRS
 from contract.errors import Rejected
-from contract.messages import Challenge, KeyWanted, Message, Report
+from contract.messages import Challenge, KeyWanted, Message, Report, SocketsWanted
 from contract.quote import Counters
+from contract.sockets import SocketReport, read_sockets
 from contract.wire import encode
 from controller.appraisal import Appraiser, Asked, parsed_body
 from controller.authority import CertifiedNode
@@ -30,6 +31,10 @@ from controller.records import Evidence, SessionRecord
 log = logging.getLogger(__name__)
 
 NONCE_INTERVALS = 3.0
+SOCKETS_FRESH_S = 2.0
+"""Who asks again within this time gets the same answer."""
+SOCKETS_S = 5.0
+"""So long a node may take to tell what it has open."""
 SEND_S = 10.0
 """A node that does not take a frame for so long has its connection closed."""
 CLOSE_REPLACED = 4001
@@ -52,6 +57,7 @@ class Session:
         "epoch",
         "greeted",
         "identity",
+        "inventory",
         "keys_wanted",
         "nonces",
         "number",
@@ -60,7 +66,10 @@ class Session:
         "reported",
         "shown",
         "socket",
+        "sockets",
+        "sockets_at",
         "stale",
+        "tells_sockets",
         "wanted",
     )
 
@@ -93,6 +102,13 @@ class Session:
         """Set with each report that was judged and answered."""
         self.keys_wanted: tuple[Sequence[KeyWanted], Counters] | None = None
         """What the report accepted last asks of the escrow, and by which quote."""
+        self.inventory = b""
+        """What the report accepted last names of its inventory."""
+        self.tells_sockets = False
+        """It has named an inventory in this session: it knows what SocketsWanted is."""
+        self.sockets: asyncio.Future[bytes] | None = None
+        """What it told last of its connections, or will tell."""
+        self.sockets_at = 0.0
         self.pcrs: dict[int, bytes] = {}
         """Values of the last report that was answered: what the next one leaves out. Worth nothing but under a quote."""
         self.shown: dict[int, bytes] = {}
@@ -142,6 +158,25 @@ class Session:
             return None
         return time.perf_counter() - begun
 
+    async def told_sockets(self, wait_s: float) -> bytes | None:
+        """Return what the node tells of its connections, just now or when asked; None when it does not within `wait_s`."""
+        told, now = self.sockets, time.monotonic()
+        if told is None or (told.done() and now - self.sockets_at > SOCKETS_FRESH_S):
+            told = self.sockets = asyncio.get_running_loop().create_future()
+            self.sockets_at = now
+            await self.send(SocketsWanted())
+        try:
+            async with asyncio.timeout(wait_s):
+                return await asyncio.shield(told)
+        except TimeoutError:
+            return None
+
+    def tell_sockets(self, report: bytes) -> None:
+        """The node has told. Raises Rejected `sockets.unasked`."""
+        if self.sockets is None or self.sockets.done():
+            raise Rejected("sockets.unasked", "nobody asked for it")
+        self.sockets.set_result(report)
+
     async def close(self, code: int) -> None:
         """Close without waiting for long; a socket that is not open yet sees by itself that it was replaced."""
         if not self.socket.prepared or self.closing is not None:
@@ -188,3 +223,16 @@ class Session:
         evidence = await asyncio.to_thread(appraiser.appraise, report, body, nonce, asked, reference)
         await asyncio.to_thread(presented.prepare)
         return evidence
+
+
+async def sockets_of(session: Session | None) -> SocketReport | str:
+    """What a node has open now, or in words why that is not known."""
+    if session is None or not session.greeted:
+        return "it is not connected here"
+    if not session.tells_sockets:
+        return "its agent does not tell, or not yet"
+    told = await session.told_sockets(SOCKETS_S)
+    try:
+        return "it did not answer in time" if told is None else read_sockets(told)
+    except Rejected as rejected:
+        return f"what it told was refused: {rejected.code}"

@@ -14,6 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Mapping, Sequence
+from typing import cast
 
 from aiohttp import WSMsgType, web
 
@@ -26,15 +27,18 @@ from contract.messages import (
     Challenge,
     FromAgent,
     Hello,
+    Inventory,
     KeyWanted,
     Order,
     Refused,
     Renew,
     Report,
+    Sockets,
     never_more,
 )
 from contract.quote import Counters
 from contract.sealing import directive_signer, sign_directive
+from contract.sockets import SocketReport
 from contract.wire import decode, encode
 from controller.appraisal import LogWanted
 from controller.authority import CertifiedNode
@@ -53,11 +57,14 @@ from controller.session import (
     CLOSE_SILENT,
     NONCE_INTERVALS,
     Session,
+    sockets_of,
 )
+from controller.stocktaking import Stocktaking
 from controller.store import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+AnyOfAgent = Report | Renew | Inventory | Sockets
 PUSH_AT_ONCE = 256
 SOCKET = web.RequestKey("ringfence.socket", web.WebSocketResponse)
 """Where a request keeps its WebSocket once it is one."""
@@ -76,6 +83,7 @@ class Sessions:
         self._signer = directive_signer(issuing.keys.directive)
         self._metrics = metrics
         self._bell = bell
+        self._stock = Stocktaking(fleet)
         self._open: dict[str, Session] = {}
         self._unsaid: dict[str, int] = {}
         """Ends of sessions that the database has not heard of yet."""
@@ -143,6 +151,11 @@ class Sessions:
         took = await asyncio.gather(*(session.challenged(wait_s) for session in sessions))
         return {session.node: each for session, each in zip(sessions, took, strict=True)}
 
+    async def sockets_of(self, nodes: Sequence[str]) -> dict[str, SocketReport | str]:
+        """What these nodes have open now; in words why it is not known of those that do not tell."""
+        found = await asyncio.gather(*(sockets_of(self._open.get(node)) for node in nodes))
+        return dict(zip(nodes, found, strict=True))
+
     async def drop(self, node: str) -> None:
         """Close the session of a node that has enrolled anew: its certificate is no longer bound."""
         session = self._open.get(node)
@@ -185,6 +198,7 @@ class Sessions:
             return
         if there is not None:
             del self._open[node]
+            self._stock.left(node)
             self._metrics.sessions.set(len(self._open))
         try:
             await self._fleet.end_session(node, epoch=epoch)
@@ -245,7 +259,7 @@ class Sessions:
         if time.time() >= session.identity.not_after:
             raise Rejected("certificate.expired", "open a session with the renewed one")
         try:
-            message: Report | Renew = decode(untrusted, FromAgent, max_bytes=MAX_FRAME_BYTES)  # type: ignore[arg-type]
+            message = decode(untrusted, cast(type[AnyOfAgent], FromAgent), max_bytes=MAX_FRAME_BYTES)
         except Rejected as rejected:
             over = session.identity.fingerprint
             await self._fleet.reject_evidence(session.node, rejected, now=time.time(), over=over)
@@ -257,6 +271,10 @@ class Sessions:
                 session.node, message.csr, issue, now=time.time(), over=session.identity.fingerprint
             )
             await session.send(Certificate(chain=certificate.chain))
+        elif isinstance(message, Inventory):
+            await self._stock.take(session.node, message)
+        elif isinstance(message, Sockets):
+            session.tell_sockets(message.report)
         else:
             await self._report(session, message)
 
@@ -291,6 +309,7 @@ class Sessions:
             event_log_wanted=wanted.event_log,
             ima_offset=wanted.ima_offset,
             directive=None if outcome.directive is None else sign_directive(outcome.directive, self._signer),
+            inventory_wanted=await self._stock.wanted(session.node, session.inventory),
         )
         await session.send(answer)
         session.reported.set()
@@ -312,7 +331,7 @@ class Sessions:
             record = await self._fleet.session(session.node)
             policies = await self._policies.of(record, now=time.time())
             session.appraiser = session.appraiser.renewed(record, policies)
-        session.presented = None
+        session.presented, session.inventory = None, b""
         try:
             evidence = await session.appraised(report, self._fleet)
             outcome = await self._fleet.take_report(
@@ -322,6 +341,8 @@ class Sessions:
                 now=time.time(),
                 over=session.identity.fingerprint,
             )
+            session.inventory = evidence.body.inventory_sha256
+            session.tells_sockets = session.tells_sockets or bool(session.inventory)
             if evidence.body.keys_wanted:
                 session.keys_wanted = evidence.body.keys_wanted, evidence.counters
             session.presented = None

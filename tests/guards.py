@@ -4,7 +4,7 @@ A test that stays green without the guard it is named after proves nothing. `tes
 attack number, which lines to take out of which file and which tests must then fail. Works on a copy of
 the tree; the tree itself is not touched.
 
-    python -m tests.guards [NUMBER ...]
+    python -m tests.guards [NUMBER | FILE ...]
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ def take_out(tree: Path, guard: Guard) -> str:
     return "" if code == PYTEST_TESTS_FAILED else f"pytest exited with {code} without the guard:\n{tail}"
 
 
-def main(numbers: list[str]) -> int:
+def main(named: list[str]) -> int:
     """Run the guards named (all by default); exit code 1 when one of them is not proved."""
-    wanted = [guard for guard in guards() if not numbers or guard.number in numbers]
+    wanted = [guard for guard in guards() if not named or guard.number in named or guard.file in named]
     bad = 0
     with tempfile.TemporaryDirectory(prefix="ringfence-guards-") as name:
         tree = Path(name)

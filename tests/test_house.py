@@ -21,9 +21,9 @@ DEMANDED = (
     + [f"f{n:02}" for n in range(1, 14)]
     + [f"d{n:02}" for n in range(1, 13)]
     + [f"a{n:02}" for n in range(1, 10)]
-    + ["c01", "c04", "c07", "c09", "c10", "c13", "c14", "c15", "c16", "c17"]
+    + [f"c{n:02}" for n in range(1, 21)]
 )
-"""Of what Ringfence must withstand: all of the quote, identity, boot log, IMA, firewall, devices and host, agent."""
+"""Of what Ringfence must withstand: quote, identity, boot log, IMA, firewall, devices and host, agent, controller."""
 
 
 def sources(*folders: str) -> list[Path]:

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 TREE = Path(__file__).resolve().parents[1]
+CONTROLLERS = {"ringfence-controller.service", "ringfence-backup.timer"}
 UNITS = sorted((TREE / "packaging/systemd").iterdir())
 SCRIPTS = sorted(path for path in (TREE / "packaging/os").glob("*/p*") if path.is_file())
+
+
+def started(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program as the package starts it."""
+    script = TREE / f"packaging/os/start/{program.replace('-', '_')}.py"
+    return subprocess.run(
+        [sys.executable, script, *arguments],
+        cwd=TREE,
+        env={**os.environ, "PYTHONPATH": str(TREE)},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("program", ["ringfence-agent", "ringfence-controller", "ringfence"])
+def test_every_program_tells_its_version(program: str) -> None:
+    version = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["version"]
+    done = started(program, "--version")
+    assert (done.returncode, done.stdout) == (0, f"{program}, version {version}\n"), done.stderr
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: f"{path.parent.name}-{path.name}")
@@ -20,9 +44,7 @@ def test_scripts_are_taken_by_the_shell_and_stop_at_the_first_error(path: Path) 
 
 
 def test_scripts_enable_and_disable_every_unit_that_wants_to_be() -> None:
-    wanting = {unit.name for unit in UNITS if "[Install]" in unit.read_text()} - {
-        "ringfence-controller.service"
-    }
+    wanting = {unit.name for unit in UNITS if "[Install]" in unit.read_text()} - CONTROLLERS
     for script in ("postinst", "prerm"):
         named = set(
             re.findall(
@@ -40,21 +62,40 @@ def test_no_script_starts_anything_or_opens_the_fence() -> None:
     for path in SCRIPTS:
         text = path.read_text()
         assert "systemctl start" not in text
-        assert not re.search(r"^\s*nft (flush|delete)", text, re.M)
+        assert path.name == "prerm" or not re.search(r"^\s*nft (flush|delete)", text, re.M)
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "kept"), [("", 0, True), ("keep", 0, True), ("open", 0, False), ("opne", 1, True)]
+)
+@pytest.mark.parametrize("argument", ["remove", "0", "upgrade", "1"])
+def test_removal_opens_the_fence_only_when_asked(argument: str, asked: str, code: int, kept: bool) -> None:
+    """With the real nftables, in a network namespace of its own. Other people's tables stay in any case."""
+    removes = argument in ("remove", "0")
+    script = f"""
+        nft add table inet ringfence; nft add table arp ringfence; nft add table netdev ringfence-cut; nft add table inet theirs
+        mount -t tmpfs none /etc/systemd; [ ! -d /run/systemd ] || mount -t tmpfs none /run/systemd
+        {"unset RINGFENCE_ON_REMOVE" if not asked else f"export RINGFENCE_ON_REMOVE={asked}"}
+        sh {TREE}/packaging/os/agent/prerm {argument} 1.0; echo code $?; nft list tables
+    """
+    told = subprocess.run(["unshare", "-n", "-m", "sh", "-c", script], capture_output=True, text=True)
+    assert f"code {code if removes else 0}\n" in told.stdout
+    assert "table inet theirs" in told.stdout
+    for table in ("inet ringfence\n", "arp ringfence\n", "netdev ringfence-cut\n"):
+        assert (f"table {table}" in told.stdout) == (kept or not removes), told.stdout + told.stderr
+    if removes:
+        assert {0: "stays in the kernel" if kept else "was opened, as asked", 1: "nothing was changed"}[
+            code
+        ] in told.stderr
 
 
 def test_units_run_commands_that_there_are_and_wait_for_their_configuration() -> None:
     for unit in UNITS:
         text = unit.read_text()
         for program, command in re.findall(r"^ExecStart=/usr/bin/(ringfence[a-z-]*) ([a-z-]+)", text, re.M):
-            module = {"ringfence-agent": "agent.start", "ringfence-controller": "controller.main"}[program]
-            done = subprocess.run(
-                [TREE / ".venv/bin/python", "-m", module, command, "--help"],
-                cwd=TREE,
-                capture_output=True,
-                text=True,
-            )
+            done = started(program, command, "--help")
             assert done.returncode == 0, f"{unit.name}: {program} {command}: {done.stderr}"
+            assert f"{command} [" in done.stdout + done.stderr
     assert (
         "ConditionPathExists=/etc/ringfence/agent.toml"
         in (TREE / "packaging/systemd/ringfence-agent.service").read_text()
@@ -72,3 +113,96 @@ def test_units_are_what_systemd_understands() -> None:
         told = subprocess.run(["systemd-analyze", "verify", "--man=no", unit], capture_output=True, text=True)
         wrong = [line for line in told.stderr.splitlines() if "Unknown" in line or "ignoring" in line]
         assert not wrong, f"{unit.name}: {wrong}"
+
+
+@pytest.mark.skipif(shutil.which("dpkg") is None, reason="no dpkg here")
+@pytest.mark.parametrize("package", ["agent", "controller"])
+def test_a_downgrade_is_refused_unless_asked_for(package: str, tmp_path: Path) -> None:
+    script = tmp_path / "preinst"
+    script.write_text((TREE / f"packaging/os/{package}/preinst").read_text().replace("@VERSION@", "1.9.0"))
+    cases = [
+        (["install"], {}, 0),
+        (["install", "1.10.0-1"], {}, 1),
+        (["upgrade", "1.10.0-1"], {}, 1),
+        (["upgrade", "1.10.0-1"], {"RINGFENCE_DOWNGRADE": "1"}, 0),
+        (["upgrade", "1.9.0-1"], {}, 0),
+        (["upgrade", "1.8.7-1"], {}, 0),
+        (["abort-upgrade", "1.10.0-1"], {}, 0),
+        (["2"], {}, 0),  # rpm's word for an upgrade
+    ]
+    for arguments, around, code in cases:
+        done = subprocess.run(
+            ["sh", script, *arguments],
+            env={"PATH": os.environ["PATH"], **around},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == code, (arguments, done.stderr)
+        assert ("RINGFENCE_DOWNGRADE=1" in done.stderr) == bool(code)
+
+
+MOST_EXPOSED = {
+    # Root, with the firewall, mounts, modules and files of the whole machine: what is left to systemd is little (docs/install.md).
+    "ringfence-agent.service": 5.2,
+    "ringfence-early.service": 3.3,
+    "ringfence-grants.service": 2.6,
+    "ringfence-controller.service": 1.5,
+    "ringfence-backup.service": 1.5,
+}
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd-analyze here")
+@pytest.mark.parametrize(
+    "unit", [unit for unit in UNITS if unit.suffix == ".service"], ids=lambda unit: unit.stem
+)
+def test_a_unit_is_exposed_no_more_than_its_work_asks_for(unit: Path) -> None:
+    told = subprocess.run(
+        [
+            "systemd-analyze",
+            "security",
+            "--offline=true",
+            "--no-pager",
+            f"--threshold={MOST_EXPOSED[unit.name] * 10:.0f}",
+            unit,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stdout[-300:] + told.stderr
+
+
+def test_the_agents_unit_leaves_it_what_its_code_asks_of_the_kernel() -> None:
+    """Mounts in another mount namespace, a network namespace for the dry run, a foreign file: with the unit's capabilities alone."""
+    unit = (TREE / "packaging/systemd/ringfence-agent.service").read_text()
+    named = re.search(r"^CapabilityBoundingSet=(.+)$", unit, re.M)
+    assert named
+    kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in named[1].split())
+    code = f"""
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+def must(done): assert done == 0, os.strerror(ctypes.get_errno())
+here = os.open("/proc/{os.getpid()}/ns/mnt", os.O_RDONLY)
+net = os.open("/proc/{os.getpid()}/ns/net", os.O_RDONLY)
+must(libc.unshare(0x00000200))
+must(libc.setns(here, 0x00020000))
+must(libc.unshare(0x40000000))
+must(libc.setns(net, 0x40000000))
+"""
+    done = subprocess.run(
+        [
+            "unshare",
+            "--mount",
+            "setpriv",
+            "--bounding-set",
+            f"-all,{kept}",
+            "--inh-caps",
+            "-all",
+            "--no-new-privs",
+            sys.executable,
+            "-c",
+            code,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

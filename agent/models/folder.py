@@ -26,8 +26,10 @@ def files_below(host: Host, root: str) -> dict[str, bool]:
             if entry.kind == "folder":
                 folders.append(f"{above}{entry.name}/")
             else:
-                path = (above + entry.name).encode("utf-8", "surrogateescape")
-                found[path.decode("utf-8", "backslashreplace")] = entry.kind == "file"
+                path = above + entry.name
+                if not path.isascii():
+                    path = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                found[path] = entry.kind == "file"
             if len(found) + len(folders) > MAX_ENTRIES:
                 raise OSError(errno.E2BIG, f"more than {MAX_ENTRIES} files", root)
     return found

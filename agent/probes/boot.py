@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from agent import probes
 from agent.probes import Difference, could_not_look
 from agent.tpm import Tpm, TpmBusy, TpmUnavailable
-from contract.boot import BootPolicy
+from contract.bootpolicy import BootPolicy
 from contract.errors import Rejected
 from contract.eventlog import EventLog, explain, parse_event_log
 from contract.messages import MAX_EVENT_LOG_BYTES, Drift

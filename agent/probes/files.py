@@ -31,6 +31,7 @@ from agent.fileaccess import (
 )
 from agent.filehashing import RACY_NS, BackgroundHashing, Digest, hash_open
 from agent.filesection import File, Section
+from agent.glance import FILES_A_BREATH
 from agent.host import FileFacts, Identity, Wanted, Watched, facts_of
 from agent.imawitness import ImaWitness
 from agent.probes import Difference, Notice, could_not_look
@@ -168,14 +169,16 @@ class Probe(probes.Probe[Section]):
         host = self.around.host
         self._forget_if_names_moved()
         with host.glance() as glance:
-            for file in self.section.file:
-                host.breathe()
+            for number, file in enumerate(self.section.file):
+                if number % FILES_A_BREATH == 0:
+                    host.breathe()
                 known = self._as_wanted.get(file.path)
                 if known is not None:
                     young = 0 <= now - known[1] < self.section.rehash_s
                     if young and self._proved(file) and glance.same(file.path, known[0]):
                         continue
                     del self._as_wanted[file.path]
+                host.breathe()
                 yield from self._look_at(file, now)
 
     def _forget_if_names_moved(self) -> None:

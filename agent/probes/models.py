@@ -17,6 +17,7 @@ from typing import NamedTuple
 import msgspec
 
 from agent import probes
+from agent.glance import FILES_A_BREATH
 from agent.host import Identity, Watched
 from agent.models.folder import files_below
 from agent.models.hashing import Hashed, Verifier, hash_now, identity_of
@@ -154,6 +155,31 @@ class Probe(probes.Probe[Section]):
         """True while the thread has something to do."""
         return self._verifier.progress().running
 
+    def contents(self) -> dict[str, str] | None:
+        """Return what each file of a model was found to hold, by path: `sha256:` and the digest, or why there is none.
+
+        Files that are not there are left out. None while files are still being read.
+        """
+        if self.verifying():
+            return None
+        found: dict[str, str] = {}
+        with self.around.host.glance() as glance:
+            for path in (model.at(file) for model in self.section.model for file in model.file):
+                self.around.host.breathe()
+                known = self._known.get(path)
+                if known is not None and glance.same(path, known.hashed.identity):
+                    found[path] = f"sha256:{known.hashed.sha256}"
+                    continue
+                try:
+                    size = self.around.host.file_facts(path).size
+                except FileNotFoundError:
+                    continue
+                except OSError as error:
+                    found[path] = f"not read: {error.strerror}"
+                else:
+                    found[path] = f"not read: {size} bytes, which is not its size"
+        return found
+
     def _differences(self, model: Model, now: float) -> Iterator[Difference]:
         # What steers the model first: it is small, and it is what can be mended.
         listed = sorted(model.file, key=lambda file: file.kind not in CARRIED)
@@ -168,9 +194,10 @@ class Probe(probes.Probe[Section]):
         else:
             unlisted = sorted(there.keys() - {file.path for file in listed}) if model.complete else []
         with self.around.host.glance() as glance:
-            for file in listed:
+            for number, file in enumerate(listed):
                 path = model.at(file)
-                self.around.host.breathe()
+                if number % FILES_A_BREATH == 0:
+                    self.around.host.breathe()
                 known = self._known.get(path)
                 if (
                     known is not None
@@ -178,6 +205,7 @@ class Probe(probes.Probe[Section]):
                     and glance.same(path, known.hashed.identity)
                 ):
                     continue
+                self.around.host.breathe()
                 try:
                     yield from self._wrong(file, path, now)
                 except FileNotFoundError:

@@ -12,6 +12,7 @@ from controller.api import (
     grants,
     health,
     incidents,
+    inventory,
     login,
     nodes,
     outlets,
@@ -27,6 +28,7 @@ from controller.api.route import AnyRoute
 _RESOURCES = (
     health,
     nodes,
+    inventory,
     sites,
     enrolments,
     baselines,

@@ -25,6 +25,7 @@ from controller.cli.escrow import key
 from controller.cli.evidence import evidence
 from controller.cli.fleet import accept_boot, incidents, isolate, node, release, site, sites, status
 from controller.cli.grants import breakglass, grant
+from controller.cli.inventory import inventory
 from controller.cli.keys import keys
 from controller.cli.login import login, logout, password
 from controller.cli.nodes import label, nodes
@@ -41,7 +42,7 @@ REFUSED, USAGE, NOT_ALLOWED, UNREACHABLE, FAULT, INTERRUPTED = 1, 2, 3, 4, 70, 1
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=__doc__)
-@click.version_option(package_name="ringfence")
+@click.version_option(package_name="ringfence", prog_name="ringfence")
 def cli() -> None:
     """Ringfence: see, hold and isolate a fleet of inference sites."""
 
@@ -55,6 +56,7 @@ for command in (
         status,
         nodes,
         node,
+        inventory,
         label,
         sites,
         site,

@@ -1,4 +1,4 @@
-"""`ringfence apply -f DIR`: sites, their policies and baselines, and labels, as files that live in version control.
+"""`ringfence apply -f DIR`: sites, policies, baselines, labels, rights and response rules as files in version control.
 
     [[site]]
     name = "lyon"
@@ -9,13 +9,21 @@
     name = "press-1"
     labels = { line = "3", area = "hall-b" }
 
-Every *.toml file of the folder is read, and refused whole with file, line and key before anything is changed. What the files do not
-name is left alone and told. Exit codes: 0 as the files say, 1 something was refused, 2 what was given cannot be used.
+    [[person]]                              # who is there already: ringfence users new
+    name = "jordan"
+    rights = ["operator@lyon,paris", "viewer@all"]
+
+    [[token]]                               # of a program: ringfence tokens new
+    name = "backup"
+    rights = ["auditor@all"]
+
+A file called responses.toml holds the response rules, whole. Every *.toml file of the folder is read, and refused whole with file,
+line and key before anything is changed. What the files do not name is left alone, and sites among it are told. Exit codes: 0 as the files say, 1 something was refused, 2 what was given cannot be used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -30,12 +38,17 @@ from controller.cli.client import Client, Refused, segment
 from controller.cli.fleet import reason_option
 from controller.cli.inputs import Amiss, read_own
 from controller.cli.profile import load_profile
-from controller.cli.show import at, harmless, json_option, show_json, show_table
+from controller.cli.rights import read_right, shown
+from controller.cli.show import at, harmless, items, json_option, show_json, show_table
+from controller.permissions import Rights
 from controller.policy import SitePolicy
 from controller.records import Strict
+from controller.response import MAX_RULES_BYTES, parse_responses
 from controller.selector import checked_labels
 
 MAX_FILE_BYTES = 1024 * 1024
+RESPONSES = "responses.toml"
+"""The file whose whole text is the document of the response rules."""
 REFUSED = 1
 
 
@@ -54,11 +67,31 @@ class NodeWanted(Strict, frozen=True, kw_only=True):
     labels: dict[str, str]
 
 
+class RightsWanted(Strict, frozen=True, kw_only=True):
+    """All rights of a person or a token, as people write them."""
+
+    name: Name
+    rights: Annotated[tuple[str, ...], Meta(min_length=1)]
+
+
 class Wanted(Strict, frozen=True, kw_only=True):
     """One file."""
 
     site: tuple[SiteWanted, ...] = ()
     node: tuple[NodeWanted, ...] = ()
+    person: tuple[RightsWanted, ...] = ()
+    token: tuple[RightsWanted, ...] = ()
+
+    def named(self) -> list[str]:
+        """What it speaks of, each as `site NAME`."""
+        return [f"{kind} {each.name}" for kind in self.__struct_fields__ for each in getattr(self, kind)]
+
+
+class Folder(NamedTuple):
+    """All files together; `responses` None where there is no such file."""
+
+    wanted: Wanted
+    responses: str | None
 
 
 class Step(NamedTuple):
@@ -84,10 +117,10 @@ class Step(NamedTuple):
 @json_option
 @click.pass_context
 def apply(context: click.Context, *, folder: Path, dry_run: bool, reason: str, as_json: bool) -> None:
-    """Make sites, policies, baselines and labels as the TOML files of DIR say."""
-    wanted = read_folder(folder)
+    """Make sites, policies, baselines, labels, rights and response rules as the TOML files of DIR say."""
+    files = read_folder(folder)
     with Client(load_profile()) as client:
-        steps, others = _steps(client, wanted)
+        steps, others = _steps(client, files)
         results = [(step, "would change" if dry_run else _made(client, step, reason)) for step in steps]
     refused = any(result not in ("changed", "would change") for _, result in results)
     if as_json:
@@ -108,26 +141,27 @@ def apply(context: click.Context, *, folder: Path, dry_run: bool, reason: str, a
         context.exit(REFUSED)
 
 
-def read_folder(folder: Path) -> Wanted:
+def read_folder(folder: Path) -> Folder:
     """Read every *.toml file of a folder. Raises Amiss: none, two that name the same, or one that is wrong."""
     files = sorted(folder.glob("*.toml"))
     if not files:
         raise Amiss(f"{folder}: no *.toml file: an empty folder names nothing")
     found: list[Wanted] = []
     stands_in: dict[str, Path] = {}
+    responses: str | None = None
     for path in files:
+        if path.name == RESPONSES:
+            responses = _read_responses(path)
+            continue
         found.append(_read(path))
-        names = [f"site {each.name}" for each in found[-1].site] + [
-            f"node {each.name}" for each in found[-1].node
-        ]
-        for name in names:
+        for name in found[-1].named():
             if name in stands_in:
                 raise Amiss(f"{path}: {name} stands in {stands_in[name]} too")
             stands_in[name] = path
-    return Wanted(
-        site=tuple(site for each in found for site in each.site),
-        node=tuple(node for each in found for node in each.node),
-    )
+    joined = {
+        kind: tuple(each for one in found for each in getattr(one, kind)) for kind in Wanted.__struct_fields__
+    }
+    return Folder(Wanted(**joined), responses)
 
 
 def _read(path: Path) -> Wanted:
@@ -136,11 +170,34 @@ def _read(path: Path) -> Wanted:
         found = convert_toml(data, Wanted, text=text, file=str(path), code="apply")
         for node in found.node:
             checked_labels(node.labels)
+        for each in (*found.person, *found.token):
+            _rights(each)
     except Rejected as rejected:
         raise Amiss(
             rejected.detail if str(path) in rejected.detail else f"{path}: {rejected.detail}"
         ) from None
+    except (ValueError, msgspec.ValidationError) as error:
+        raise Amiss(f"{path}: {error}") from None
     return found
+
+
+def _read_responses(path: Path) -> str:
+    content = read_own(path, MAX_RULES_BYTES)
+    try:
+        parse_responses(content, file=str(path))
+    except Rejected as rejected:
+        raise Amiss(rejected.detail) from None
+    return content.decode()
+
+
+def _rights(wanted: RightsWanted) -> list[dict[str, object]]:
+    """Return the rights as the API takes them. Raises ValueError, which names whose they are."""
+    try:
+        rights = [read_right(text) for text in wanted.rights]
+        msgspec.convert(rights, Rights)
+    except ValueError as error:
+        raise ValueError(f"rights of {wanted.name}: {error}") from None
+    return rights
 
 
 def _made(client: Client, step: Step, reason: str) -> str:
@@ -151,8 +208,9 @@ def _made(client: Client, step: Step, reason: str) -> str:
     return "changed"
 
 
-def _steps(client: Client, wanted: Wanted) -> tuple[list[Step], list[str]]:
+def _steps(client: Client, files: Folder) -> tuple[list[Step], list[str]]:
     """Return what differs, and the sites that no file names."""
+    wanted = files.wanted
     sites = {str(each["site"]): each for each in client.pages("/sites")}
     steps: list[Step] = []
     for site in wanted.site:
@@ -161,6 +219,12 @@ def _steps(client: Client, wanted: Wanted) -> tuple[list[Step], list[str]]:
         nodes = {str(each["node"]): each for each in client.pages("/nodes")}
         for node in wanted.node:
             steps += _node_steps(node, nodes.get(node.name))
+    if files.responses is not None:
+        steps += _responses_steps(client.get("/responses"), files.responses)
+    if wanted.person:
+        steps += _rights_steps("person", "/users", wanted.person, items(client.get("/users")["items"]))
+    if wanted.token:
+        steps += _rights_steps("token", "/tokens", wanted.token, items(client.get("/tokens")["items"]))
     named = {site.name for site in wanted.site}
     return steps, [f"site {name}" for name in sites if named and name not in named]
 
@@ -214,6 +278,40 @@ def _node_steps(wanted: NodeWanted, there: dict[str, object] | None) -> Iterator
             "PUT", f"/nodes/{segment(wanted.name)}/labels", {"labels": wanted.labels, "reason": reason}
         ),
     )
+
+
+def _responses_steps(there: Mapping[str, object], document: str) -> Iterator[Step]:
+    if there["document"] == document:
+        return
+    version = there["version"]
+    yield Step(
+        "responses",
+        "rules",
+        f"version {version}",
+        f"{document.count('[[rule]]')} rules",
+        lambda client, reason: client.send(
+            "PUT", "/responses", {"document": document, "replaces": version, "reason": reason}
+        ),
+    )
+
+
+def _rights_steps(
+    kind: str, path: str, wanted: Sequence[RightsWanted], there: Iterable[object]
+) -> Iterator[Step]:
+    held = {str(at(each, "name")): at(each, "rights") for each in there}
+    for each in wanted:
+        rights, before = _rights(each), held.get(each.name)
+        if before is not None and msgspec.convert(before, Rights) == msgspec.convert(rights, Rights):
+            continue
+        yield Step(
+            f"{kind} {each.name}",
+            "rights",
+            f"no such {kind}" if before is None else shown(before),
+            shown(rights),
+            lambda client, reason, name=each.name, rights=rights: client.send(  # type: ignore[misc]
+                "PUT", f"{path}/{segment(name)}/rights", {"rights": rights, "reason": reason}
+            ),
+        )
 
 
 def _keys(values: dict[str, object] | dict[str, str], keys: Sequence[str]) -> str:

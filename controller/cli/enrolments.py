@@ -7,6 +7,7 @@ import click
 from controller.cli.client import Client, segment
 from controller.cli.profile import load_profile
 from controller.cli.show import at, json_option, show_json, show_table, when
+from controller.cli.watch import watch_option
 
 STATES = ("begun", "proved", "approved", "rejected", "expired")
 
@@ -46,6 +47,7 @@ def enrolments(context: click.Context, state: str | None, as_json: bool) -> None
 
 @enrolments.command("list")
 @click.option("--state", type=click.Choice(STATES))
+@watch_option
 @json_option
 @click.pass_context
 def list_(context: click.Context, state: str | None, as_json: bool) -> None:

@@ -24,6 +24,7 @@ from controller.cli.show import (
     tpm_of,
     when,
 )
+from controller.cli.watch import watch_option
 
 STANDINGS = ("healthy", "overdue", "unreachable", "untrusted", "isolated")
 SHOWN_STAGES = ("boot-loader", "kernel", "initrd")
@@ -31,6 +32,7 @@ reason_option = click.option("--reason", required=True, help="Why; kept for ever
 
 
 @click.command()
+@watch_option
 @json_option
 def status(as_json: bool) -> None:
     """The fleet in figures."""
@@ -88,6 +90,7 @@ def _boot_facts(found: dict[str, object]) -> dict[str, object]:
 
 @click.command()
 @click.argument("name")
+@watch_option
 @json_option
 def node(name: str, as_json: bool) -> None:
     """Look at one node."""
@@ -143,6 +146,7 @@ def node(name: str, as_json: bool) -> None:
 
 
 @click.command()
+@watch_option
 @json_option
 def sites(as_json: bool) -> None:
     """List sites."""
@@ -233,11 +237,14 @@ def accept_boot(name: str, reason: str, as_json: bool) -> None:
 @click.option("--state", type=click.Choice(("open", "needs-person", "resolved", "closed")))
 @click.option("--site", help="Only of this site.")
 @click.option("--close", "close_reason", help="Close incident NUMBER, with this reason.")
+@watch_option
 @json_option
 def incidents(
     number: int | None, state: str | None, site: str | None, close_reason: str | None, as_json: bool
 ) -> None:
     """List incidents, or look at NUMBER."""
+    if close_reason is not None and click.get_current_context().params.get("watch"):
+        raise click.UsageError("--watch looks and --close acts: one of them")
     if number is None:
         if close_reason is not None:
             raise click.UsageError("--close needs the NUMBER of one incident")

@@ -11,6 +11,7 @@ from controller.cli.client import Client, segment
 from controller.cli.fleet import STANDINGS, reason_option
 from controller.cli.profile import load_profile
 from controller.cli.show import ago, at, baseline_of, json_option, labels_of, show_json, show_table
+from controller.cli.watch import watch_option
 from controller.selector import checked_labels, parse_selector
 
 SORTS = ("node", "site", "standing", "last_report_at", "standing_since")
@@ -23,6 +24,7 @@ SELECTOR_HELP = "Which nodes: site=lyon,line in (3,4),!retired; `all` is every n
 @click.option("--selector", "-l", help=SELECTOR_HELP)
 @click.option("--sort", type=click.Choice(SORTS), default="node", show_default=True)
 @click.option("--descending", is_flag=True, help="Last ones first.")
+@watch_option
 @json_option
 def nodes(
     *,

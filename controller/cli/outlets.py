@@ -10,6 +10,7 @@ from controller.cli.client import Client, segment
 from controller.cli.fleet import reason_option
 from controller.cli.profile import load_profile
 from controller.cli.show import ago, at, items, json_option, show_json, show_table, when
+from controller.cli.watch import watch_option
 
 
 @click.group()
@@ -18,6 +19,7 @@ def outlets() -> None:
 
 
 @outlets.command("list")
+@watch_option
 @json_option
 def list_(as_json: bool) -> None:
     """List outlets, and since when one fails."""

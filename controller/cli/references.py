@@ -18,6 +18,7 @@ import click
 import msgspec
 
 from contract.authenticode import MAX_IMAGE_BYTES, authenticode_sha256, is_image
+from contract.bootpolicy import REVOCATION
 from contract.corim import encode_corim, parse_corim
 from contract.errors import Rejected
 from contract.references import (
@@ -27,7 +28,7 @@ from contract.references import (
     parse_reference_toml,
     reference_toml,
 )
-from contract.revocations import MAX_VARIABLE_BYTES, REVOCATION, variable_sha256
+from contract.revocations import MAX_VARIABLE_BYTES, variable_sha256
 from controller.cli.client import Client
 from controller.cli.profile import load_profile
 from controller.cli.show import at, items, json_option, show_json, show_table, when

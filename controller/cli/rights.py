@@ -18,21 +18,29 @@ _WRITTEN = re.compile(r"([a-z]+)@([^\[\]]*)(?:\[([^\[\]]+)\])?")
 F = TypeVar("F", bound=Callable[..., object])
 
 
+def read_right(text: str) -> dict[str, object]:
+    """Return a right as the API takes it. Raises ValueError, which says what was wanted."""
+    found = _WRITTEN.fullmatch(text)
+    role, sites, labels = found.groups() if found else (text, "", None)
+    if role not in get_args(Role):
+        raise ValueError(f"{role!r}: wanted one of {', '.join(get_args(Role))}")
+    named = sites.split(",")
+    if not all(named):
+        raise ValueError(f"{text!r}: wanted ROLE@all or ROLE@SITE,SITE or ROLE@SITE[LABELS]")
+    right: dict[str, object] = {"role": role, "sites": "all" if named == ["all"] else named}
+    return right if labels is None else {**right, "labels": labels}
+
+
 class _Right(click.ParamType[dict[str, object]]):
     name = "role@sites"
 
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> dict[str, object]:
-        found = _WRITTEN.fullmatch(str(value))
-        role, sites, labels = found.groups() if found else (str(value), "", None)
-        if role not in get_args(Role):
-            self.fail(f"{role!r}: wanted one of {', '.join(get_args(Role))}", param, ctx)
-        named = sites.split(",")
-        if not all(named):
-            self.fail(f"{value!r}: wanted ROLE@all or ROLE@SITE,SITE or ROLE@SITE[LABELS]", param, ctx)
-        right: dict[str, object] = {"role": role, "sites": "all" if named == ["all"] else named}
-        return right if labels is None else {**right, "labels": labels}
+        try:
+            return read_right(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 def rights_option(command: F) -> F:

@@ -18,18 +18,19 @@ from controller.cli.client import Client
 from controller.cli.fleet import reason_option
 from controller.cli.inputs import read_own
 from controller.cli.nodes import SELECTOR_HELP
+from controller.cli.planshow import show_plan
 from controller.cli.profile import load_profile
 from controller.cli.show import (
     at,
     console,
     harmless,
-    items,
     json_option,
     show_facts,
     show_json,
     show_table,
     when,
 )
+from controller.cli.watch import watch_option
 from controller.rollout_records import Terms
 from controller.selector import parse_selector
 
@@ -46,16 +47,20 @@ HALTED = 1
 @click.argument("baseline")
 @click.option("--version", "version_", type=click.IntRange(1), help="Default: the newest.")
 @click.option("--selector", "-l", required=True, help=SELECTOR_HELP)
+@click.option("--details", is_flag=True, help="Each rule that changes, each connection that would be cut.")
 @json_option
-def plan(baseline: str, version_: int | None, selector: str, as_json: bool) -> None:
-    """Say what the signed BASELINE would change, on which nodes. Nothing is sent."""
+def plan(*, baseline: str, version_: int | None, selector: str, details: bool, as_json: bool) -> None:
+    """Say what the signed BASELINE would change, on which nodes, and which open connections its rules would cut.
+
+    The nodes are asked for their connections; nothing else is sent.
+    """
     parse_selector(selector)
     wanted: dict[str, object] = {"baseline": baseline, "selector": selector}
     if version_ is not None:
         wanted["version"] = version_
     with Client(load_profile()) as client:
         found = client.send("POST", "/plans", wanted)
-    show_json(found) if as_json else _show_plan(found)
+    show_json(found) if as_json else show_plan(found, details=details)
 
 
 @click.group(epilog=__doc__)
@@ -90,6 +95,7 @@ def request(plan_: int, terms: Path | None, reason: str, as_json: bool) -> None:
 
 @rollout.command("list")
 @click.option("--state", type=click.Choice(STATES))
+@watch_option
 @json_option
 def list_(state: str | None, as_json: bool) -> None:
     """List rollouts, newest first."""
@@ -208,39 +214,4 @@ def _show(found: dict[str, object]) -> None:
             "approved by": found["approved_by"],
             "ended": when(found["ended_at"]),
         }
-    )
-
-
-def _show_plan(found: dict[str, object]) -> None:
-    refused = found["refused"] if isinstance(found["refused"], dict) else {}
-    busy = found["in_rollout"] if isinstance(found["in_rollout"], dict) else {}
-    show_facts(
-        {
-            "plan": found["id"],
-            "baseline": f"{found['baseline']}/{found['version']} ({found['sha256']})",
-            "would change": f"{found['nodes']} nodes of {len(items(found['sites']))} sites",
-            "sites": found["sites"],
-            "hold it already": len(items(found["already"])),
-            "cannot be reached now": _some(found["away"]),
-            "not healthy now": _some(found["not_healthy"]),
-            "cannot take it": [f"{name}: {why}" for name, why in refused.items()][:MAX_SHOWN],
-            "in another rollout": [f"{name} (rollout {other})" for name, other in busy.items()][:MAX_SHOWN],
-        }
-    )
-    for group in items(found["groups"]):
-        names = items(at(group, "nodes"))
-        click.echo(
-            harmless(f"\nfrom {at(group, 'before') or 'none'}, {len(names)} nodes: {', '.join(_some(names))}")
-        )
-        for change in items(at(group, "changes")):
-            click.echo(harmless(f"  [{at(change, 'section')}] {at(change, 'change')}"))
-            for line in items(at(change, "lines")):
-                click.echo(harmless(f"    {line}"))
-    click.echo(f"\nto carry it out: ringfence rollout request {found['id']} --reason ...")
-
-
-def _some(names: object) -> list[str]:
-    listed = [str(name) for name in items(names)]
-    return (
-        listed if len(listed) <= MAX_SHOWN else [*listed[:MAX_SHOWN], f"and {len(listed) - MAX_SHOWN} more"]
     )

@@ -6,6 +6,7 @@ node cannot paint on an admin's terminal.
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 import time
@@ -51,6 +52,19 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None
     for row in rows:
         table.add_row(*(_cell(value) for value in row))
     console().print(table)
+
+
+def show_csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print comma-separated values (RFC 4180). What a spreadsheet would take for a formula is text there (c12)."""
+    out = csv.writer(sys.stdout, lineterminator="\r\n")
+    out.writerow(columns)
+    for row in rows:
+        out.writerow([_as_text(harmless("" if value is None else str(value))) for value in row])
+
+
+def _as_text(text: str) -> str:
+    """A leading quote makes a spreadsheet show a cell as it stands; a blank before the sign does not hide it."""
+    return f"'{text}" if text.lstrip()[:1] in ("=", "+", "-", "@") else text
 
 
 def show_facts(facts: Mapping[str, object]) -> None:

@@ -25,6 +25,7 @@ from controller.fleet import (
 )
 from controller.fleet.enrolling import Enrolling
 from controller.fleet.granting import Granting
+from controller.fleet.inventories import Inventories
 from controller.fleet.outlets import Outlets
 from controller.fleet.referencing import Referencing
 from controller.fleet.replicating import Replicating
@@ -62,7 +63,9 @@ from controller.store import Transaction, audit
 from controller.store.selecting import SortKey
 
 
-class Fleet(Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Restoring, Responding):
+class Fleet(
+    Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Restoring, Responding, Inventories
+):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
 
     # -- sites ---------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from controller.fleet import acts, sites
 from controller.fleet.paging import cut, number
 from controller.permissions import Scope
 from controller.records import BaselineView, Change, ChangeTrust, Page, Sections
-from controller.store import Transaction, nodes
+from controller.store import Transaction, neighbours, nodes
 from controller.store import sites as rows
 
 
@@ -71,7 +71,7 @@ def assign(
             f"{name} {current.version} is assigned, and no node goes back; sign {wanted.version}'s content anew",
         )
     rows.choose_baseline(tx, site, wanted.name, wanted.version)
-    names = [node.node for node in nodes.of_site(tx, site)]
+    names = neighbours.names_of_site(tx, site)
     nodes.set_due(tx, names)
     acts.record(
         tx,

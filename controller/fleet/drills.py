@@ -10,13 +10,14 @@ from controller.drill_records import DrillPlan, DrillView
 from controller.fleet import acts, isolation, sites
 from controller.policy import FleetSettings
 from controller.records import HoldView
-from controller.store import Transaction, holds, nodes
+from controller.store import Transaction, holds, neighbours, nodes
 
 
 def plan(tx: Transaction, settings: FleetSettings, site: str, *, now: float) -> DrillPlan:
     """See Fleet.plan_drill."""
     sites.known(tx, site)
     of_site = nodes.of_site(tx, site)
+    around = neighbours.of_site(tx, site)
     active = holds.active_of_site(tx, site)
     imagined = HoldView(
         id=0,
@@ -32,7 +33,7 @@ def plan(tx: Transaction, settings: FleetSettings, site: str, *, now: float) -> 
         release_reason=None,
     )
     written = [
-        isolation.written(settings, row, [*active, imagined], of_site, floor=0, now=now, granted=([], []))
+        isolation.written(settings, row, [*active, imagined], around, floor=0, now=now, granted=([], []))
         for row in of_site
     ]
     wanted = {row.baseline for row in of_site if row.baseline is not None}

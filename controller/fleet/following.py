@@ -20,7 +20,7 @@ from controller.records import Record
 from controller.response import Heard, Order, Seen, Subject, Verdict
 from controller.response_records import SuppressionView
 from controller.selector import matches, parse_selector
-from controller.store import Transaction, events, holds, nodes, restores
+from controller.store import Transaction, counting, events, holds, restores
 from controller.store import responding as rows
 from controller.store.nodes import NodeRow
 
@@ -242,7 +242,7 @@ def _of_events(spoken: Sequence[Heard]) -> list[Suspicion]:
 
 
 def _alert(tx: Transaction, row: NodeRow, order: Order, *, incident: int, where: str, now: float) -> None:
-    if incidents.get(tx, incident).quiet:
+    if incidents.quiet(tx, incident):
         return
     events.add(
         tx,
@@ -266,7 +266,7 @@ def facts_of(
     rule = row.policy.drifting_nodes
     own = [hold for hold in active if hold.node == row.node]
     return FleetFacts(
-        fleet_nodes=nodes.count(tx),
+        fleet_nodes=counting.count(tx, now),
         node_holds_in_window=holds.automatic_since(tx, since, sites=False),
         site_holds_in_window=holds.automatic_since(tx, since, sites=True),
         node_held=any(not hold.fence_only for hold in own),
@@ -275,5 +275,7 @@ def facts_of(
         others=incidents.others_with(tx, [s.key for s in fresh], node=row.node, now=now),
         drifting_others=0
         if rule is None
-        else nodes.drifting(tx, row.site, since=now - rule.window_s, without=row.node),
+        else counting.drifting(
+            tx, row.site, since=now - rule.window_s, without=row.node, limit=judge.COUNTED
+        ),
     )

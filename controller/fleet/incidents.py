@@ -29,8 +29,8 @@ _SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 
 
 def others_with(tx: Transaction, keys: Sequence[str], *, node: str, now: float) -> Mapping[str, int]:
-    """Count, by suspicion key, the other nodes that have had it within a day."""
-    return rows.others(tx, keys, without=node, since=now - SAME_VALUE_WINDOW_S)
+    """Count, by suspicion key, the other nodes that have had it within a day; up to judge.COUNTED."""
+    return rows.others(tx, keys, without=node, since=now - SAME_VALUE_WINDOW_S, limit=judge.COUNTED)
 
 
 def shown_by(
@@ -114,7 +114,9 @@ def _again(
 ) -> None:
     """An incident grows, or comes again: that is told once, and then it is quiet until it has stayed away. Whatever is new in
     it, or graver, ends the quiet: nothing hides behind something that flaps."""
-    view = get(tx, incident)
+    view = rows.bare(tx, incident)
+    if view is None:
+        return
     if view.quiet and (new or severity != view.severity):
         rows.flap(tx, incident, reopened=view.reopened, quiet=False)
     if view.state != "resolved":
@@ -171,7 +173,7 @@ def note(
     """Add to an incident and settle its state: it needs a person once something was recommended, it is resolved
     when no node shows any of its suspicions any more; where a person was asked, not before something is `gone`. `site`: of the
     node that this is about, where it is one."""
-    view = rows.load(tx, incident)
+    view = rows.bare(tx, incident)
     if view is None or view.state == "closed":
         return
     state: IncidentState = "open"
@@ -191,7 +193,8 @@ def note(
     # A question stands once, with the newest count: five hundred nodes are one line.
     before = [line for line in view.done if not line.startswith(tuple(asked))] if asked else view.done
     counted = [
-        f"{text}; {others} other nodes report the same" if others else text for text, others in asked.items()
+        f"{text}; {judge.many(others)} other nodes report the same" if others else text
+        for text, others in asked.items()
     ]
     known = [(f.code, f.pcr, f.detail) for f in view.findings]
     rows.change(
@@ -218,7 +221,7 @@ def _tell(
 def withdraw(tx: Transaction, node: str, site: str, keys: Sequence[str], now: float) -> None:
     """A node no longer shows these suspicions: incidents that nobody shows any more resolve themselves."""
     for incident in rows.withdraw(tx, node, keys):
-        before = rows.load(tx, incident)
+        before = rows.bare(tx, incident)
         if before is None or before.state == "closed" or rows.still_active(tx, incident):
             continue
         note(tx, incident, done=[f"{node}: no longer found"], gone=True, now=now)
@@ -239,6 +242,12 @@ def list_(
     """See Fleet.list_incidents."""
     page = rows.page(tx, state=state, scope=scope.narrowed(site), before=number(after), limit=limit + 1)
     return cut([share(tx, view, scope) for view in page], limit, lambda view: str(view.id))
+
+
+def quiet(tx: Transaction, incident: int) -> bool:
+    """Whether what comes of it is not told for now."""
+    view = rows.bare(tx, incident)
+    return view is not None and view.quiet
 
 
 def get(tx: Transaction, incident: int, scope: Scope = EVERYWHERE) -> IncidentView:

@@ -22,8 +22,9 @@ from controller.permissions import Scope
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
 from controller.standing import standing
-from controller.store import Transaction, audit, events, holds, nodes, replicas, restores
+from controller.store import Transaction, audit, events, holds, neighbours, nodes, replicas, restores
 from controller.store import grants as grant_rows
+from controller.store.neighbours import Neighbour
 from controller.store.nodes import NodeRow
 from controller.store.restores import Restore
 
@@ -64,7 +65,7 @@ def place(
         now=now,
         fence_only=fence_only,
     )
-    names = [row.node for row in nodes.of_site(tx, site)]
+    names = neighbours.names_of_site(tx, site)
     held = names if node is None else [node]
     nodes.set_due(tx, names)
     if not fence_only:
@@ -211,7 +212,7 @@ def directives(
     made: dict[str, Directive] = {}
     restored = restores.unconfirmed(tx)
     granted = _granted(tx, names, now)
-    by_site: dict[str, tuple[list[HoldView], list[NodeRow]]] = {}
+    by_site: dict[str, tuple[list[HoldView], list[Neighbour]]] = {}
     for name in sorted(set(names)):
         row = nodes.load(tx, name, lock=True)
         if row is None or (only_due and not row.directive_due):
@@ -220,13 +221,13 @@ def directives(
             continue
         if row.site not in by_site:
             by_site[row.site] = _isolation_of(tx, row.site)
-        active, neighbours = by_site[row.site]
+        active, around = by_site[row.site]
         sparing = _sparing(tx, settings, active)
         made[name] = written(
             sparing,
             kept_back(row, restored),
             active,
-            neighbours,
+            around,
             floor=0,
             now=now,
             granted=granted.get(name, ([], [])),
@@ -238,11 +239,11 @@ def directives(
 def directive(tx: Transaction, settings: FleetSettings, row: NodeRow, *, floor: int, now: float) -> Directive:
     """Return a new directive for one node, numbered above what was issued and above `floor`. The caller stores the
     number."""
-    active, neighbours = _isolation_of(tx, row.site)
+    active, around = _isolation_of(tx, row.site)
     settings = _sparing(tx, settings, active)
     granted = _granted(tx, [row.node], now).get(row.node, ([], []))
     kept = kept_back(row, restores.unconfirmed(tx))
-    return written(settings, kept, active, neighbours, floor=floor, now=now, granted=granted)
+    return written(settings, kept, active, around, floor=floor, now=now, granted=granted)
 
 
 def kept_back(row: NodeRow, restored: Restore | None) -> NodeRow:
@@ -273,16 +274,16 @@ def _sparing(tx: Transaction, settings: FleetSettings, active: Sequence[HoldView
     return msgspec.structs.replace(settings, protected_addresses=tuple(spared))
 
 
-def _isolation_of(tx: Transaction, site: str) -> tuple[list[HoldView], list[NodeRow]]:
+def _isolation_of(tx: Transaction, site: str) -> tuple[list[HoldView], list[Neighbour]]:
     active = holds.active_of_site(tx, site)
-    return active, nodes.of_site(tx, site) if any(hold.node for hold in active) else []
+    return active, neighbours.of_site(tx, site) if any(hold.node for hold in active) else []
 
 
 def written(
     settings: FleetSettings,
     row: NodeRow,
     active: Sequence[HoldView],
-    neighbours: Sequence[NodeRow],
+    around: Sequence[Neighbour],
     *,
     floor: int,
     now: float,
@@ -300,7 +301,7 @@ def written(
     if posture == "isolated":
         responses.append(Response(name="isolate", reason=reason))
     suspects = {hold.node for hold in active if hold.node is not None and hold.node != row.node}
-    addresses = fenced_addresses(suspects, neighbours, settings.protected_addresses)
+    addresses = fenced_addresses(suspects, around, settings.protected_addresses)
     if addresses:
         responses.append(
             Response(
@@ -323,9 +324,7 @@ def written(
     )
 
 
-def fenced_addresses(
-    suspects: set[str], neighbours: Sequence[NodeRow], protected: Sequence[str]
-) -> list[str]:
+def fenced_addresses(suspects: set[str], around: Sequence[Neighbour], protected: Sequence[str]) -> list[str]:
     """Return the addresses of the suspects that may be dropped. Pure.
 
     A suspect names its own addresses, so it could name another's to have it cut off: what any other node of the
@@ -333,9 +332,9 @@ def fenced_addresses(
     """
     spared = {ipaddress.ip_address(text) for text in protected}
     claimed: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
-    for row in neighbours:
-        into = claimed if row.node in suspects else spared
-        into.update(_addresses(row.state.addresses))
+    for each in around:
+        into = claimed if each.node in suspects else spared
+        into.update(_addresses(each.addresses))
     usable = (
         address
         for address in claimed - spared

@@ -27,7 +27,17 @@ from controller.records import (
 )
 from controller.selector import Selector, checked_labels
 from controller.standing import OVERDUE_INTERVALS, standing
-from controller.store import Transaction, boots, enrolments, events, holds, replicas, selecting, sites
+from controller.store import (
+    Transaction,
+    boots,
+    counting,
+    enrolments,
+    events,
+    holds,
+    replicas,
+    selecting,
+    sites,
+)
 from controller.store import incidents as incident_rows
 from controller.store import nodes as rows
 from controller.store.nodes import NodeRow
@@ -196,12 +206,12 @@ def counts(tx: Transaction, scope: Scope) -> FleetCounts:
         "untrusted": 0,
         "isolated": 0,
     }
-    for (_, stands), count in rows.count_by_standing(tx, scope).items():
+    for (_, stands), count in counting.by_standing(tx, scope).items():
         by_standing[stands] += count
     by_state = incident_rows.count_by_state(tx, scope)
     return FleetCounts(
         nodes=by_standing,
-        connected=rows.count_connected(tx, scope),
+        connected=counting.connected(tx, scope),
         sites=sites.count(tx, scope),
         sites_isolated=len(holds.active_on_sites(tx, scope)),
         incidents_open=by_state.get("open", 0),

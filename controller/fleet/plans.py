@@ -6,14 +6,17 @@ A plan is what was true when it was made. A rollout names it and is refused when
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from contract.errors import Rejected
+from contract.sockets import SocketReport
 from controller.baselinediff import changes
+from controller.foretelling import Asked, Foretelling
 from controller.permissions import Scope
 from controller.records import BaselineView, Record
-from controller.rollout_records import MAX_PLANNED, NewPlan, PlanGroup, PlanView, SectionChange
+from controller.rollout_records import MAX_PLANNED, Impact, NewPlan, PlanGroup, PlanView, SectionChange
 from controller.selector import Selector, parse_selector
 from controller.store import Transaction, nodes, selecting
 from controller.store import rollouts as rows
@@ -21,6 +24,10 @@ from controller.store import sites as baselines
 from controller.store.nodes import NodeRow
 
 MAX_AGE_S: Final = 24 * 3600.0
+ASKED_AT_ONCE: Final = 100
+MAX_ASKED: Final = 2000
+ASKING_S: Final = 15.0
+"""Then no more are asked: a person waits."""
 MOVED_SHARE: Final = 0.05
 """So large a share of the planned nodes may have come, gone or changed their baseline since."""
 
@@ -105,6 +112,47 @@ def think(found: Gathered, *, actor: str, now: float) -> PlanView:
         created_at=now,
         created_by=actor,
     )
+
+
+Ask = Callable[[Sequence[str]], Awaitable[Mapping[str, SocketReport | str]]]
+"""Given nodes, what each tells of its connections, or in words why it tells nothing."""
+
+
+async def nobody_tells(names: Sequence[str]) -> Mapping[str, SocketReport | str]:
+    """As where no session is held here."""
+    return dict.fromkeys(names, "nobody was asked")
+
+
+async def foretell(found: Gathered, plan: PlanView, ask: Ask) -> Impact:
+    """Ask the nodes that would change, some at a time, and say what would become of what they have open."""
+    before = {name: group.before for group in plan.groups for name in group.nodes}
+    asked = [
+        Asked(
+            node=row.node,
+            site=row.site,
+            before=before[row.node],
+            posture=row.state.posture or "normal",
+            interval_s=row.policy.interval_s,
+        )
+        for row in found.nodes
+        if row.node in before
+    ]
+    after = f"{plan.baseline}/{plan.version}"
+    foretelling = await asyncio.to_thread(Foretelling, found.documents, after)
+    until = asyncio.get_running_loop().time() + ASKING_S
+    for begin in range(0, len(asked), ASKED_AT_ONCE):
+        some = asked[begin : begin + ASKED_AT_ONCE]
+        names = [one.node for one in some]
+        said: Mapping[str, SocketReport | str] = dict.fromkeys(names, "too many nodes to ask all of them")
+        if begin < MAX_ASKED and asyncio.get_running_loop().time() < until:
+            said = await ask(names)
+        await asyncio.to_thread(_take, foretelling, some, said)
+    return await asyncio.to_thread(foretelling.impact)
+
+
+def _take(foretelling: Foretelling, asked: Sequence[Asked], said: Mapping[str, SocketReport | str]) -> None:
+    for one in asked:
+        foretelling.told(one, said.get(one.node, "it was not asked"))
 
 
 def _changes(documents: Mapping[str, bytes], before: str, after: str) -> list[SectionChange]:

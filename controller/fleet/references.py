@@ -6,13 +6,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from contract.bootpolicy import KEYS_PCR
+from contract.bootpolicy import KEYS_PCR, REVOCATION
 from contract.bootreference import Change as BootChange
 from contract.bootreference import Reference, differences
 from contract.claims import Claims
 from contract.errors import Rejected
 from contract.references import MAX_SETS, Expected, ReferenceSet, expected_at
-from contract.revocations import REVOCATION
 from contract.wire import decode
 from controller.fleet import acts, boots, incidents, sites
 from controller.fleet.paging import cut, number

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import msgspec
+
 from contract.errors import Rejected
 from controller.fleet import plans, rollouts
 from controller.permissions import Scope
@@ -18,12 +20,15 @@ class Rolling:
 
     _store: Store
 
-    async def make_plan(self, new: NewPlan, *, scope: Scope, actor: str, now: float) -> PlanView:
-        """Say what a baseline would change, and keep it under a number; nothing is sent. The selector means nodes in scope,
-        now and when it is carried out. Raises Rejected `selector.*`,
+    async def make_plan(
+        self, new: NewPlan, *, scope: Scope, actor: str, now: float, ask: plans.Ask = plans.nobody_tells
+    ) -> PlanView:
+        """Say what a baseline would change, and keep it under a number; no rule is sent. The selector means nodes in scope,
+        now and when it is carried out. `ask` tells what nodes have open. Raises Rejected `selector.*`,
         `baseline.unknown`, `plan.nobody`, `plan.too-many`."""
         found = await self._store.run(lambda tx: plans.gather(tx, new, scope))
         plan = await asyncio.to_thread(plans.think, found, actor=actor, now=now)
+        plan = msgspec.structs.replace(plan, impact=await plans.foretell(found, plan, ask))
         return await self._store.run(lambda tx: rows.add_plan(tx, plan))
 
     async def plan(self, plan: int) -> PlanView:

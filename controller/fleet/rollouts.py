@@ -18,7 +18,7 @@ from controller.permissions import Scope
 from controller.records import Page
 from controller.rollout import Moved, decide, waves_of
 from controller.rollout_records import NewRollout, NodeFacts, RolloutNode, RolloutState, RolloutView
-from controller.store import Duplicate, Transaction, events, nodes, restores, selecting
+from controller.store import Duplicate, Transaction, events, neighbours, nodes, restores, selecting
 from controller.store import rollouts as rows
 from controller.store import sites as baselines
 from controller.store.nodes import NodeRow
@@ -294,7 +294,7 @@ def _settle(tx: Transaction, row: RolloutRow, facts: Sequence[NodeFacts], now: f
     """Where every node of a site was in it and holds it, the site's choice follows, for nodes to come."""
     of_rollout = {fact.node for fact in facts if fact.progress not in ("failed", "withdrawn")}
     for site in sorted({fact.site for fact in facts}):
-        names = [each.node for each in nodes.of_site(tx, site)]
+        names = neighbours.names_of_site(tx, site)
         chosen = baselines.load(tx, site)
         if not of_rollout.issuperset(names) or chosen is None:
             continue

@@ -13,7 +13,7 @@ from controller.fleet.paging import cut
 from controller.permissions import Scope, at_sites
 from controller.policy import SitePolicy
 from controller.records import Page, SiteView
-from controller.store import Transaction, holds, nodes
+from controller.store import Transaction, counting, holds
 from controller.store import sites as rows
 from controller.store.sites import SiteRow
 
@@ -73,7 +73,7 @@ def list_(tx: Transaction, *, scope: Scope, after: str | None, limit: int) -> Pa
 
 def _views(tx: Transaction, of: Sequence[SiteRow]) -> list[SiteView]:
     these = at_sites(*(row.site for row in of))
-    counted = nodes.count_by_standing(tx, these)
+    counted = counting.by_standing(tx, these)
     held = holds.active_on_sites(tx, these)
     return [
         SiteView(

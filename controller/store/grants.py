@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import msgspec
-from sqlalchemy import Row, and_, func, insert, or_, select, update
+from sqlalchemy import Row, and_, bindparam, func, insert, or_, select, update
 
 from contract.grant import CodeHash
 from controller.grant_records import CodeView, GrantContent, GrantUse
 from controller.permissions import Scope
 from controller.records import Record
 from controller.store import Transaction
+from controller.store.hot import Prepared
 from controller.store.schema import break_glass_codes, grants
-from controller.store.scoped import within
+from controller.store.scoped import chunked, within
 
 _decode_content = msgspec.json.Decoder(GrantContent).decode
 _decode_use = msgspec.json.Decoder(GrantUse).decode
@@ -113,16 +114,26 @@ def count_live(tx: Transaction, node: str, now: float) -> int:
     return int(tx.execute(statement.where(grants.c.node == node, grants.c.ends > now, _LIVE)).scalar_one())
 
 
+_ANY_GRANT = Prepared(
+    select(grants.c.id)
+    .where(grants.c.node == bindparam("of_node"), grants.c.ends > bindparam("after"))
+    .limit(1)
+)
+
+
 def standing(tx: Transaction, names: Sequence[str], now: float) -> dict[str, list[GrantRow]]:
-    """Approved grants that have not ended, by node."""
-    rows = tx.execute(
-        select(*grants.c)
-        .where(grants.c.node.in_(names), grants.c.ends > now, grants.c.approved_at.is_not(None), _LIVE)
-        .order_by(grants.c.id)
-    )
+    """Approved grants that have not ended, by node; most nodes have none."""
+    if len(names) == 1 and _ANY_GRANT.first(tx, {"of_node": names[0], "after": now}) is None:
+        return {}
     found: dict[str, list[GrantRow]] = {}
-    for row in map(_row, rows):
-        found.setdefault(row.node, []).append(row)
+    for some in chunked(names):
+        rows = tx.execute(
+            select(*grants.c)
+            .where(grants.c.node.in_(some), grants.c.ends > now, grants.c.approved_at.is_not(None), _LIVE)
+            .order_by(grants.c.id)
+        )
+        for row in map(_row, rows):
+            found.setdefault(row.node, []).append(row)
     return found
 
 
@@ -183,21 +194,31 @@ def codes(tx: Transaction, node: str) -> list[CodeView]:
     return [CodeView(**row._mapping) for row in rows]
 
 
+_ANY_CODE = Prepared(
+    select(break_glass_codes.c.id)
+    .where(break_glass_codes.c.node == bindparam("of_node"), break_glass_codes.c.revoked_at.is_(None))
+    .limit(1)
+)
+
+
 def listed_codes(tx: Transaction, names: Sequence[str], now: float) -> dict[str, list[CodeHash]]:
     """What nodes are told: codes that are not revoked and not used long ago, by node."""
+    if len(names) == 1 and _ANY_CODE.first(tx, {"of_node": names[0]}) is None:
+        return {}
     table = break_glass_codes.c
-    rows = tx.execute(
-        select(table.node, table.id, table.salt, table.hash)
-        .where(
-            table.node.in_(names),
-            table.revoked_at.is_(None),
-            or_(table.used_at.is_(None), table.noted_at > now - USED_LISTED_S),
-        )
-        .order_by(table.id)
-    )
     found: dict[str, list[CodeHash]] = {}
-    for node, number, salt, hash_ in rows:
-        found.setdefault(node, []).append(CodeHash(id=number, salt=salt, hash=hash_))
+    for some in chunked(names):
+        rows = tx.execute(
+            select(table.node, table.id, table.salt, table.hash)
+            .where(
+                table.node.in_(some),
+                table.revoked_at.is_(None),
+                or_(table.used_at.is_(None), table.noted_at > now - USED_LISTED_S),
+            )
+            .order_by(table.id)
+        )
+        for node, number, salt, hash_ in rows:
+            found.setdefault(node, []).append(CodeHash(id=number, salt=salt, hash=hash_))
     return found
 
 

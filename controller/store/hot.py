@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sqlalchemy.engine.interfaces import DBAPICursor
 from sqlalchemy.sql.expression import ClauseElement
 
 from controller.store import Transaction
@@ -21,29 +22,44 @@ class Prepared:
 
     def __init__(self, statement: ClauseElement) -> None:
         self._statement = statement
-        self._compiled: dict[str, tuple[str, list[str] | None]] = {}
+        self._compiled: dict[str, tuple[str, list[str] | None, dict[str, object]]] = {}
 
-    def _for(self, tx: Transaction) -> tuple[str, list[str] | None]:
+    def _for(self, tx: Transaction) -> tuple[str, list[str] | None, dict[str, object]]:
         compiled = self._statement.compile(dialect=tx.dialect)
         order: list[str] | None = getattr(compiled, "positiontup", None)
-        return self._compiled.setdefault(tx.dialect.name, (str(compiled), order))
+        # What the statement says itself, as in LIMIT 1.
+        own = {name: value for name, value in compiled.params.items() if value is not None}
+        return self._compiled.setdefault(tx.dialect.name, (str(compiled), order, own))
+
+    def _execute(self, tx: Transaction, cursor: DBAPICursor, values: Mapping[str, object]) -> None:
+        text, order, own = self._compiled.get(tx.dialect.name) or self._for(tx)
+        if own:
+            values = {**own, **values}
+        cursor.execute(text, values if order is None else [values[name] for name in order])
 
     def first(self, tx: Transaction, values: Mapping[str, object]) -> Sequence[object] | None:
         """Run it and return the first row."""
-        text, order = self._compiled.get(tx.dialect.name) or self._for(tx)
         cursor = tx.connection.cursor()
         try:
-            cursor.execute(text, values if order is None else [values[name] for name in order])
+            self._execute(tx, cursor, values)
             row: Sequence[object] | None = cursor.fetchone()
             return row
         finally:
             cursor.close()
 
-    def run(self, tx: Transaction, values: Mapping[str, object]) -> None:
-        """Run it for its effect."""
-        text, order = self._compiled.get(tx.dialect.name) or self._for(tx)
+    def all(self, tx: Transaction, values: Mapping[str, object]) -> list[Sequence[object]]:
+        """Run it and return every row."""
         cursor = tx.connection.cursor()
         try:
-            cursor.execute(text, values if order is None else [values[name] for name in order])
+            self._execute(tx, cursor, values)
+            return list(cursor.fetchall())
+        finally:
+            cursor.close()
+
+    def run(self, tx: Transaction, values: Mapping[str, object]) -> None:
+        """Run it for its effect."""
+        cursor = tx.connection.cursor()
+        try:
+            self._execute(tx, cursor, values)
         finally:
             cursor.close()

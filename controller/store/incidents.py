@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import msgspec
-from sqlalchemy import ColumnElement, Row, exists, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Row, bindparam, exists, func, insert, or_, select, true, update
 
 from contract.messages import Finding, Severity
 from controller.permissions import Reach, Scope
@@ -21,16 +21,25 @@ _decode_done = msgspec.json.Decoder(list[str]).decode
 _encode = msgspec.json.encode
 
 
-def others(tx: Transaction, keys: Collection[str], *, without: str, since: float) -> dict[str, int]:
-    """Count, by key, the other nodes that had it after `since`, in whatever incident."""
-    rows = tx.execute(
-        select(incident_nodes.c.key, func.count(incident_nodes.c.node.distinct()))
-        .where(
-            incident_nodes.c.key.in_(keys), incident_nodes.c.since > since, incident_nodes.c.node != without
-        )
-        .group_by(incident_nodes.c.key)
+_HAD = (
+    select(incident_nodes.c.node)
+    .where(
+        incident_nodes.c.key == bindparam("of_key"),
+        incident_nodes.c.since > bindparam("after"),
+        incident_nodes.c.node != bindparam("but_not"),
     )
-    return {row[0]: row[1] for row in rows}
+    .limit(bindparam("most"))
+    .subquery()
+)
+_OTHERS = select(func.count(_HAD.c.node.distinct()))
+
+
+def others(
+    tx: Transaction, keys: Collection[str], *, without: str, since: float, limit: int
+) -> dict[str, int]:
+    """Count, by key, the other nodes that had it after `since`, in whatever incident; up to `limit`."""
+    values = {"after": since, "but_not": without, "most": limit}
+    return {key: int(tx.execute(_OTHERS, {"of_key": key, **values}).scalar_one()) for key in keys}
 
 
 def showing(
@@ -49,21 +58,29 @@ def showing(
     return {row[0]: row[1] for row in rows}
 
 
+# Backwards over (key, incident): the newest is nearly always the one, however many nodes are in it.
+_STANDING = (
+    select(incident_nodes.c.incident)
+    .join(incidents, incidents.c.id == incident_nodes.c.incident)
+    .where(
+        incident_nodes.c.key == bindparam("of_key"),
+        or_(
+            incidents.c.state.in_(("open", "needs-person")),
+            (incidents.c.state == "resolved") & (incidents.c.updated_at > bindparam("after")),
+        ),
+    )
+    .order_by(incident_nodes.c.incident.desc())
+    .limit(1)
+)
+
+
 def standing_for(tx: Transaction, keys: Collection[str], *, reopened_since: float) -> dict[str, int]:
     """Return, by key, the newest incident that is open for it, or that was resolved after `reopened_since`."""
-    rows = tx.execute(
-        select(incident_nodes.c.key, func.max(incidents.c.id))
-        .join(incidents, incidents.c.id == incident_nodes.c.incident)
-        .where(
-            incident_nodes.c.key.in_(keys),
-            or_(
-                incidents.c.state.in_(("open", "needs-person")),
-                (incidents.c.state == "resolved") & (incidents.c.updated_at > reopened_since),
-            ),
-        )
-        .group_by(incident_nodes.c.key)
-    )
-    return {row[0]: row[1] for row in rows}
+    found = {
+        key: tx.execute(_STANDING, {"of_key": key, "after": reopened_since}).scalar_one_or_none()
+        for key in keys
+    }
+    return {key: incident for key, incident in found.items() if incident is not None}
 
 
 def open_(
@@ -222,10 +239,19 @@ def _with_nodes(tx: Transaction, row: Row[tuple[object, ...]]) -> IncidentView:
     return _view(row, [name[0] for name in names], int(total))
 
 
+_BY_ID = select(*incidents.c).where(incidents.c.id == bindparam("number"))
+
+
 def load(tx: Transaction, incident: int) -> IncidentView | None:
-    """One incident."""
-    row = tx.execute(select(*incidents.c).where(incidents.c.id == incident)).first()
+    """One incident with its nodes, for people: counting them costs as much as there are."""
+    row = tx.execute(_BY_ID, {"number": incident}).first()
     return None if row is None else _with_nodes(tx, row)
+
+
+def bare(tx: Transaction, incident: int) -> IncidentView | None:
+    """One incident without its nodes, for what happens with every report."""
+    row = tx.execute(_BY_ID, {"number": incident}).first()
+    return None if row is None else _view(row, [], 0)
 
 
 def _reaches(scope: Scope) -> ColumnElement[bool]:

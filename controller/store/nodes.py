@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -10,13 +10,13 @@ from sqlalchemy import ColumnElement, and_, bindparam, exists, func, insert, or_
 
 from contract.directive import WantedBaseline
 from contract.messages import BaselineRef, Posture, Tier
-from controller.permissions import Scope
 from controller.policy import SitePolicy
 from controller.records import EkTrust, Record, Standing
-from controller.store import Transaction, notices
+from controller.store import Transaction, neighbours, notices
+from controller.store.counting import added
 from controller.store.hot import Prepared
 from controller.store.schema import baselines, boot_references, holds, nodes, sites
-from controller.store.scoped import within
+from controller.store.scoped import chunked
 from controller.store.state import NodeState
 
 decode_state = msgspec.json.Decoder(NodeState).decode
@@ -169,8 +169,14 @@ def every(tx: Transaction) -> list[NodeRow]:
 def rows_of(
     tx: Transaction, where: ColumnElement[bool], order: Sequence[ColumnElement[object]], limit: int
 ) -> list[NodeRow]:
-    """Nodes under a condition, in an order."""
-    return [_row(row) for row in tx.execute(_SELECT.where(where).order_by(*order).limit(limit))]
+    """Nodes under a condition, in an order: their names first, for whole rows of a large fleet are too much to sort."""
+    names = tx.execute(select(nodes.c.node).where(where).order_by(*order).limit(limit)).scalars().all()
+    found = {
+        row.node: row
+        for some in chunked(names)
+        for row in map(_row, tx.execute(_SELECT.where(nodes.c.node.in_(some))))
+    }
+    return [found[name] for name in names if name in found]
 
 
 def write(
@@ -186,6 +192,8 @@ def write(
     state: NodeState,
 ) -> None:
     """Write what a report changed. `directive`: number, issued at, still due."""
+    if state.addresses != before.state.addresses:
+        neighbours.changed(tx)
     _WRITE.run(
         tx,
         {
@@ -254,6 +262,8 @@ def add(
             state=_encode(NodeState()).decode(),
         )
     )
+    added(tx)
+    neighbours.changed(tx)
 
 
 def _posture_of_new(tx: Transaction, site: str) -> str:
@@ -306,6 +316,11 @@ def set_state(tx: Transaction, node: str, state: NodeState) -> None:
     tx.execute(update(nodes).where(nodes.c.node == node).values(state=_encode(state).decode()))
 
 
+def _update(tx: Transaction, names: Sequence[str], values: Mapping[str, object]) -> None:
+    for some in chunked(names):
+        tx.execute(update(nodes).where(nodes.c.node.in_(some)).values(values))
+
+
 def set_posture(
     tx: Transaction, names: Sequence[str], wanted: Posture, standing: Standing | None, now: float
 ) -> None:
@@ -314,29 +329,29 @@ def set_posture(
     if standing is not None:
         values |= {"standing": standing, "standing_since": now}
     notices.due(tx, names)
-    tx.execute(update(nodes).where(nodes.c.node.in_(names)).values(values))
+    _update(tx, names, values)
 
 
 def set_due(tx: Transaction, names: Sequence[str]) -> None:
     """The directive of these nodes must be written anew."""
     notices.due(tx, names)
-    tx.execute(update(nodes).where(nodes.c.node.in_(names)).values(directive_due=True))
+    _update(tx, names, {"directive_due": True})
 
 
-_ISSUED = (
+_ISSUED = Prepared(
     update(nodes)
     .where(nodes.c.node == bindparam("of_node"))
     .values(
         directive_number=bindparam("to_number"),
         directive_issued_at=bindparam("to_issued"),
-        directive_due=False,
+        directive_due=bindparam("to_due"),
     )
 )
 
 
 def set_issued(tx: Transaction, node: str, number: int, issued: float) -> None:
     """A directive was written."""
-    tx.execute(_ISSUED, {"of_node": node, "to_number": number, "to_issued": issued})
+    _ISSUED.run(tx, {"of_node": node, "to_number": number, "to_issued": issued, "to_due": False})
 
 
 def set_standing(tx: Transaction, node: str, standing: Standing, now: float) -> None:
@@ -356,42 +371,6 @@ def silent(tx: Transaction, *, now: float, started: float, intervals: float) -> 
     return [_row(row) for row in tx.execute(statement)]
 
 
-def count(tx: Transaction) -> int:
-    """Nodes of the fleet."""
-    return int(tx.execute(select(func.count()).select_from(nodes)).scalar_one())
-
-
-def count_by_standing(tx: Transaction, scope: Scope) -> dict[tuple[str, Standing], int]:
-    """Count by (site, standing)."""
-    statement = select(nodes.c.site, nodes.c.standing, func.count()).group_by(nodes.c.site, nodes.c.standing)
-    return {
-        (row[0], row[1]): row[2]
-        for row in tx.execute(statement.where(within(scope, nodes.c.site, nodes.c.node)))
-    }
-
-
-def count_connected(tx: Transaction, scope: Scope) -> int:
-    """Nodes with an open session."""
-    connected = (
-        select(func.count())
-        .select_from(nodes)
-        .where(nodes.c.connected, within(scope, nodes.c.site, nodes.c.node))
-    )
-    return int(tx.execute(connected).scalar_one())
-
-
-def drifting(tx: Transaction, site: str, *, since: float, without: str) -> int:
-    """Other nodes of the site that drifted after `since`."""
-    return int(
-        tx.execute(
-            select(func.count())
-            .select_from(nodes)
-            .where(nodes.c.site == site, nodes.c.last_drift_at > since, nodes.c.node != without)
-        ).scalar_one()
-    )
-
-
 def forget_own_baseline(tx: Transaction, names: Sequence[str]) -> None:
     """Their site's choice is in force again; what they are told does not change, so nothing is due."""
-    values = {"baseline_name": None, "baseline_version": None}
-    tx.execute(update(nodes).where(nodes.c.node.in_(names)).values(values))
+    _update(tx, names, {"baseline_name": None, "baseline_version": None})

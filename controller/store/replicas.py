@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from sqlalchemy import delete, func, insert, or_, select, text, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, text, update
 
 from controller.store import Transaction
+from controller.store.hot import Prepared
 from controller.store.schema import controller_keys, controllers, nodes
 
 LEASE_S = 15.0
@@ -81,22 +82,34 @@ def addresses(tx: Transaction) -> list[str]:
     return sorted({each for row in rows for each in msgspec.json.decode(row.addresses, type=list[str])})
 
 
+_TAKE = Prepared(
+    update(nodes)
+    .where(nodes.c.node == bindparam("of_node"))
+    .values(
+        connected=bindparam("to_connected"),
+        session_holder=bindparam("to_holder"),
+        session_epoch=bindparam("to_epoch"),
+    )
+)
+_END = Prepared(
+    update(nodes)
+    .where(
+        nodes.c.node == bindparam("of_node"),
+        nodes.c.session_holder == bindparam("of_holder"),
+        nodes.c.session_epoch == bindparam("of_epoch"),
+    )
+    .values(connected=bindparam("to_connected"))
+)
+
+
 def take(tx: Transaction, node: str, own: str, epoch: int) -> None:
     """Hold a node's session from now on."""
-    tx.execute(
-        update(nodes)
-        .where(nodes.c.node == node)
-        .values(connected=True, session_holder=own, session_epoch=epoch)
-    )
+    _TAKE.run(tx, {"of_node": node, "to_connected": True, "to_holder": own, "to_epoch": epoch})
 
 
 def end(tx: Transaction, node: str, own: str, epoch: int) -> None:
     """End a session, unless the node has another one by now, here or elsewhere."""
-    tx.execute(
-        update(nodes)
-        .where(nodes.c.node == node, nodes.c.session_holder == own, nodes.c.session_epoch == epoch)
-        .values(connected=False)
-    )
+    _END.run(tx, {"of_node": node, "of_holder": own, "of_epoch": epoch, "to_connected": False})
 
 
 def resume(tx: Transaction, own: str, held: Mapping[str, int]) -> None:

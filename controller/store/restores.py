@@ -6,6 +6,7 @@ from sqlalchemy import insert, select, update
 
 from controller.records import Record
 from controller.store import Transaction
+from controller.store.hot import Prepared
 from controller.store.schema import nodes, restores
 
 
@@ -21,15 +22,18 @@ def add(tx: Transaction, *, at: float, backup_at: float) -> None:
     tx.execute(insert(restores).values(at=at, backup_at=backup_at))
 
 
+_UNCONFIRMED = Prepared(
+    select(restores.c.at, restores.c.backup_at)
+    .where(restores.c.confirmed_at.is_(None))
+    .order_by(restores.c.at.desc())
+    .limit(1)
+)
+
+
 def unconfirmed(tx: Transaction) -> Restore | None:
     """The newest restore that nobody has confirmed."""
-    row = tx.execute(
-        select(restores.c.at, restores.c.backup_at)
-        .where(restores.c.confirmed_at.is_(None))
-        .order_by(restores.c.at.desc())
-        .limit(1)
-    ).first()
-    return None if row is None else Restore(at=row.at, backup_at=row.backup_at)
+    row = _UNCONFIRMED.first(tx, {})
+    return None if row is None else Restore(at=row[0], backup_at=row[1])  # type: ignore[arg-type]
 
 
 def confirm(tx: Transaction, *, actor: str, now: float) -> None:

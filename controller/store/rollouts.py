@@ -14,7 +14,7 @@ from controller.rollout_records import NodeFacts, PlanView, Progress, RolloutNod
 from controller.store import Transaction
 from controller.store.nodes import decode_state
 from controller.store.schema import nodes, plans, rollout_nodes, rollouts
-from controller.store.scoped import within
+from controller.store.scoped import chunked, within
 
 _decode_plan = msgspec.json.Decoder(PlanView).decode
 _decode_terms = msgspec.json.Decoder(Terms).decode
@@ -248,13 +248,11 @@ def remember(tx: Transaction, number: int, node: str, own: tuple[str | None, int
 
 def before(tx: Transaction, number: int, names: Sequence[str]) -> dict[str, tuple[str, int] | None]:
     """What these nodes had chosen for themselves before."""
-    rows = tx.execute(
-        select(rollout_nodes.c.node, rollout_nodes.c.before_name, rollout_nodes.c.before_version).where(
-            rollout_nodes.c.rollout == number, rollout_nodes.c.node.in_(names)
-        )
-    )
+    chosen = select(rollout_nodes.c.node, rollout_nodes.c.before_name, rollout_nodes.c.before_version)
     return {
-        row.node: None if row.before_name is None else (row.before_name, row.before_version) for row in rows
+        row.node: None if row.before_name is None else (row.before_name, row.before_version)
+        for some in chunked(names)
+        for row in tx.execute(chosen.where(rollout_nodes.c.rollout == number, rollout_nodes.c.node.in_(some)))
     }
 
 

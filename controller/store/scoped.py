@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 from sqlalchemy import ColumnElement, and_, exists, false, not_, or_, true
 
 from controller.permissions import Part, Scope, label_selector
@@ -19,6 +21,14 @@ def within(
     if scope.everywhere:
         return true()
     return or_(false(), *(_part(part, site, node) for part in scope.parts))
+
+
+_CHUNK = 500
+
+
+def chunked(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Return names in such pieces as one statement may hold: a driver takes no more than 32,766 or 65,535 values."""
+    return (names[begin : begin + _CHUNK] for begin in range(0, len(names), _CHUNK))
 
 
 def _part(part: Part, site: ColumnElement[str], node: ColumnElement[str] | None) -> ColumnElement[bool]:

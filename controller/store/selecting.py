@@ -18,7 +18,7 @@ from controller.selector import Selector, Term
 from controller.store import Transaction, notices
 from controller.store.nodes import NodeRow, rows_of
 from controller.store.schema import node_labels, nodes
-from controller.store.scoped import labelled, within
+from controller.store.scoped import chunked, labelled, within
 
 SortKey = Literal["node", "site", "standing", "last_report_at", "standing_since"]
 """The closed list of what nodes may be sorted by; ties go by name."""
@@ -106,8 +106,9 @@ def choose_baseline(
     """Choose a baseline for these nodes alone; None: their site's is in force again."""
     notices.due(tx, chosen)
     name, version = baseline or (None, None)
-    tx.execute(
-        update(nodes)
-        .where(nodes.c.node.in_(chosen))
-        .values(baseline_name=name, baseline_version=version, baseline_since=now, directive_due=True)
-    )
+    for some in chunked(chosen):
+        tx.execute(
+            update(nodes)
+            .where(nodes.c.node.in_(some))
+            .values(baseline_name=name, baseline_version=version, baseline_since=now, directive_due=True)
+        )

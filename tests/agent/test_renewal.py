@@ -7,14 +7,14 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import aiohttp
 import pytest
 import pytest_asyncio
 
+from agent.channel import Unanswered
 from agent.dial import Dialler
 from agent.enrol import Identity
 from contract.errors import Rejected
-from contract.messages import SESSION_PATH
+from contract.messages import MAX_FRAME_BYTES, PROTOCOL, SESSION_PATH
 from controller.store import nodes
 from tests.agent.wholenode import NODE, WholeNode, until
 from tests.controller.live import EVENT_LOG, Live, running
@@ -92,9 +92,9 @@ async def test_an_expired_certificate_makes_the_node_enrol_again_with_the_same_a
     await asyncio.sleep(max(0.0, first.not_after - time.time()) + 1.0)
     dialler = Dialler(node.config, node.store)
     async with dialler.client(node.enrolled(), keys) as http:
-        url = node.live.node_url.replace("https", "wss") + SESSION_PATH
-        with pytest.raises((aiohttp.ClientError, OSError)) as caught:
-            await http.ws_connect(url)
+        with pytest.raises(Unanswered) as caught:
+            async with http.websocket(SESSION_PATH, subprotocol=PROTOCOL, max_bytes=MAX_FRAME_BYTES):
+                pass
     # A node whose clock is behind learns it from the controller's.
     assert await dialler.turned_away(caught.value, first.not_after)
     assert not await dialler.turned_away(caught.value, time.time() + 3600)
@@ -129,5 +129,5 @@ async def test_a_certificate_that_the_controller_has_forgotten_is_replaced(node:
 async def test_other_failures_are_not_about_the_certificate(node: WholeNode) -> None:
     dialler = Dialler(node.config, node.store)
     await node.live.controller.stop()
-    for error in (OSError("no route"), aiohttp.ServerDisconnectedError(), TimeoutError()):
+    for error in (OSError("no route"), Unanswered(), TimeoutError()):
         assert not await dialler.turned_away(error, 0.0)

@@ -6,8 +6,7 @@ import asyncio
 from types import SimpleNamespace
 from typing import cast
 
-import aiohttp
-
+from agent.channel import WebSocket
 from agent.enrol import Identity
 from agent.session import Session
 from agent.store import Enrolled, Keys
@@ -22,7 +21,7 @@ class SlowSocket:
         self.ending = asyncio.Event()
         self.let_go = asyncio.Event()
 
-    async def receive(self) -> aiohttp.WSMessage:
+    async def receive(self) -> bytes:
         """Nothing ever comes."""
         try:
             return await asyncio.Future()
@@ -36,7 +35,7 @@ async def test_a_stop_in_the_moment_in_which_a_session_ends_is_a_stop() -> None:
     uplink = SimpleNamespace(due=asyncio.Event(), redial=asyncio.Event(), silent_until=0.0)
     session = Session(
         cast(Uplink, uplink),
-        cast(aiohttp.ClientWebSocketResponse, socket),
+        cast(WebSocket, socket),
         Hello(node="press-1", nonce=bytes(32), interval_s=60.0),
         1,
         enrolled=cast(Enrolled, None),

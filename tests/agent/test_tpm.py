@@ -129,7 +129,7 @@ def test_a08_hanging_tpm_is_busy_at_once_and_comes_back(tpm: Tpm, powered: Softw
         tpm.read_pcrs([0], timeout_s=0.2)
     with pytest.raises(TpmBusy):
         tpm.read_pcrs([0], timeout_s=0.2)
-    assert time.monotonic() - began < 1.0
+    assert time.monotonic() - began < 5.0  # and not the minute that a slow command may take
     powered.resume()
     assert len(tpm.read_pcrs([0], timeout_s=5.0)[0]) == 32
     tpm.quote(NONCE, [0])

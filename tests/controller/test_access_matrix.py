@@ -54,6 +54,8 @@ BODIES: dict[str, Callable[[Place], object]] = {
     "POST /me/tokens": lambda p: {"name": "mine", "rights": [{"role": "viewer", "sites": [p.site]}]},
 }
 """Of routes whose subject is in the body."""
+QUERIES = {"GET /inventory/packages": "?name=bash"}
+"""Of routes that need one."""
 RIGHTS_OR_ALL = {"given", "token", "user", "fleet"}
 """Bodies of these name sites in rights, which the use case holds against the giver's; or need the whole fleet."""
 NARROWED = {"/plans", "/suppressions"}
@@ -95,7 +97,7 @@ async def ask(
 ) -> tuple[int, str, str]:
     """Return status, code and text of one call."""
     body = BODIES[key(route)](at) if key(route) in BODIES else None
-    path = prefix + at.path(route.path)
+    path = prefix + at.path(route.path) + QUERIES.get(key(route), "")
     status, value = await live.call(route.method, path, body, role=None, headers=headers)
     return status, str(value.get("code", "")), str(value)
 

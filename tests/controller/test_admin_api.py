@@ -253,7 +253,7 @@ async def test_events_wait_for_the_next_one(live: Live) -> None:
     await answer_to(node, node.report(events=[event]))
     _, got = await waiting
     assert [item["kind"] for item in got["items"]] == ["usb.refused"]  # type: ignore[attr-defined]
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 9
     _, empty = await live.call("GET", f"/api/v1/events?after={got['after']}&wait_s=0.1")
     assert empty == {"items": [], "after": got["after"]}
 
@@ -273,6 +273,7 @@ async def test_answers_are_what_the_document_says(live: Live) -> None:
             continue
         path = "/api/v1" + route.path.replace("{node}", "press-1").replace("{site}", "factory")
         path = path.replace("{evidence}", "newest").replace("{act}", "1")
+        path += "?name=bash" if route.path == "/inventory/packages" else ""
         status, value = await live.call("GET", path)
         assert status == 200, path
         msgspec.convert(value, route.reply, strict=False)

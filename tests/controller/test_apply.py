@@ -85,6 +85,46 @@ async def test_sites_that_no_file_names_are_left_alone_and_told(live: Live, tmp_
     assert (await live.fleet.site("factory")).policy.interval_s == 60
 
 
+RULE = (
+    '# reviewed\n[[rule]]\nname = "usb"\nwhen = { event = "usb.refused" }\nthen = ["alert"]\nstage = "act"\n'
+)
+ROLES = (
+    '[[person]]\nname = "jordan"\nrights = ["operator@factory[line=3]", "viewer@all"]\n'
+    '[[token]]\nname = "backup"\nrights = ["auditor@all"]\n'
+)
+
+
+async def test_response_rules_and_rights_are_applied_from_files_too(live: Live, tmp_path: Path) -> None:
+    for path in ("/users", "/tokens"):
+        name = {"/users": "jordan", "/tokens": "backup"}[path]
+        body = {"name": name, "rights": [{"role": "viewer", "sites": "all"}]}
+        assert (await live.call("POST", "/api/v1" + path, body))[0] in (200, 201)
+    folder = written(tmp_path / "fleet", {"responses.toml": RULE, "roles.toml": ROLES})
+    dry = await applied(live, folder, "--dry-run")
+    told = [(c["target"], c["before"], c["after"]) for c in json.loads(dry.output)["changes"]]
+    assert told == [
+        ("responses", "version 0", "1 rules"),
+        ("person jordan", "viewer@all", "operator@factory[line=3] viewer@all"),
+        ("token backup", "viewer@all", "auditor@all"),
+    ]
+    assert (await live.fleet.responses()).version == 0, "nothing was changed"
+    made = await applied(live, folder)
+    assert made.exit_code == 0, made.output
+    assert (await live.fleet.responses()).document == RULE
+    (person,) = (await live.call("GET", "/api/v1/users"))[1]["items"]  # type: ignore[misc, call-overload]
+    assert [right["role"] for right in person["rights"]] == ["operator", "viewer"]
+    again = await applied(live, folder)
+    assert json.loads(again.output)["changes"] == []
+
+
+async def test_nobody_is_made_by_a_file(live: Live, tmp_path: Path) -> None:
+    done = await applied(live, written(tmp_path / "fleet", {"roles.toml": ROLES}))
+    assert done.exit_code == 1
+    assert {c["before"]: c["result"].split(":")[1].strip() for c in json.loads(done.output)["changes"]} == {
+        "no such person": "user.unknown", "no such token": "token.unknown",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("files", "told"),
     [
@@ -95,6 +135,11 @@ async def test_sites_that_no_file_names_are_left_alone_and_told(live: Live, tmp_
         ({"a.toml": '[[site]]\nname = "a"\nbaseline = "factory"\n'}, "a.toml:3"),
         ({"a.toml": '[[node]]\nname = "a"\nlabels = { site = "x" }\n'}, "field of every node"),
         ({"a.toml": "[[site]\n"}, "a.toml"),
+        ({"a.toml": '[[person]]\nname = "a"\nrights = ["king@all"]\n'}, "a.toml: rights of a: 'king'"),
+        ({"a.toml": '[[person]]\nname = "a"\nrights = ["viewer@"]\n'}, "wanted ROLE@all"),
+        ({"a.toml": '[[token]]\nname = "a"\nrights = ["viewer@lyon[line in]"]\n'}, "rights of a"),
+        ({"a.toml": '[[token]]\nname = "a"\nrights = []\n'}, "a.toml"),
+        ({"responses.toml": RULE + "stege = 1\n"}, "responses.toml:7"),
         ({"a.toml": '[[site]]\nname = "a"\npolicy = { interval_s = -1 }\n'}, "a.toml:3"),
     ],
 )

@@ -78,7 +78,7 @@ class Running:
         self.process = subprocess.Popen(
             [BIN / "ringfence-controller", "serve", "--dir", self.folder], stderr=subprocess.PIPE, text=True
         )
-        for _ in range(200):
+        for _ in range(1200):
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.admins)) == 0:
                     return
@@ -89,7 +89,7 @@ class Running:
         """Stop it; exit code and log."""
         assert self.process is not None
         self.process.send_signal(number)
-        _, log = self.process.communicate(timeout=20)
+        _, log = self.process.communicate(timeout=60)
         return self.process.returncode, log
 
     def ringfence(

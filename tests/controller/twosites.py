@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import select
 
 from contract.grant import Access, CodeHash, Opening
+from contract.inventory import Fact, Facts
 from contract.messages import Drift
 from contract.references import ReferenceSet
 from controller.grant_records import GrantRequest
@@ -52,6 +53,8 @@ async def place(live: Live, site: str) -> Place:
     drift = Drift(section="sysctl", key=f"{site}.key", wanted="1", found="2", since=now)
     await answer_to(node, node.report())
     await answer_to(node, node.report(drifts=[drift]))
+    stock = Facts(facts=[Fact("package", "bash", "5.2"), Fact("hardware", "product", f"press of {site}")])
+    await live.fleet.take_inventory(f"{site}-1", hashlib.sha256(site.encode()).digest(), stock, now=now)
     grant = await live.fleet.request_grant(_grant(f"{site}-1", now), actor=f"asker-{site}", now=now)
     digest = hashlib.sha256(site.encode()).hexdigest()
     wanted = ReferenceSet(site=site, values={"kernel": [digest]}, valid_from=now, note=f"kernel of {site}")

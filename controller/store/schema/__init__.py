@@ -20,6 +20,7 @@ from controller.store.schema.base import RowId, metadata
 from controller.store.schema.enrolment import enrol_tokens, enrolments, preregistrations, revoked_keys
 from controller.store.schema.fleet import node_labels, nodes, sites
 from controller.store.schema.grants import break_glass_codes, grants
+from controller.store.schema.inventory import inventories, inventory_facts, inventory_items
 from controller.store.schema.outlets import dead_letters, outlets
 from controller.store.schema.people import (
     api_sessions,
@@ -69,6 +70,9 @@ __all__ = [
     "holds",
     "incident_nodes",
     "incidents",
+    "inventories",
+    "inventory_facts",
+    "inventory_items",
     "login_attempts",
     "login_nonces",
     "metadata",

@@ -58,7 +58,10 @@ nodes = Table(
     Column("state", Text, nullable=False),
     Index(None, "site", "node"),
     Index(None, "standing", "last_report_at"),
-    Index(None, "session_holder"),
+    Index(None, "site", "last_drift_at"),
+    Index(None, "site", "standing"),
+    Index(None, "standing", "node"),
+    Index(None, "session_holder", "directive_due", "connected"),
 )
 
 node_labels = Table(

