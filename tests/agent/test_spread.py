@@ -9,8 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
 
-import aiohttp
-
+from agent.channel import WebSocket
 from agent.enrol import Identity
 from agent.session import MIN_GAP_S, Session
 from agent.store import Enrolled, Keys
@@ -73,18 +72,18 @@ class _Socket:
     """What comes is put in; what was sent is kept."""
 
     def __init__(self) -> None:
-        self.coming: asyncio.Queue[aiohttp.WSMessage] = asyncio.Queue()
+        self.coming: asyncio.Queue[bytes] = asyncio.Queue()
         self.sent: list[bytes] = []
 
     def put(self, message: Message) -> None:
         """Have a message come."""
-        self.coming.put_nowait(aiohttp.WSMessage(aiohttp.WSMsgType.BINARY, wire.encode(message), ""))
+        self.coming.put_nowait(wire.encode(message))
 
-    async def receive(self) -> aiohttp.WSMessage:
+    async def receive(self) -> bytes:
         """Return the next one."""
         return await self.coming.get()
 
-    async def send_bytes(self, data: bytes) -> None:
+    async def send(self, data: bytes) -> None:
         """Keep it."""
         self.sent.append(data)
 
@@ -97,7 +96,7 @@ async def test_c18_an_order_does_not_wait_for_the_tpm() -> None:
     report = Report(body=b"", quote=b"", signature=b"", pcrs={}, event_log=None, ima_log=None)
 
     class _Uplink(SimpleNamespace):
-        async def prepare(self, offset: int | None, with_log: bool) -> object:
+        async def prepare(self, *_: object) -> object:
             return SimpleNamespace(number=1)
 
         async def quoted(self, *_: object) -> Report:
@@ -143,7 +142,7 @@ async def _until(true: Callable[[], bool]) -> None:
 def _session(uplink: SimpleNamespace, socket: _Socket | None = None) -> Session:
     return Session(
         cast(Uplink, uplink),
-        cast(aiohttp.ClientWebSocketResponse, socket),
+        cast(WebSocket, socket),
         Hello(node="press-1", nonce=bytes(32), interval_s=60.0),
         1,
         enrolled=cast(Enrolled, None),
