@@ -44,6 +44,8 @@ class Stocktaking:
         self._stamp: tuple[int, ...] = ()
         self._of_tpm: list[Fact] | None = None
         self._taken_at = -EVERY_S
+        self._wait_s = EVERY_S
+        self._failures = 0
         self._task: asyncio.Task[None] | None = None
 
     async def latest(self) -> Taken | None:
@@ -54,7 +56,7 @@ class Stocktaking:
             since_s = boottime() - self._taken_at
             if since_s >= SETTLED_S:
                 stamp = await asyncio.to_thread(self._database.stamp)
-                if since_s >= EVERY_S or stamp != self._stamp:
+                if since_s >= self._wait_s or stamp != self._stamp:
                     self._task = asyncio.create_task(self._take(stamp))
         return self._latest
 
@@ -62,12 +64,15 @@ class Stocktaking:
         models = await self._models()
         if models is None:
             return
-        self._taken_at = boottime()
+        self._taken_at, self._stamp = boottime(), stamp
         try:
             self._latest = await asyncio.to_thread(self._gathered, model_facts(models))
-            self._stamp = stamp
-        except OSError as error:  # the next hour, or the next change of the database, brings it
+            self._failures = 0
+        except OSError as error:  # what was taken last stands: "not known now" is not "removed"
             log.warning("inventory: %s", error)
+            self._failures += 1
+        # A database that cannot be read costs no more than one that can: asked again after minutes, then after an hour.
+        self._wait_s = min(EVERY_S, SETTLED_S * 2**self._failures) if self._failures else EVERY_S
 
     def _gathered(self, models: list[Fact]) -> Taken:
         """Raises OSError."""

@@ -14,12 +14,23 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from contract.firewall import InboundRule, OutboundRule, Rule, Section, Zone, checked_network, port_range
+from contract.firewall import (
+    InboundRule,
+    OutboundRule,
+    PortRange,
+    Rule,
+    Section,
+    Zone,
+    checked_network,
+    port_range,
+)
 from contract.messages import Posture
 from contract.sockets import Connection, Endpoint, Listening
 
 Verdict = Literal["kept", "cut", "unsure"]
 _Match = Literal["yes", "no", "maybe"]
+_MAX_PORTS = 4096
+"""Answers that are kept: a node may name any port."""
 
 
 class Fate(NamedTuple):
@@ -41,11 +52,12 @@ class Foretold:
         if posture == "maintenance":
             more_in, more_out = section.maintenance.inbound, section.maintenance.outbound
         isolated = posture == "isolated"
-        self._inbound: list[Rule] = [*(section.isolated.inbound if isolated else section.inbound), *more_in]
-        self._outbound: list[Rule] = [
-            *(section.isolated.outbound if isolated else section.outbound),
-            *more_out,
-        ]
+        inbound = [*(section.isolated.inbound if isolated else section.inbound), *more_in]
+        outbound = [*(section.isolated.outbound if isolated else section.outbound), *more_out]
+        self._inbound, self._outbound = list(map(_Placed.of, inbound)), list(map(_Placed.of, outbound))
+        self._by_port: dict[tuple[str, str, int], list[Rule]] = {}
+        inside = section.containers
+        self._contained = [] if inside is None else list(map(checked_network, inside.addresses))
 
     def fate(self, one: Connection, controller: Sequence[Endpoint]) -> Fate:
         """Return what would become of a connection that is open now; `controller`: where the node knows it to be."""
@@ -57,7 +69,7 @@ class Foretold:
             unsure = "" if way == "no" else "the way to the controller: its interface is not known"
         if contained := self._of_containers(one):
             return Fate("unsure", contained)
-        for rule in self._inbound if one.begun == "there" else self._outbound:
+        for rule in self._naming(one):
             match, why = self._matches(rule, one)
             if match == "yes":
                 return Fate("kept", f"{rule.zone}: {rule.reason}")
@@ -76,7 +88,19 @@ class Foretold:
 
     def serves(self, one: Listening) -> bool:
         """Tell whether any rule lets anybody ask for it; networks of containers not looked at."""
-        return any(_names_port(rule, one.protocol, one.port) for rule in self._inbound)
+        return any(placed.names(one.protocol, one.port) for placed in self._inbound)
+
+    def _naming(self, one: Connection) -> Sequence[Rule]:
+        """Return the rules that are about what it asked for."""
+        asked = one.local_port if one.begun == "there" else one.peer_port
+        key = (one.begun, one.protocol, asked)
+        found = self._by_port.get(key)
+        if found is None:
+            if len(self._by_port) >= _MAX_PORTS:
+                self._by_port.clear()
+            placed = self._inbound if one.begun == "there" else self._outbound
+            found = self._by_port[key] = [each.rule for each in placed if each.names(one.protocol, asked)]
+        return found
 
     def _way(self, interface: str) -> _Match:
         wanted = self._section.controller.interface
@@ -89,14 +113,12 @@ class Foretold:
         if inside is None:
             return ""
         address = ipaddress.ip_address(one.peer)
-        if inside.covers(one.interface) or any(address in checked_network(each) for each in inside.addresses):
+        if inside.covers(one.interface) or any(address in each for each in self._contained):
             return "a network of containers, which has rules of its own"
         return ""
 
     def _matches(self, rule: Rule, one: Connection) -> tuple[_Match, str]:
-        """Whether a rule lets a connection be, and why that cannot be said."""
-        if not _names_port(rule, one.protocol, one.local_port if one.begun == "there" else one.peer_port):
-            return "no", ""
+        """Whether a rule that names its port lets a connection be, and why that cannot be said."""
         found = [self._zones[rule.zone].matches(one)]
         if isinstance(rule, OutboundRule):
             found.append(_owned(rule, one))
@@ -106,6 +128,24 @@ class Foretold:
         if isinstance(rule, InboundRule) and rule.connections is not None and not doubts:
             doubts = ["its limit of connections for each client counts anew"]
         return ("maybe", doubts[0]) if doubts else ("yes", "")
+
+
+class _Placed(NamedTuple):
+    """A rule with its ports read."""
+
+    rule: Rule
+    ports: tuple[PortRange, ...]
+
+    @classmethod
+    def of(cls, rule: Rule) -> _Placed:
+        """Read a rule's ports."""
+        return cls(rule, tuple(map(port_range, rule.ports)))
+
+    def names(self, protocol: str, port: int) -> bool:
+        """Whether the rule is about a protocol and a port."""
+        if self.rule.protocol == "any":
+            return True
+        return self.rule.protocol == protocol and any(low <= port <= high for low, high in self.ports)
 
 
 class _Held:
@@ -144,14 +184,6 @@ class _Held:
 
 def _is_controller(one: Connection, controller: Iterable[Endpoint]) -> bool:
     return one.protocol == "tcp" and (one.peer, one.peer_port) in {(e.address, e.port) for e in controller}
-
-
-def _names_port(rule: Rule, protocol: str, port: int) -> bool:
-    if rule.protocol == "any":
-        return True
-    if rule.protocol != protocol:
-        return False
-    return any(low <= port <= high for low, high in map(port_range, rule.ports))
 
 
 def _owned(rule: OutboundRule, one: Connection) -> tuple[_Match, str]:

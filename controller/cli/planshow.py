@@ -13,28 +13,29 @@ def show_plan(found: dict[str, object], *, details: bool) -> None:
     """Print a plan."""
     refused = found["refused"] if isinstance(found["refused"], dict) else {}
     busy = found["in_rollout"] if isinstance(found["in_rollout"], dict) else {}
-    show_facts(
-        {
-            "plan": found["id"],
-            "baseline": f"{found['baseline']}/{found['version']} ({found['sha256']})",
-            "would change": f"{found['nodes']} nodes of {len(items(found['sites']))} sites",
-            "sites": _some(found["sites"]),
-            "hold it already": len(items(found["already"])),
-            "cannot be reached now": _some(found["away"]),
-            "not healthy now": _some(found["not_healthy"]),
-            "cannot take it": _some([f"{name}: {why}" for name, why in refused.items()]),
-            "in another rollout": _some([f"{name} (rollout {other})" for name, other in busy.items()]),
-            **_impact_facts(found["impact"]),
-        }
-    )
+    sha256 = str(found["sha256"])
+    facts: dict[str, object] = {
+        "plan": found["id"],
+        "baseline": f"{found['baseline']}/{found['version']} ({sha256 if details else sha256[:16]})",
+        "would change": f"{_many(found['nodes'], 'node')} of {_many(len(items(found['sites'])), 'site')}",
+        **_impact_facts(found["impact"]),
+        "sites": _some(found["sites"]),
+        "hold it already": len(items(found["already"])) or None,
+        "cannot be reached now": _some(found["away"]),
+        "not healthy now": _some(found["not_healthy"]),
+        "cannot take it": _some([f"{name}: {why}" for name, why in refused.items()]),
+        "in another rollout": _some([f"{name} (rollout {other})" for name, other in busy.items()]),
+    }
+    show_facts({name: value for name, value in facts.items() if value not in (None, [])})
     _show_nodes(found["impact"])
     for group in items(found["groups"]):
         _show_group(group, details=details)
     if details:
         for node in items(at(found["impact"], "nodes")):
             _show_node(node)
-    else:
-        click.echo("\neach rule and each connection: --details")
+    click.echo()
+    if not details:
+        click.echo("each rule and each connection: --details")
     click.echo(f"to carry it out: ringfence rollout request {found['id']} --reason ...")
 
 
@@ -44,20 +45,21 @@ def _impact_facts(impact: object) -> dict[str, object]:
     sites = items(impact["cut_sites"])
     isolated = impact["would_isolate"] if isinstance(impact["would_isolate"], dict) else {}
     unknown = items(impact["unknown"])
-    not_known = [f"{at(each, 'count')} nodes: {at(each, 'why')}" for each in unknown]
-    asked = f"of {impact['known']} nodes that told"
-    unsure = f", {impact['unsure']} that only the node could say" if impact["unsure"] else ""
-    more = f", {impact['not_looked_at']} not looked at" if impact["not_looked_at"] else ""
+    told = f"of {_many(impact['known'], 'node')} that told"
+    cut = f"{_many(impact['cut'], 'open connection')} on {_many(impact['cut_nodes'], 'node')}"
+    if impact["cut"]:
+        cut += f" of {_many(len(sites), 'site')}"
     known = impact["known"] or not unknown
+    none = "not known" if not known else "none that told" if unknown else "none"
     return {
-        "would be cut": f"{impact['cut']} open connections on {impact['cut_nodes']} nodes of {len(sites)} sites, "
-        f"{asked}{unsure}{more}"
-        if known
-        else "not known",
-        "not known of": not_known,
-        "would lose the controller": _some(impact["lose_controller"])
-        or ("none that told" if known else "not known"),
-        "would isolate themselves": _some([f"{name}: {why}" for name, why in isolated.items()]),
+        "would be cut": f"{cut}, {told}" if known else "not known",
+        "perhaps cut": f"{impact['unsure']}: only the node could say" if impact["unsure"] else None,
+        "not looked at": f"{impact['not_looked_at']}: more than a node tells"
+        if impact["not_looked_at"]
+        else None,
+        "not known of": [f"{_many(at(each, 'count'), 'node')}: {at(each, 'why')}" for each in unknown],
+        "would lose the controller": _some(impact["lose_controller"]) or none,
+        "would isolate themselves": _some([f"{name}: {why}" for name, why in isolated.items()]) or none,
     }
 
 
@@ -88,11 +90,11 @@ def _show_nodes(impact: object) -> None:
 
 
 def _show_group(group: object, *, details: bool) -> None:
+    click.echo()
     names = items(at(group, "nodes"))
     changes = items(at(group, "changes"))
-    click.echo(
-        harmless(f"\nfrom {at(group, 'before') or 'none'}, {len(names)} nodes: {', '.join(_some(names))}")
-    )
+    before = at(group, "before") or "no baseline"
+    click.echo(harmless(f"from {before}, {_many(len(names), 'node')}: {', '.join(_some(names))}"))
     if not details:
         counted = [f"{at(each, 'section')} ({len(items(at(each, 'lines')))})" for each in changes]
         click.echo(harmless(f"  sections that change, with lines: {', '.join(counted) or 'none'}"))
@@ -104,7 +106,8 @@ def _show_group(group: object, *, details: bool) -> None:
 
 
 def _show_node(node: object) -> None:
-    click.echo(harmless(f"\n{at(node, 'node')}: {at(node, 'cut')} cut, {at(node, 'unsure')} unsure"))
+    click.echo()
+    click.echo(harmless(f"{at(node, 'node')}: {at(node, 'cut')} cut, {at(node, 'unsure')} unsure"))
     shown = items(at(node, "shown"))
     for one in shown:
         peer = f"{at(one, 'peer')} port {at(one, 'peer_port')}"
@@ -122,3 +125,7 @@ def _some(names: object) -> list[str]:
     return (
         listed if len(listed) <= MAX_SHOWN else [*listed[:MAX_SHOWN], f"and {len(listed) - MAX_SHOWN} more"]
     )
+
+
+def _many(count: object, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"

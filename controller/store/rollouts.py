@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import msgspec
-from sqlalchemy import Row, exists, func, insert, not_, select, update
+from msgspec import Struct
+from sqlalchemy import Row, bindparam, exists, func, insert, not_, select, update
 
+from contract.messages import BaselineRef
 from controller.permissions import Scope
 from controller.records import Record
 from controller.rollout import Moved
 from controller.rollout_records import NodeFacts, PlanView, Progress, RolloutNode, RolloutState, Terms
 from controller.store import Transaction
-from controller.store.nodes import decode_state
+from controller.store.hot import Prepared
 from controller.store.schema import nodes, plans, rollout_nodes, rollouts
 from controller.store.scoped import chunked, within
 
@@ -138,37 +140,46 @@ def change(tx: Transaction, number: int, **values: object) -> None:
 
 # -- nodes of a rollout ----------------------------------------------------------------------------------
 
-_FACTS = select(
-    rollout_nodes.c.node,
-    nodes.c.site,
-    rollout_nodes.c.wave,
-    rollout_nodes.c.progress,
-    rollout_nodes.c.since,
-    nodes.c.standing,
-    nodes.c.tier,
-    nodes.c.last_report_at,
-    nodes.c.state,
-).join(nodes, nodes.c.node == rollout_nodes.c.node)
+
+class _Held(Struct, frozen=True):
+    """The little of a node's state that a rollout is decided on; each step reads it of every node in it."""
+
+    baseline: BaselineRef | None = None
+    pending: BaselineRef | None = None
+    drifts: list[msgspec.Raw] = []
+
+
+_PLAIN = ("node", "site", "wave", "progress", "since", "standing", "tier", "last_report_at")
+_decode_held = msgspec.json.Decoder(_Held).decode
+_FACTS = Prepared(
+    select(
+        rollout_nodes.c.node,
+        nodes.c.site,
+        rollout_nodes.c.wave,
+        rollout_nodes.c.progress,
+        rollout_nodes.c.since,
+        nodes.c.standing,
+        nodes.c.tier,
+        nodes.c.last_report_at,
+        nodes.c.state,
+    )
+    .join(nodes, nodes.c.node == rollout_nodes.c.node)
+    .where(rollout_nodes.c.rollout == bindparam("of_rollout"))
+    .order_by(rollout_nodes.c.node)
+)
 
 
 def facts(tx: Transaction, number: int, sha256: str) -> list[NodeFacts]:
     """What is known of the nodes of a rollout whose baseline has this hash."""
     out = []
-    for row in tx.execute(_FACTS.where(rollout_nodes.c.rollout == number).order_by(rollout_nodes.c.node)):
-        state = decode_state(row.state)
+    for *plain, text in _FACTS.all(tx, {"of_rollout": number}):
+        state = _decode_held(text)  # type: ignore[arg-type]
         held = state.baseline
         out.append(
             NodeFacts(
-                node=row.node,
-                site=row.site,
-                wave=row.wave,
-                progress=row.progress,
-                since=row.since,
+                **dict(zip(_PLAIN, plain, strict=True)),  # type: ignore[arg-type]
                 holds=held is not None and held.sha256.hex() == sha256 and state.pending is None,
-                standing=row.standing,
-                tier=row.tier,
                 drifts=len(state.drifts),
-                last_report_at=row.last_report_at,
             )
         )
     return out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
@@ -228,8 +227,17 @@ async def test_a_database_that_cannot_be_read_ends_nothing(
 
     await until("the next try", tried)
     assert await shelf.has("1.0")  # not "all packages were removed"
-    status.rmdir()
-    status.write_bytes(kept)
-    os.utime(status, ns=(1, 1))
-    now[0] += stocktaking.SETTLED_S
+    asked = shelf.asked
+    now[0] += 2 * stocktaking.SETTLED_S - 1
+    for _ in range(3):
+        assert await shelf.has("1.0")
+    assert shelf.asked == asked  # nor is it tried without a pause
+    now[0] += 1
+    await until("the try after that", tried)
+    asked = shelf.asked
+    now[0] += 2 * stocktaking.SETTLED_S
     assert await shelf.has("1.0")
+    assert shelf.asked == asked
+    status.rmdir()
+    status.write_bytes(kept.replace(b"Version: 1.0", b"Version: 3.0"))
+    await until("it can be read again", lambda: shelf.has("3.0"))

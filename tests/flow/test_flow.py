@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -157,6 +158,15 @@ def test_c16_an_empty_target_never_means_all(lab: Lab, act: str) -> None:
 def test_f08_a_baseline_that_cuts_the_controller_off_is_taken_back(lab: Lab) -> None:
     lab.sign("east", 2, 1, way="uplink9")
     lab.push()
+
+    def foretold() -> dict[str, Any] | None:
+        told = lab.ringfence("plan", "east", "--version", "2", "--selector", "site=east", "--json")
+        impact: dict[str, Any] = json.loads(told)["impact"]
+        return impact if impact["known"] == 2 else None
+
+    impact = wait_until("both nodes tell what they have open", foretold, within_s=60)
+    assert impact is not None
+    assert impact["lose_controller"] == ["east-1", "east-2"]
     last = lab.events()[-1]["id"]
     lab.assign("east", "east", 2)
 
