@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench fuzz chaos packages packages-twice packages-try repo image lock clean
+.PHONY: setup demo test check guards bench fuzz contract chaos packages packages-twice packages-try repo image lock clean
 V := .venv/bin
 
 setup:
@@ -31,6 +31,10 @@ chaos: setup     ## two controllers, 500 nodes, five minutes of killing: control
 fuzz: setup      ## every parser, guided by coverage; ARGS="NAME --inputs N --seconds S"
 	@$(V)/pip install -qq --require-hashes --no-deps --upgrade --target build/fuzz -r packaging/setup/fuzz.txt
 	@nice -n 15 $(V)/python -m tests.fuzz $(ARGS)
+
+contract: setup  ## the admin API against its own document, at length; N=200 requests of each kind, SEED=1
+	@RINGFENCE_SCHEMATHESIS_EXAMPLES=$(or $(N),200) RINGFENCE_SCHEMATHESIS_SEED=$(or $(SEED),1) \
+	    $(V)/python -m pytest tests/controller/test_schemathesis.py
 
 packages: setup  ## dist/*.deb and dist/*.rpm; ARGS="--only ringfence-agent"
 	@$(V)/pip install -qq --require-hashes --no-deps --upgrade --target build/package-tools -r packaging/setup/packages.txt

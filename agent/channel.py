@@ -1,6 +1,6 @@
 """HTTP/1.1 and WebSocket to one server over TLS: h11 and wsproto speak the protocols, asyncio carries the bytes.
 
-A client for a process that stays for months: an eighth of the memory of a general one (docs/adr/0037). No redirects, no
+A client for a process that stays for months: a tenth of the memory of a general one (docs/adr/0037). No redirects, no
 proxies, no compression, no cookies, one request at a time.
 
 Refuses: replies and messages over the caller's limit, what is not the protocol, and to wait for ever.

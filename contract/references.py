@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -38,7 +38,11 @@ class ReferenceSet(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Values that are expected at one site for a time."""
 
     site: Name
-    values: Annotated[dict[ExpectedStage, Annotated[list[HexDigest], Meta(min_length=1)]], Meta(min_length=1)]
+    values: Annotated[
+        dict[ExpectedStage, Annotated[list[HexDigest], Meta(min_length=1)]],
+        # msgspec holds the keys to it, and does not say so in the schema that it writes.
+        Meta(min_length=1, extra_json_schema={"propertyNames": {"enum": [*get_args(Stage), "revocation"]}}),
+    ]
     """Stage to SHA-256 digests, in lower-case hexadecimal, as they are extended."""
     valid_from: Seconds
     """Seconds since 1970."""

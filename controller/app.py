@@ -25,6 +25,7 @@ from controller.api.entry import add_routes, problems
 from controller.api.outside import OUTSIDE, VERSION
 from controller.api.routes import ROUTES
 from controller.bell import Bell
+from controller.budget import Budget
 from controller.config import Config, listen_address, outlets_of, url_host
 from controller.delivery import Delivery
 from controller.failures import Failures
@@ -32,6 +33,7 @@ from controller.fleet import Fleet, keysheld
 from controller.fleet.auditlog import AuditLog
 from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
+from controller.fleet.once import Once
 from controller.fleet.people import People, nobody
 from controller.issuing import Issuing
 from controller.keys import Keys
@@ -87,6 +89,7 @@ class Controller:
             escrow=escrow,
             people=People(self._store, nobody if oidc is None else oidc.rights_of),
             logins=Logins(self._store, keys.people, issuer=config.name, session_s=session_s),
+            once=Once(self._store, keys.people),
             oidc=oidc,
             keys=keys,
             sessions=Sessions(fleet, escrow, issuing, metrics, bell),
@@ -94,6 +97,7 @@ class Controller:
             metrics=metrics,
             bell=bell,
             failures=Failures(config.limits.failures_per_minute),
+            budget=Budget(config.limits.requests_per_minute),
             tries=Failures(config.limits.logins_per_minute),
             device_trust=load_device_trust(directory, config.enrolment),
         )
@@ -183,6 +187,7 @@ class Controller:
             self._admin_tls.load_cert_chain(certificate, key)
             add_trust(self._node_tls, self._keys.node_trust)
         await self.services.archive.prune(now=time.time())
+        await self.services.once.sweep(now=time.time())
         await self.services.fleet.prune_inventories(now=time.time())
         await self.services.audit.checkpoint(now=time.time())
         await self.services.signed_files.refresh(time.time())

@@ -84,6 +84,8 @@ class Limits(Section, frozen=True, kw_only=True):
     """Connections that wait for a handshake, each address's in its turn; one address has at most half of the places."""
     failures_per_minute: Cap = 120
     """Bad tokens or bad enrolments of one address before it must wait."""
+    requests_per_minute: Cap = 6000
+    """Requests of one account to this controller's admin API before it must wait."""
     logins_per_minute: Cap = 30
     """Tries to log in of one address, right ones as well: each costs a slow hash."""
 

@@ -18,7 +18,14 @@ class NewKey(Strict, frozen=True, kw_only=True):
     """A key, sealed where it was put in: the plaintext never comes here."""
 
     sealed: SealedKey
-    share: Annotated[bytes, Meta(min_length=SHARE_BYTES, max_length=SHARE_BYTES)]
+    share: Annotated[
+        bytes,
+        Meta(
+            min_length=SHARE_BYTES,
+            max_length=SHARE_BYTES,
+            extra_json_schema={"pattern": "^[A-Za-z0-9+/]{43}=$"},
+        ),
+    ]
     """Base64 in JSON."""
     ak_name: Annotated[str, Meta(pattern=r"\A[0-9a-f]{4,136}\Z")]
     """Of the AK it is sealed to."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contract.errors import Rejected
+from controller.budget import Later
 
 WINDOW_S = 60.0
 MAX_SOURCES = 65536
@@ -22,7 +22,8 @@ class Failures:
         if now - begun >= WINDOW_S or now < begun:
             self._seen.pop(source, None)
         elif count >= self._limit:
-            raise Rejected("limit.failures", f"{count} failures; wait {WINDOW_S - (now - begun):.0f} s")
+            wait_s = WINDOW_S - (now - begun)
+            raise Later("limit.failures", f"{count} failures; wait {wait_s:.0f} s", wait_s)
 
     def count(self, source: str, now: float) -> None:
         """Count one failure of `source`. Raises Rejected `limit.failures` where the limit was reached while this one was

@@ -21,12 +21,23 @@ from collections import Counter
 from collections.abc import Coroutine
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from controller.admission import WaitingRoom
 from controller.config import Limits
 from controller.faults import log_fault
 
 log = logging.getLogger(__name__)
+
+
+def _ours(record: logging.LogRecord) -> bool:
+    """Whether a fault that aiohttp tells of may be logged: bytes that are no HTTP may not, for they may hold a token."""
+    fault = record.exc_info[1] if record.exc_info else None
+    return not isinstance(fault, HttpProcessingError)
+
+
+_http_log = logging.getLogger(f"{__name__}.http")
+_http_log.addFilter(_ours)
 
 BACKLOG = 4096
 _FULL_PAUSE_S = 0.05
@@ -47,6 +58,7 @@ class Listener:
             app,
             handle_signals=False,
             access_log=None,
+            logger=_http_log,
             keepalive_timeout=limits.request_s,
             auto_decompress=False,
             shutdown_timeout=2.0,

@@ -7,13 +7,23 @@ Names ending in `View` are shown to people as they stand, so nothing secret is i
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from contract.directive import Directive, WantedBaseline
 from contract.ima import ImaState
-from contract.messages import BaselineRef, Drift, Dropped, Finding, Posture, ReportBody, Severity, Tier
+from contract.messages import (
+    BaselineRef,
+    Drift,
+    Dropped,
+    Finding,
+    Name,
+    Posture,
+    ReportBody,
+    Severity,
+    Tier,
+)
 from contract.quote import Counters
 from controller.claimsview import BootClaims
 from controller.policy import SitePolicy
@@ -162,6 +172,16 @@ class Change(Record, frozen=True, kw_only=True):
     affected: list[str]
     """Nodes whose directive or session record changed."""
     holds: list[HoldView] = []
+
+
+class Relabel(Strict, frozen=True, kw_only=True):
+    """Labels to set and to take away, of the nodes that are named or meant."""
+
+    nodes: Annotated[list[Name], Meta(min_length=1, max_length=1000)] | None = None
+    selector: Annotated[str, Meta(min_length=1, max_length=2048)] | None = None
+    set: Annotated[dict[str, str], Meta(max_length=64)] = {}
+    remove: Annotated[list[str], Meta(max_length=64)] = []
+    reason: Annotated[str, Meta(min_length=1, max_length=1000, pattern=r"\S")]
 
 
 # -- views -----------------------------------------------------------------------------------------------

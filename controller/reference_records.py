@@ -27,16 +27,10 @@ class ReferenceView(Record, frozen=True, kw_only=True):
 
 
 class Announcement(Strict, frozen=True, kw_only=True):
-    """Sets to be announced, all or none, and why."""
+    """Sets to be announced, each on its own, and why."""
 
     references: Annotated[list[ReferenceSet], Meta(min_length=1, max_length=MAX_SETS)]
     reason: Reason
-
-
-class Announced(Record, frozen=True, kw_only=True):
-    """What was announced."""
-
-    items: list[ReferenceView]
 
 
 class BootView(Record, frozen=True, kw_only=True):

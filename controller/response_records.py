@@ -33,8 +33,6 @@ class NewResponses(Strict, frozen=True, kw_only=True):
     document: Annotated[str, Meta(max_length=MAX_RULES_BYTES)]
     replaces: Annotated[int, Meta(ge=0, le=2**53)]
     reason: ReasonText
-    dry_run: bool = False
-    """Check, say what there is to say, and store nothing."""
 
 
 class Undo(Strict, frozen=True, kw_only=True):

@@ -229,6 +229,8 @@ async def sockets_of(session: Session | None) -> SocketReport | str:
         return "its agent does not tell, or not yet"
     told = await session.told_sockets(SOCKETS_S)
     try:
-        return "it did not answer in time" if told is None else read_sockets(told)
+        if told is None:
+            return "it did not answer in time"
+        return await asyncio.to_thread(read_sockets, told)  # milliseconds where it is long
     except Rejected as rejected:
         return f"what it told was refused: {rejected.code}"

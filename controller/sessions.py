@@ -140,11 +140,15 @@ class Sessions:
         sessions = [session for session in sessions if session.greeted]
         await asyncio.gather(*(session.send(Challenge(nonce=session.nonce())) for session in sessions))
 
-    async def rehearse(self, nodes: Sequence[str], *, wait_s: float) -> dict[str, float | None]:
+    async def rehearse(
+        self, nodes: Sequence[str], *, wait_s: float, ask: bool = True
+    ) -> dict[str, float | None]:
         """Challenge those of `nodes` that are connected, and time each until its report was judged, in seconds; None where
-        none was within `wait_s`. Sends no order."""
+        none was within `wait_s`, or where nobody was to be asked. Sends no order."""
         sessions = [self._open[node] for node in dict.fromkeys(nodes) if node in self._open]
         sessions = [session for session in sessions if session.greeted]
+        if not ask:
+            return {session.node: None for session in sessions}
         took = await asyncio.gather(*(session.challenged(wait_s) for session in sessions))
         return {session.node: each for session, each in zip(sessions, took, strict=True)}
 

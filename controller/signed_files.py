@@ -30,16 +30,13 @@ class SignedFiles:
 
     async def push(self, untrusted_bundle: bytes, *, actor: str, now: float) -> list[BaselineView]:
         """Take in a bundle whole or not at all. Raises Rejected as `Repository.accept` does."""
-        seen = b""
 
         def change(files: dict[str, bytes]) -> TrustChange | None:
-            nonlocal seen
-            changed = _applied(files, self._repository.accept(untrusted_bundle, files, now=now))
-            seen = latest_root(changed.files if changed else files)
-            return changed
+            return _applied(files, self._repository.accept(untrusted_bundle, files, now=now))
 
         views = await self._fleet.change_trust(change, actor=actor, now=now)
-        self.newest_root = seen
+        # What is stored, not what was to be: a rehearsal stores nothing.
+        self.newest_root = latest_root(await self._fleet.trust_files())
         return views
 
     async def refresh(self, now: float) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contract.messages import Count, Name
-from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Route
+from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Route, shown_whole
+from controller.fleet import editing
 from controller.records import BaselineView, Change, Page, Record, Strict
 from controller.repository import MAX_BUNDLE_BYTES
 
@@ -33,7 +34,7 @@ async def list_baselines(call: Call[Paging, Nothing]) -> Page[BaselineView]:
 async def push_baselines(call: Call[Nothing, bytes]) -> Pushed:
     """Verify a bundle of signed files and take it in whole, or not at all."""
     new = await call.services.signed_files.push(call.body, actor=call.person.name, now=call.now)
-    call.services.bell.ring()
+    call.services.ring()
     return Pushed(new=new)
 
 
@@ -71,6 +72,13 @@ ROUTES: tuple[AnyRoute, ...] = (
         reply=Pushed,
         max_body_bytes=MAX_BUNDLE_BYTES,
     ),
+    shown_whole(
+        "/sites/{site}/baseline",
+        editing.chosen,
+        editing.Chosen,
+        "The baseline that a site is to hold to",
+        about="site",
+    ),
     Route(
         method="PUT",
         path="/sites/{site}/baseline",
@@ -81,5 +89,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=Assignment,
         reply=Change,
+        whole=editing.chosen,
+        match="may",
     ),
 )

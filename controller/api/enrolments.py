@@ -73,7 +73,7 @@ async def approve(call: Call[Nothing, Approval]) -> EnrolmentView:
         site=call.body.site,
         replace=call.body.replace,
     )
-    await call.services.sessions.drop(view.node)  # one that is open with the keys that were just revoked
+    await call.services.drop(view.node)  # one that is open with the keys that were just revoked
     return view
 
 

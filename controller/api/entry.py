@@ -17,9 +17,19 @@ from aiohttp import web
 from contract.errors import Rejected
 from contract.wire import decode_json
 from controller.api import PREFIX
+from controller.api.carrying import (
+    Answer,
+    Wish,
+    carry_out,
+    refusal_of,
+    wanted_key,
+    wanted_match,
+    wants_rehearsal,
+)
 from controller.api.gate import admit, admit_body
-from controller.api.problem import CONTENT_TYPE, Problem, bug, problem_of
+from controller.api.problem import RETRY_S, Problem, bug, problem_of
 from controller.api.route import AnyRoute, Call, Nothing
+from controller.budget import Later
 from controller.faults import log_fault
 from controller.listener import source_of
 from controller.permissions import Person, Scope
@@ -38,13 +48,6 @@ WAITED_S = 1.0
 """Who was let in so long ago is asked again before what was waited for is given."""
 
 
-class Text(msgspec.Struct, frozen=True):
-    """An answer that is not JSON."""
-
-    content: bytes
-    content_type: str
-
-
 def add_routes(
     app: web.Application, services: Services, routes: Sequence[AnyRoute], prefix: str = PREFIX
 ) -> None:
@@ -58,7 +61,12 @@ def _endpoint(services: Services, route: AnyRoute) -> Callable[[web.Request], Aw
         now, begun = time.time(), time.monotonic()
         source = source_of(request.remote or "0.0.0.0")
         person, scope = await _let_in(services, route, request, now)
-        query, body = _query(route, request), await _body(services, route, request)
+        if route.needs != "public":
+            services.budget.spend(person.name, begun)
+        query, rehearsal = _query(route, request)
+        key, match = wanted_key(route, request.headers), wanted_match(route, request.headers)
+        content = await _content(services, route, request)
+        body = _body(route, request, content)
         await admit_body(services, route, body, scope)
         call = Call(
             services=services,
@@ -71,11 +79,12 @@ def _endpoint(services: Services, route: AnyRoute) -> Callable[[web.Request], Aw
             source=source,
             token="" if route.needs == "public" else _token(request),
         )
-        value = await route.handler(call)
+        wish = Wish(rehearsal=rehearsal, key=key, request_sha256=_digest(request, content), match=match)
+        answer = await carry_out(route, call, wish)
         waited = route.method == "GET" and time.monotonic() - begun > WAITED_S
         if waited and await _let_in(services, route, request, time.time()) != (person, scope):
             raise Rejected("token.invalid", "your rights have changed meanwhile; ask again")
-        return _answer(route, value)
+        return _response(answer)
 
     return handle
 
@@ -88,14 +97,16 @@ async def problems(
     try:
         return await handler(request)
     except Rejected as error:
-        return _problem(problem_of(error))
+        return _problem(problem_of(error), error.retry_after if isinstance(error, Later) else None)
     except StoreUnavailable:
         return _problem(problem_of(Rejected("store.unavailable", "the database does not answer")))
     except web.HTTPNotFound:
         return _problem(problem_of(Rejected("route.unknown")))
     except web.HTTPMethodNotAllowed as error:
         allowed = ", ".join(sorted(error.allowed_methods))
-        return _problem(problem_of(Rejected("method.refused", f"allowed: {allowed}")))
+        answer = _problem(problem_of(Rejected("method.refused", f"allowed: {allowed}")))
+        answer.headers["Allow"] = allowed
+        return answer
     except web.HTTPException as error:
         return _problem(Problem(type="about:blank", title=error.reason, status=error.status, code="http"))
     except Exception as error:  # outermost place of the admin listener: answered, recorded, the process lives
@@ -147,23 +158,28 @@ def _token(request: web.Request) -> str:
     return untrusted_token
 
 
-def _query(route: AnyRoute, request: web.Request) -> msgspec.Struct:
+def _query(route: AnyRoute, request: web.Request) -> tuple[msgspec.Struct, bool]:
+    """Return the query, and whether it wants a rehearsal."""
     untrusted: dict[str, str] = {}
     for key, value in request.query.items():
         if key in untrusted:
             raise Rejected("query.malformed", f"{key[:64]!r} is there twice")
         untrusted[key] = value
+    rehearsal = wants_rehearsal(route, untrusted)
     try:
         query: msgspec.Struct = msgspec.convert(untrusted, route.query, strict=False)
-        return query
+        return query, rehearsal
     except msgspec.ValidationError as error:
         raise Rejected("query.malformed", str(error)) from None
 
 
-async def _body(services: Services, route: AnyRoute, request: web.Request) -> object:
+async def _content(services: Services, route: AnyRoute, request: web.Request) -> bytes:
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise Rejected("body.encoding", "send it uncompressed")
-    untrusted = await read_body(request, route.max_body_bytes, services.config.limits.request_s)
+    return await read_body(request, route.max_body_bytes, services.config.limits.request_s)
+
+
+def _body(route: AnyRoute, request: web.Request, untrusted: bytes) -> object:
     if route.body is Nothing:
         if untrusted not in (b"", b"{}"):
             raise Rejected("body.malformed", "wanted no body")
@@ -172,7 +188,23 @@ async def _body(services: Services, route: AnyRoute, request: web.Request) -> ob
         return untrusted
     if request.content_type != "application/json":
         raise Rejected("body.type", "wanted application/json")
-    return decode_json(untrusted, route.body, max_bytes=route.max_body_bytes)
+    try:
+        return decode_json(untrusted, route.body, max_bytes=route.max_body_bytes)
+    except Rejected as rejected:
+        if isinstance(rejected.__context__, msgspec.ValidationError) and rejected.__context__.__cause__:
+            raise Rejected(
+                "body.refused", rejected.detail
+            ) from None  # of the right shape: a type's own check
+        raise
+
+
+def _digest(request: web.Request, content: bytes) -> bytes:
+    """Return a digest of all that makes a request what it is, but for who asks and by which key."""
+    parts = (request.method, request.path_qs, request.content_type, request.headers.get("If-Match", ""))
+    found = hashlib.sha256()
+    for part in (*(part.encode() for part in parts), content):
+        found.update(len(part).to_bytes(8, "big") + part)
+    return found.digest()
 
 
 async def read_body(request: web.Request, max_bytes: int, within_s: float) -> bytes:
@@ -193,21 +225,19 @@ async def read_body(request: web.Request, max_bytes: int, within_s: float) -> by
     return bytes(parts)
 
 
-def _answer(route: AnyRoute, value: object) -> web.Response:
-    if isinstance(value, Text):
-        return web.Response(body=value.content, headers={**_HEADERS, "Content-Type": value.content_type})
-    if route.reply is None:
-        return web.Response(status=204, headers=_HEADERS)
-    body = msgspec.json.encode(value)
-    return web.Response(status=route.status, body=body, content_type="application/json", headers=_HEADERS)
+def _response(answer: Answer) -> web.Response:
+    headers = {**_HEADERS, **answer.headers}
+    if answer.content_type:
+        headers["Content-Type"] = answer.content_type
+    return web.Response(status=answer.status, body=answer.content or None, headers=headers)
 
 
-def _problem(problem: Problem) -> web.Response:
-    headers = dict(_HEADERS)
+def _problem(problem: Problem, retry_after: str | None = None) -> web.Response:
+    headers: dict[str, str] = {}
     if problem.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
+    if problem.status in RETRY_S:
+        headers["Retry-After"] = retry_after or RETRY_S[problem.status]
     if problem.status in (408, 413):
         headers["Connection"] = "close"
-    return web.Response(
-        status=problem.status, body=msgspec.json.encode(problem), content_type=CONTENT_TYPE, headers=headers
-    )
+    return _response(refusal_of(problem, headers))

@@ -7,8 +7,10 @@ from typing import Annotated
 from msgspec import Meta
 
 from contract.messages import Name
-from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Reasoned, Route
-from controller.records import Change, NodeDetail, NodeView, Page, Standing, Strict
+from controller.api.each import Outcomes, outcomes
+from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Reasoned, Route, shown_whole
+from controller.fleet import editing
+from controller.records import Change, NodeDetail, NodeView, Page, Relabel, Standing, Strict
 from controller.selector import MAX_CHARS, parse_selector
 from controller.store.selecting import SortKey
 
@@ -56,6 +58,14 @@ async def set_labels(call: Call[Nothing, NewLabels]) -> NodeView:
     return await call.services.fleet.set_labels(
         call.name("node"), call.body.labels, actor=call.person.name, reason=call.body.reason, now=call.now
     )
+
+
+async def relabel(call: Call[Nothing, Relabel]) -> Outcomes[NodeView]:
+    """Set and take away labels of many nodes, each on its own. A selector means nodes in scope."""
+    found = await call.services.fleet.relabel(
+        call.body, scope=call.scope, actor=call.person.name, now=call.now
+    )
+    return outcomes(found)
 
 
 async def isolate_node(call: Call[Nothing, Reasoned]) -> Change:
@@ -108,6 +118,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         body=Nothing,
         reply=NodeDetail,
     ),
+    shown_whole("/nodes/{node}/labels", editing.labels, editing.Labels, "A node's labels", about="node"),
     Route(
         method="PUT",
         path="/nodes/{node}/labels",
@@ -118,6 +129,19 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=NewLabels,
         reply=NodeView,
+        whole=editing.labels,
+        match="must",
+    ),
+    Route(
+        method="POST",
+        path="/labels",
+        needs="node.label",
+        about="listed",
+        summary="Set and take away labels of many nodes, each on its own",
+        handler=relabel,
+        query=Nothing,
+        body=Relabel,
+        reply=Outcomes[NodeView],
     ),
     Route(
         method="POST",

@@ -23,7 +23,7 @@ async def retry_outlet(call: Call[Nothing, Reasoned]) -> OutletView:
     view = await call.services.fleet.retry_outlet(
         call.name("outlet"), actor=call.person.name, reason=call.body.reason, now=call.now
     )
-    call.services.bell.ring()
+    call.services.ring()
     return view
 
 

@@ -9,7 +9,7 @@ import msgspec
 
 from controller import openapi
 from controller.api import PREFIX
-from controller.api.entry import Text
+from controller.api.carrying import Text
 from controller.api.route import AnyRoute, Call, Nothing, Route
 from controller.api.routes import ROUTES
 from controller.metrics import CONTENT_TYPE

@@ -8,7 +8,7 @@ from contract.errors import Rejected
 
 CONTENT_TYPE = "application/problem+json"
 
-_STATUS_BY_CODE = {
+STATUS_BY_CODE = {
     "token.missing": 401,
     "token.invalid": 401,
     "role.insufficient": 403,
@@ -45,8 +45,21 @@ _STATUS_BY_CODE = {
     "body.type": 415,
     "body.slow": 408,
     "limit.failures": 429,
+    "limit.requests": 429,
     "store.unavailable": 503,
+    "match.malformed": 400,
+    "match.none": 400,
+    "match.stale": 412,
+    "match.missing": 428,
+    "idempotency.key": 400,
+    "idempotency.pending": 409,
+    "idempotency.unanswered": 409,
+    "idempotency.full": 429,
     "internal": 500,
+    "query.malformed": 400,
+    "body.malformed": 400,
+    "name.invalid": 400,
+    "path.number": 400,
 }
 _STATUS_BY_ENDING = {
     ".unknown": 404,
@@ -62,8 +75,13 @@ _STATUS_BY_ENDING = {
     ".last-admin": 409,
     ".reserved": 409,
     ".same-person": 409,
+    ".too-many": 409,
 }
-_TITLES = {
+TOLD_BY_SENSE = 422
+"""What fits the document, and is refused for what it says: only the request's sense tells, not its shape."""
+RETRY_S = {429: "60", 503: "5"}
+"""Retry-After where nothing better is known."""
+TITLES = {
     400: "The request was refused",
     401: "A valid token is needed",
     403: "Your rights do not allow this",
@@ -71,9 +89,12 @@ _TITLES = {
     405: "Not that way",
     408: "The request came too slowly",
     409: "That does not fit the present state",
+    412: "It is no longer what you have seen",
     413: "The request is too large",
     415: "The request is of the wrong kind",
-    429: "Too many tries; wait",
+    422: "What is asked for cannot be",
+    428: "Say what you have seen",
+    429: "Too many for now; wait",
     500: "The controller has a fault; its log says more",
     503: "The controller cannot do this now",
 }
@@ -90,18 +111,18 @@ class Problem(Struct, frozen=True, kw_only=True):
 
 
 def status_of(code: str) -> int:
-    """Return the HTTP status of a code of ours; 400 unless the code says otherwise."""
-    status = _STATUS_BY_CODE.get(code)
+    """Return the HTTP status of a code of ours; 422 unless the code says otherwise."""
+    status = STATUS_BY_CODE.get(code)
     if status is None:
         ending = code[code.rfind(".") :] if "." in code else ""
-        status = _STATUS_BY_ENDING.get(ending, 400)
+        status = _STATUS_BY_ENDING.get(ending, TOLD_BY_SENSE)
     return status
 
 
 def problem_of(error: Rejected) -> Problem:
     """Return what the asker is told."""
     status = status_of(error.code)
-    title = _TITLES.get(status, _TITLES[400])
+    title = TITLES[status]
     return Problem(
         type=f"urn:ringfence:error:{error.code}",
         title=title,

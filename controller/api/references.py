@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from contract.messages import Name
+from controller.api.each import Outcomes, outcomes
 from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Reasoned, Route
-from controller.fleet.subjects import Subject
 from controller.records import Change, Page, Strict
-from controller.reference_records import Accepted, Announced, Announcement, BootView, ReferenceView
+from controller.reference_records import Accepted, Announcement, BootView, ReferenceView
 
 MAX_ANNOUNCEMENT_BYTES = 4 * 1024 * 1024
 
@@ -33,12 +33,16 @@ async def list_references(call: Call[ReferenceQuery, Nothing]) -> Page[Reference
     )
 
 
-async def announce(call: Call[Nothing, Announcement]) -> Announced:
+async def announce(call: Call[Nothing, Announcement]) -> Outcomes[ReferenceView]:
     """Expect values from a time on. Nodes are judged by them with their next boot or report."""
     made = await call.services.fleet.announce(
-        call.body.references, actor=call.person.name, reason=call.body.reason, now=call.now
+        call.body.references,
+        scope=call.scope,
+        actor=call.person.name,
+        reason=call.body.reason,
+        now=call.now,
     )
-    return Announced(items=made)
+    return outcomes((str(place), each) for place, each in enumerate(made))
 
 
 async def withdraw(call: Call[Nothing, Reasoned]) -> ReferenceView:
@@ -66,10 +70,6 @@ async def accept_incident(call: Call[Nothing, Acceptance]) -> Accepted:
     return accepted
 
 
-def _announced_names(body: Announcement) -> list[Subject]:
-    return [Subject("site", site) for site in sorted({one.site for one in body.references})]
-
-
 ROUTES: tuple[AnyRoute, ...] = (
     Route(
         method="GET",
@@ -86,14 +86,12 @@ ROUTES: tuple[AnyRoute, ...] = (
         method="POST",
         path="/references",
         needs="boot.accept",
-        about="named",
-        names=_announced_names,
-        summary="Announce reference values",
+        about="listed",
+        summary="Announce reference values, each on its own",
         handler=announce,
         query=Nothing,
         body=Announcement,
-        reply=Announced,
-        status=201,
+        reply=Outcomes[ReferenceView],
         max_body_bytes=MAX_ANNOUNCEMENT_BYTES,
     ),
     Route(

@@ -9,6 +9,7 @@ from msgspec import Meta
 
 from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Reasoned, Route
 from controller.drill_records import DrillView
+from controller.fleet import editing
 from controller.records import Page, Strict
 from controller.response_records import (
     NewResponses,
@@ -41,7 +42,7 @@ async def get_responses(call: Call[Nothing, Nothing]) -> ResponseView:
 
 
 async def set_responses(call: Call[Nothing, NewResponses]) -> ResponseView:
-    """Replace the rules, or check new ones."""
+    """Replace the rules."""
     return await call.services.fleet.set_responses(call.body, actor=call.person.name, now=call.now)
 
 
@@ -83,7 +84,7 @@ async def drill_site(call: Call[Nothing, Drill]) -> DrillView:
     plan = await services.fleet.plan_drill(call.name("site"), now=call.now)
     planned_ms = (time.perf_counter() - begun) * 1000
     nodes = sorted([*plan.would_isolate, *plan.isolated_already])
-    answers = await services.sessions.rehearse(nodes, wait_s=call.body.wait_s)
+    answers = await services.challenge(nodes, wait_s=call.body.wait_s)
     view = DrillView(
         plan=plan,
         connected=sorted(answers),
@@ -108,18 +109,21 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=Nothing,
         reply=ResponseView,
+        whole=editing.responses,
     ),
     Route(
         method="PUT",
         path="/responses",
         needs="response.set",
         about="fleet",
-        summary="Replace the response rules, or check new ones",
+        summary="Replace the response rules",
         handler=set_responses,
         query=Nothing,
         body=NewResponses,
         reply=ResponseView,
         max_body_bytes=MAX_RULES_BODY_BYTES,
+        whole=editing.responses,
+        match="may",
     ),
     Route(
         method="GET",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route
 from controller.fleet.subjects import Subject
 from controller.permissions import Permission
-from controller.records import Page
+from controller.records import Change, Page
 from controller.rollout_records import (
     NewPlan,
     NewRollout,
@@ -30,7 +30,7 @@ async def make_plan(call: Call[Nothing, NewPlan]) -> PlanView:
         scope=call.scope,
         actor=call.person.name,
         now=call.now,
-        ask=call.services.sessions.sockets_of,
+        ask=call.services.sockets_of,
     )
 
 
@@ -90,7 +90,7 @@ async def abort_rollout(call: Call[Nothing, Reasoned]) -> RolloutView:
     view, affected = await call.services.fleet.abort_rollout(
         call.number("rollout"), actor=call.person.name, reason=call.body.reason, now=call.now
     )
-    await call.services.sessions.tell(affected, call.now)
+    await call.services.tell(Change(affected=affected), call.now)
     return view
 
 

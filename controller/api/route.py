@@ -16,7 +16,9 @@ from typing import Annotated, Any, Final, Generic, Literal, TypeVar, get_args
 from msgspec import Meta, Struct
 
 from contract.errors import Rejected
+from contract.messages import Name
 from contract.names import checked_name
+from controller.fleet.editing import Whole
 from controller.fleet.subjects import Subject
 from controller.permissions import Permission, Person, Scope
 from controller.services import Services
@@ -56,6 +58,14 @@ _ENROLMENT: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 _NUMBERED: Final[frozenset[str]] = frozenset(
     {"incident", "grant", "reference", "plan", "rollout", "suppression"}
 )
+Number = Annotated[int, Meta(ge=0, le=MAX_ID)]
+PATH_TYPES: Final[Mapping[str, object]] = {
+    **dict.fromkeys(("site", "node", "token", "user", "outlet", "name"), Name),
+    **dict.fromkeys((*_NUMBERED, "act", "code"), Number),
+    "enrolment": Annotated[str, Meta(pattern=r"\A[A-Za-z0-9_-]{1,64}\Z")],
+    "evidence": Annotated[str, Meta(pattern=r"\A(newest|[0-9]{1,15})\Z")],
+}
+"""What each path parameter is, as the document has it; `Call` holds them to it."""
 
 
 class Nothing(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,20 +153,66 @@ class Route(Generic[Q, B]):
     names: Callable[[B], Sequence[Subject]] | None = None
     """What the body names beside the path: each must be in scope as well."""
     status: int = 200
+    whole: Whole | None = None
+    """What it shows (GET), or edits, as one whole with an ETag."""
+    match: Literal["", "may", "must"] = ""
+    """Whether who edits it says what they have seen (If-Match): `must` where a lost update would hurt."""
+    proves: bool = False
+    """It tries a password, a code or a secret: each try counts, so it is neither rehearsed nor answered again."""
     max_body_bytes: int = MAX_JSON_BYTES
     tag: str = ""
 
+    @property
+    def mutates(self) -> bool:
+        """Whether it may change something."""
+        return self.method != "GET"
+
+    @property
+    def acts(self) -> bool:
+        """Whether it is an act that can be rehearsed (`dry_run`) and answered again (`Idempotency-Key`)."""
+        return self.mutates and not self.proves
+
     def __post_init__(self) -> None:
         """Raise ValueError for a route whose path and whose rule do not fit."""
-        inside = [name for name in PARAMETER.findall(self.path) if name in get_args(InPath)]
+        parameters = PARAMETER.findall(self.path)
+        inside = [name for name in parameters if name in get_args(InPath)]
+        if not PATH_TYPES.keys() >= set(parameters):
+            raise ValueError(f"{self.path}: its parameters are of no known type")
         wanted = [self.about] if self.about in get_args(InPath) else []
         if inside != wanted:
             raise ValueError(f"{self.path}: its path names {inside}, its rule {self.about!r}")
+        if (self.match != "") != (self.whole is not None and self.mutates):
+            raise ValueError(f"{self.path}: what is edited as a whole says whether If-Match must be there")
         if self.about == "named" and self.names is None:
             raise ValueError(f"{self.path}: it does not say what its body names")
+        if self.needs == "public" and self.mutates and not self.proves:
+            raise ValueError(f"{self.path}: what changes something and needs no token proves who one is")
         if self.needs == "public" and self.about != "nothing":
             raise ValueError(f"{self.path}: what needs no token is about nothing")
 
 
 AnyRoute = Route[Any, Any]
 """A route in the table, where the types of query and body differ from line to line."""
+
+
+def shown_whole(
+    path: str, whole: Whole, reply: object, summary: str, *, about: InPath, needs: Needs = "fleet.read"
+) -> AnyRoute:
+    """Return the GET of what a PUT at the same path edits: its ETag is what that PUT wants."""
+
+    async def show(call: Call[Nothing, Nothing]) -> object:
+        """It as it is, with its ETag."""
+        return await call.services.fleet.whole(whole, call.path)
+
+    return Route(
+        method="GET",
+        path=path,
+        needs=needs,
+        about=about,
+        summary=summary,
+        handler=show,
+        query=Nothing,
+        body=Nothing,
+        reply=reply,
+        whole=whole,
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contract.messages import Name
-from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Reasoned, Route
+from controller.api.route import AnyRoute, Call, Nothing, Paging, Reason, Reasoned, Route, shown_whole
+from controller.fleet import editing
 from controller.policy import SitePolicy
 from controller.records import Change, Page, SiteView, Strict
 
@@ -101,6 +102,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         body=Nothing,
         reply=SiteView,
     ),
+    shown_whole("/sites/{site}/policy", editing.policy, editing.Policy, "A site's policy", about="site"),
     Route(
         method="PUT",
         path="/sites/{site}/policy",
@@ -111,6 +113,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=NewPolicy,
         reply=SiteView,
+        whole=editing.policy,
+        match="must",
     ),
     Route(
         method="POST",

@@ -12,7 +12,8 @@ from msgspec import Meta
 
 from contract.messages import Name
 from controller.api.entry import token_digest
-from controller.api.route import AnyRoute, Call, Nothing, Reason, Route
+from controller.api.route import AnyRoute, Call, Nothing, Reason, Route, shown_whole
+from controller.fleet import editing
 from controller.people_records import ApiTokenView
 from controller.permissions import Right, Rights
 from controller.records import Record, Strict
@@ -180,6 +181,14 @@ ROUTES: tuple[AnyRoute, ...] = (
         reply=ApiTokenMade,
         status=201,
     ),
+    shown_whole(
+        "/tokens/{token}/rights",
+        editing.rights_of_token,
+        editing.Held,
+        "The rights of a token",
+        about="token",
+        needs="people.read",
+    ),
     Route(
         method="PUT",
         path="/tokens/{token}/rights",
@@ -190,6 +199,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=NewRights,
         reply=ApiTokenView,
+        whole=editing.rights_of_token,
+        match="must",
     ),
     Route(
         method="POST",
@@ -213,5 +224,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         body=Nothing,
         reply=None,
         status=204,
+        whole=editing.rights_of_token,
+        match="may",
     ),
 )

@@ -8,8 +8,9 @@ from msgspec import Meta
 
 from contract.messages import Name
 from controller.api.entry import token_digest
-from controller.api.route import AnyRoute, Call, Nothing, Reason, Reasoned, Route
+from controller.api.route import AnyRoute, Call, Nothing, Reason, Reasoned, Route, shown_whole
 from controller.api.tokens import NewRights
+from controller.fleet import editing
 from controller.logins import new_setup_code
 from controller.people_records import UserView
 from controller.permissions import Rights
@@ -161,6 +162,14 @@ ROUTES: tuple[AnyRoute, ...] = (
         reply=Invited,
         status=201,
     ),
+    shown_whole(
+        "/users/{user}/rights",
+        editing.rights_of_user,
+        editing.Held,
+        "The rights of a person",
+        about="user",
+        needs="people.read",
+    ),
     Route(
         method="PUT",
         path="/users/{user}/rights",
@@ -171,6 +180,8 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=NewRights,
         reply=UserView,
+        whole=editing.rights_of_user,
+        match="must",
     ),
     Route(
         method="POST",

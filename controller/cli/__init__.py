@@ -28,7 +28,7 @@ from controller.cli.grants import breakglass, grant
 from controller.cli.inventory import inventory
 from controller.cli.keys import keys
 from controller.cli.login import login, logout, password
-from controller.cli.nodes import label, nodes
+from controller.cli.nodes import label, nodes, relabel
 from controller.cli.outlets import outlets
 from controller.cli.references import reference
 from controller.cli.responses import drill, response, suppress, suppressions
@@ -58,6 +58,7 @@ for command in (
         node,
         inventory,
         label,
+        relabel,
         sites,
         site,
         enrolments,

@@ -23,7 +23,7 @@ line and key before anything is changed. What the files do not name is left alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -34,7 +34,7 @@ from msgspec import Meta
 from contract.errors import Rejected
 from contract.messages import Name
 from contract.toml import convert_toml, parse_toml
-from controller.cli.client import Client, Refused, segment
+from controller.cli.client import Client, Refused, Seen, segment
 from controller.cli.fleet import reason_option
 from controller.cli.inputs import Amiss, read_own
 from controller.cli.profile import load_profile
@@ -214,22 +214,22 @@ def _steps(client: Client, files: Folder) -> tuple[list[Step], list[str]]:
     sites = {str(each["site"]): each for each in client.pages("/sites")}
     steps: list[Step] = []
     for site in wanted.site:
-        steps += _site_steps(site, sites.get(site.name))
+        steps += _site_steps(client, site, sites.get(site.name))
     if wanted.node:
         nodes = {str(each["node"]): each for each in client.pages("/nodes")}
         for node in wanted.node:
-            steps += _node_steps(node, nodes.get(node.name))
+            steps += _node_steps(client, node, nodes.get(node.name))
     if files.responses is not None:
         steps += _responses_steps(client.get("/responses"), files.responses)
     if wanted.person:
-        steps += _rights_steps("person", "/users", wanted.person, items(client.get("/users")["items"]))
+        steps += _rights_steps(client, "person", wanted.person)
     if wanted.token:
-        steps += _rights_steps("token", "/tokens", wanted.token, items(client.get("/tokens")["items"]))
+        steps += _rights_steps(client, "token", wanted.token)
     named = {site.name for site in wanted.site}
     return steps, [f"site {name}" for name in sites if named and name not in named]
 
 
-def _site_steps(wanted: SiteWanted, there: dict[str, object] | None) -> Iterator[Step]:
+def _site_steps(client: Client, wanted: SiteWanted, there: dict[str, object] | None) -> Iterator[Step]:
     target, policy = f"site {wanted.name}", msgspec.to_builtins(wanted.policy)
     if there is None:
         body = {"site": wanted.name, "policy": policy}
@@ -238,34 +238,43 @@ def _site_steps(wanted: SiteWanted, there: dict[str, object] | None) -> Iterator
         now = msgspec.to_builtins(msgspec.convert(there["policy"], SitePolicy))
         changed = [key for key in policy if policy[key] != now[key]]
         if changed:
+            path = f"/sites/{segment(wanted.name)}/policy"
+            seen = client.whole(path)
+            now = msgspec.to_builtins(msgspec.convert(seen.value["policy"], SitePolicy))
             yield Step(
                 target,
                 "policy",
                 _keys(now, changed),
                 _keys(policy, changed),
                 lambda client, reason: client.send(
-                    "PUT", f"/sites/{segment(wanted.name)}/policy", {"policy": policy, "reason": reason}
+                    "PUT", path, {"policy": policy, "reason": reason}, match=seen.tag
                 ),
             )
+    yield from _baseline_steps(client, wanted, there)
+
+
+def _baseline_steps(client: Client, wanted: SiteWanted, there: dict[str, object] | None) -> Iterator[Step]:
     here = at(there, "baseline")
     held = "-" if here is None else f"{at(here, 'name')}/{at(here, 'version')}"
     if wanted.baseline is not None and wanted.baseline != held:
         name, _, version = wanted.baseline.partition("/")
+        path = f"/sites/{segment(wanted.name)}/baseline"
+        tag = client.whole(path).tag if there is not None else ""
+        body = {"name": name, "version": int(version)}
         yield Step(
-            target,
+            f"site {wanted.name}",
             "baseline",
             held,
             wanted.baseline,
-            lambda client, reason: client.send(
-                "PUT",
-                f"/sites/{segment(wanted.name)}/baseline",
-                {"name": name, "version": int(version), "reason": reason},
-            ),
+            lambda client, reason: client.send("PUT", path, {**body, "reason": reason}, match=tag),
         )
 
 
-def _node_steps(wanted: NodeWanted, there: dict[str, object] | None) -> Iterator[Step]:
-    held = at(there, "labels")
+def _node_steps(client: Client, wanted: NodeWanted, there: dict[str, object] | None) -> Iterator[Step]:
+    path, tag, held = f"/nodes/{segment(wanted.name)}/labels", "*", at(there, "labels")
+    if there is not None and held != wanted.labels:
+        seen = client.whole(path)
+        held, tag = seen.value["labels"], seen.tag
     before = {str(k): str(v) for k, v in held.items()} if isinstance(held, dict) else {}
     if there is not None and before == wanted.labels:
         return
@@ -275,7 +284,7 @@ def _node_steps(wanted: NodeWanted, there: dict[str, object] | None) -> Iterator
         "no such node" if there is None else _keys(before, sorted(before)),
         _keys(wanted.labels, sorted(wanted.labels)),
         lambda client, reason: client.send(
-            "PUT", f"/nodes/{segment(wanted.name)}/labels", {"labels": wanted.labels, "reason": reason}
+            "PUT", path, {"labels": wanted.labels, "reason": reason}, match=tag
         ),
     )
 
@@ -295,12 +304,13 @@ def _responses_steps(there: Mapping[str, object], document: str) -> Iterator[Ste
     )
 
 
-def _rights_steps(
-    kind: str, path: str, wanted: Sequence[RightsWanted], there: Iterable[object]
-) -> Iterator[Step]:
-    held = {str(at(each, "name")): at(each, "rights") for each in there}
+def _rights_steps(client: Client, kind: str, wanted: Sequence[RightsWanted]) -> Iterator[Step]:
+    among = {"person": "/users", "token": "/tokens"}[kind]
+    known = {str(at(each, "name")) for each in items(client.get(among)["items"])}
     for each in wanted:
-        rights, before = _rights(each), held.get(each.name)
+        path = f"{among}/{segment(each.name)}/rights"
+        seen = client.whole(path) if each.name in known else Seen({}, "*")
+        rights, before = _rights(each), seen.value.get("rights")
         if before is not None and msgspec.convert(before, Rights) == msgspec.convert(rights, Rights):
             continue
         yield Step(
@@ -308,8 +318,8 @@ def _rights_steps(
             "rights",
             f"no such {kind}" if before is None else shown(before),
             shown(rights),
-            lambda client, reason, name=each.name, rights=rights: client.send(  # type: ignore[misc]
-                "PUT", f"{path}/{segment(name)}/rights", {"rights": rights, "reason": reason}
+            lambda client, reason, path=path, tag=seen.tag, rights=rights: client.send(  # type: ignore[misc]
+                "PUT", path, {"rights": rights, "reason": reason}, match=tag
             ),
         )
 

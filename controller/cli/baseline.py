@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from contract.errors import Rejected
-from controller.cli.client import Client, segment
+from controller.cli.client import Client, dry_run_option, segment
 from controller.cli.profile import load_profile
 from controller.cli.show import baseline_of, items, json_option, show_facts, show_json, show_table, when
 from controller.cli.sign import cosign, sign
@@ -26,6 +26,7 @@ baseline.add_command(cosign)
 @baseline.command()
 @click.argument("repository", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @json_option
+@dry_run_option
 def push(repository: Path, as_json: bool) -> None:
     """Upload the signed files of an offline REPOSITORY. The controller verifies them all, or takes none."""
     content = read_bundle(repository)
@@ -89,13 +90,15 @@ def show(name: str, version: int | None, as_json: bool) -> None:
 @click.option("--version", type=click.IntRange(1), help="Default: the newest.")
 @click.option("--reason", required=True)
 @json_option
+@dry_run_option
 def assign(name: str, site: str, version: int | None, reason: str, as_json: bool) -> None:
     """Choose baseline NAME for a site; its nodes are told at once."""
     body: dict[str, object] = {"name": name, "reason": reason}
     if version is not None:
         body["version"] = version
     with Client(load_profile()) as client:
-        found = client.send("PUT", f"/sites/{segment(site)}/baseline", body)
+        path = f"/sites/{segment(site)}/baseline"
+        found = client.send("PUT", path, body, match=client.whole(path).tag)
     show_json(found) if as_json else click.echo(
         f"{name} for {site}: {len(items(found['affected']))} nodes told"
     )

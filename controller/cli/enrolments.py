@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from controller.cli.client import Client, segment
+from controller.cli.client import Client, dry_run_option, segment
 from controller.cli.profile import load_profile
 from controller.cli.show import at, json_option, show_json, show_table, when
 from controller.cli.watch import watch_option
@@ -62,6 +62,7 @@ def list_(context: click.Context, state: str | None, as_json: bool) -> None:
     "--replace", is_flag=True, help="The node has come with new keys on the same TPM: revoke the old ones."
 )
 @json_option
+@dry_run_option
 def approve(enrolment: str, site: str | None, replace: bool, as_json: bool) -> None:
     """Let a node in."""
     body: dict[str, object] = {"replace": replace}
@@ -76,6 +77,7 @@ def approve(enrolment: str, site: str | None, replace: bool, as_json: bool) -> N
 @click.argument("enrolment")
 @click.option("--reason", required=True)
 @json_option
+@dry_run_option
 def reject(enrolment: str, reason: str, as_json: bool) -> None:
     """Turn a node away."""
     with Client(load_profile()) as client:
@@ -88,6 +90,7 @@ def reject(enrolment: str, reason: str, as_json: bool) -> None:
 @click.option("--site", required=True)
 @click.option("--node", "node_", help="Reserve this id for it.")
 @json_option
+@dry_run_option
 def preregister(ek_id: str, site: str, node_: str | None, as_json: bool) -> None:
     """Expect the endorsement key EK_ID (SHA-256 of its SubjectPublicKeyInfo, hex): its node is let in by itself."""
     body: dict[str, object] = {"ek_id": ek_id, "site": site}
@@ -118,6 +121,7 @@ def expected(as_json: bool) -> None:
 @click.option("--node", "node_", help="Only for this id.")
 @click.option("--hours", type=float, default=24.0, show_default=True)
 @json_option
+@dry_run_option
 def token(site: str, node_: str | None, hours: float, as_json: bool) -> None:
     """Make a one-use token that lets one node in. It is shown this once."""
     body: dict[str, object] = {"site": site, "hours": hours}

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from contract.errors import Rejected
-from controller.cli.client import Client, segment
+from controller.cli.client import Client, dry_run_option, segment
 from controller.cli.inputs import read_own
 from controller.cli.profile import load_profile
 from controller.cli.show import json_option, show_json, show_table, when
@@ -34,6 +34,7 @@ def key() -> None:
 @click.option("--allow-warning", is_flag=True, help="Release also when the node's tier is `warning`.")
 @click.option("--reason", required=True)
 @json_option
+@dry_run_option
 def put(
     *, node: str, name: str, file: Path, ek: str | None, allow_warning: bool, reason: str, as_json: bool
 ) -> None:
@@ -98,6 +99,7 @@ def list_(node: str, as_json: bool) -> None:
 @click.argument("name")
 @click.option("--reason", required=True)
 @json_option
+@dry_run_option
 def revoke(node: str, name: str, reason: str, as_json: bool) -> None:
     """Make a key unopenable for good: the controller overwrites its share."""
     with Client(load_profile()) as client:

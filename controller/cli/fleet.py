@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from contract.errors import Rejected
-from controller.cli.client import Client, segment
+from controller.cli.client import Client, dry_run_option, segment
 from controller.cli.profile import load_profile
 from controller.cli.show import (
     ago,
@@ -178,6 +178,7 @@ def site() -> None:
 @click.argument("name")
 @click.option("--policy", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TOML file.")
 @json_option
+@dry_run_option
 def create(name: str, policy: Path | None, as_json: bool) -> None:
     """Make a site. Without --policy it gets the strict defaults."""
     body: dict[str, object] = {"site": name}
@@ -193,11 +194,13 @@ def create(name: str, policy: Path | None, as_json: bool) -> None:
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @reason_option
 @json_option
+@dry_run_option
 def set_policy(name: str, file: Path, reason: str, as_json: bool) -> None:
     """Replace the policy of a site by the one in FILE (TOML)."""
     body = {"policy": _policy(file), "reason": reason}
     with Client(load_profile()) as client:
-        found = client.send("PUT", f"/sites/{segment(name)}/policy", body)
+        path = f"/sites/{segment(name)}/policy"
+        found = client.send("PUT", path, body, match=client.whole(path).tag)
     show_json(found) if as_json else click.echo(f"policy of {name} replaced")
 
 
@@ -206,6 +209,7 @@ def set_policy(name: str, file: Path, reason: str, as_json: bool) -> None:
 @click.option("--site", "site_", help="Every node of this site.")
 @reason_option
 @json_option
+@dry_run_option
 def isolate(node_: str | None, site_: str | None, reason: str, as_json: bool) -> None:
     """Isolate a node or a site: only the controller stays reachable."""
     _act("isolate", node_, site_, reason, as_json)
@@ -216,6 +220,7 @@ def isolate(node_: str | None, site_: str | None, reason: str, as_json: bool) ->
 @click.option("--site", "site_", help="This site.")
 @reason_option
 @json_option
+@dry_run_option
 def release(node_: str | None, site_: str | None, reason: str, as_json: bool) -> None:
     """Release a node or a site."""
     _act("release", node_, site_, reason, as_json)
@@ -225,6 +230,7 @@ def release(node_: str | None, site_: str | None, reason: str, as_json: bool) ->
 @click.argument("name")
 @reason_option
 @json_option
+@dry_run_option
 def accept_boot(name: str, reason: str, as_json: bool) -> None:
     """Take the boot that node NAME showed last as the one to hold it to."""
     with Client(load_profile()) as client:
@@ -239,6 +245,7 @@ def accept_boot(name: str, reason: str, as_json: bool) -> None:
 @click.option("--close", "close_reason", help="Close incident NUMBER, with this reason.")
 @watch_option
 @json_option
+@dry_run_option
 def incidents(
     number: int | None, state: str | None, site: str | None, close_reason: str | None, as_json: bool
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import click
 
-from controller.cli.client import Client, segment
+from controller.cli.client import Client, dry_run_option, segment
 from controller.cli.profile import load_profile
 from controller.cli.references import Moment
 from controller.cli.show import at, items, json_option, show_facts, show_json, show_table, when
@@ -61,6 +61,7 @@ def grant() -> None:
 @click.option("--for", "length_s", type=Length(), help="Or for how long: 90s, 30m, 4h, 2d.")
 @reason_option
 @json_option
+@dry_run_option
 def request(
     *,
     node: str,
@@ -107,6 +108,7 @@ def request(
 @click.argument("number", type=click.IntRange(1))
 @reason_option
 @json_option
+@dry_run_option
 def approve(number: int, reason: str, as_json: bool) -> None:
     """Let grant NUMBER open at its time."""
     with Client(load_profile()) as client:
@@ -120,6 +122,7 @@ def approve(number: int, reason: str, as_json: bool) -> None:
 @click.argument("number", type=click.IntRange(1))
 @reason_option
 @json_option
+@dry_run_option
 def revoke(number: int, reason: str, as_json: bool) -> None:
     """End grant NUMBER now, or turn the request down."""
     with Client(load_profile()) as client:
@@ -164,6 +167,7 @@ def list_(node: str | None, site: str | None, all_: bool, as_json: bool) -> None
 @grant.command()
 @click.argument("number", type=click.IntRange(1))
 @json_option
+@dry_run_option
 def show(number: int, as_json: bool) -> None:
     """Look at grant NUMBER: who, what, and what the node told of its use."""
     with Client(load_profile()) as client:
@@ -220,6 +224,7 @@ def breakglass() -> None:
 @click.option("--count", type=click.IntRange(1, 16), default=5, show_default=True)
 @reason_option
 @json_option
+@dry_run_option
 def issue(node: str, count: int, reason: str, as_json: bool) -> None:
     """Make codes for NODE and print them, this once. Keep them where the node is, under lock and key."""
     with Client(load_profile()) as client:
@@ -262,6 +267,7 @@ def list_codes(node: str, as_json: bool) -> None:
 @click.argument("code", type=click.IntRange(1))
 @reason_option
 @json_option
+@dry_run_option
 def revoke_code(node: str, code: int, reason: str, as_json: bool) -> None:
     """Make code number CODE of NODE useless, and end what it opened."""
     with Client(load_profile()) as client:

@@ -91,12 +91,12 @@ def login(
 def _by_name(client: Client, user: str, password_file: Path | None, code: str | None) -> dict[str, object]:
     password = _secret("Password", password_file)
     code = code or click.prompt("Code")
-    return client.send("POST", "/login", {"user": user, "password": password, "code": code.strip()})
+    return client.prove("/login", {"user": user, "password": password, "code": code.strip()})
 
 
 def _first(client: Client, user: str, password_file: Path | None) -> dict[str, object]:
     code = click.prompt("Setup code", hide_input=True).strip()
-    offered = client.send("POST", "/login/setup", {"user": user, "setup": code})
+    offered = client.prove("/login/setup", {"user": user, "setup": code})
     click.echo(
         "Give this to your authenticator (it takes the address as a QR code or the secret as text):", err=True
     )
@@ -106,7 +106,7 @@ def _first(client: Client, user: str, password_file: Path | None) -> dict[str, o
     else:
         password = _secret("New password", password_file)
     body = {"user": user, "setup": code, "password": password, "code": click.prompt("Code").strip()}
-    return client.send("POST", "/login/setup/confirm", body)
+    return client.prove("/login/setup/confirm", body)
 
 
 @click.command()
@@ -130,7 +130,7 @@ def password(password_file: Path | None, new_password_file: Path | None, code: s
         new = _secret("New password", new_password_file)
     body = {"password": old, "code": (code or click.prompt("Code")).strip(), "new_password": new}
     with Client(load_profile()) as client:
-        client.send("PUT", "/me/password", body)
+        client.prove("/me/password", body, method="PUT")
     click.echo("changed; log in again")
 
 

@@ -33,7 +33,7 @@ _CALLBACK = "/callback"
 
 def vouched(client: Client, *, browser: bool) -> dict[str, object]:
     """Return the session that the controller begins on the issuer's word. Raises Rejected `login.issuer`, Unreachable, Refused."""
-    offer = client.send("POST", "/login/oidc/begin")
+    offer = client.prove("/login/oidc/begin")
     state, verifier = secrets.token_urlsafe(32), secrets.token_urlsafe(64)
     with _Answer(("127.0.0.1", 0), _Page) as answer:
         redirect = f"http://127.0.0.1:{answer.server_port}{_CALLBACK}"
@@ -61,7 +61,7 @@ def vouched(client: Client, *, browser: bool) -> dict[str, object]:
         "code_verifier": verifier,
     }
     token = _exchange(str(offer["token_endpoint"]), str(offer["ca"]), form)
-    return client.send("POST", "/login/oidc", {"id_token": token})
+    return client.prove("/login/oidc", {"id_token": token})
 
 
 def _s256(verifier: str) -> str:

@@ -6,7 +6,7 @@ import time
 
 import click
 
-from controller.cli.client import Client, segment
+from controller.cli.client import Client, dry_run_option, segment
 from controller.cli.fleet import reason_option
 from controller.cli.profile import load_profile
 from controller.cli.show import ago, at, items, json_option, show_json, show_table, when
@@ -52,6 +52,7 @@ def list_(as_json: bool) -> None:
 @click.argument("name")
 @reason_option
 @json_option
+@dry_run_option
 def retry(name: str, reason: str, as_json: bool) -> None:
     """Try a failing receiver at once."""
     with Client(load_profile()) as client:

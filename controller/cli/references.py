@@ -29,9 +29,10 @@ from contract.references import (
     reference_toml,
 )
 from contract.revocations import MAX_VARIABLE_BYTES, variable_sha256
-from controller.cli.client import Client
+from controller.cli.client import Client, dry_run_option
+from controller.cli.each import fail_where_refused, refusal
 from controller.cli.profile import load_profile
-from controller.cli.show import at, items, json_option, show_json, show_table, when
+from controller.cli.show import at, harmless, items, json_option, show_json, show_table, when
 
 STAGES = get_args(ExpectedStage)
 FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -150,9 +151,14 @@ def _send(sets: list[ReferenceSet], reason: str, as_json: bool) -> None:
     if as_json:
         show_json(found)
         return
-    for made in items(found["items"]):
+    for each in items(found["items"]):
+        made = at(each, "done")
+        if made is None:
+            click.echo(harmless(f"set {at(each, 'item')} refused: {refusal(each)}"), err=True)
+            continue
         where, since = at(made, "reference", "site"), when(at(made, "reference", "valid_from"))
         click.echo(f"reference {at(made, 'id')}: expected at {where} from {since}")
+    fail_where_refused(found)
 
 
 @reference.command("list")
@@ -196,6 +202,7 @@ def _values(value: object) -> str:
 @click.argument("number", type=click.IntRange(1))
 @reason_option
 @json_option
+@dry_run_option
 def withdraw(number: int, reason: str, as_json: bool) -> None:
     """Expect set NUMBER no more. What was accepted by it stays accepted."""
     with Client(load_profile()) as client:
@@ -246,6 +253,7 @@ def export(site: str | None, kind: str, out: Path | None) -> None:
 @click.option("--own-values", is_flag=True, help="Also nodes that show a value which no other node shows.")
 @reason_option
 @json_option
+@dry_run_option
 def accept(incident: int, own_values: bool, reason: str, as_json: bool) -> None:
     """Accept the changed boots of all nodes of INCIDENT, and expect the same at their sites for 30 days."""
     body = {"reason": reason, "own_values": own_values}

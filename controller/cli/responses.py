@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from controller.cli.client import Client, segment
+from controller.cli.client import Client, dry_run_option, segment
 from controller.cli.fleet import reason_option
 from controller.cli.inputs import read_own
 from controller.cli.nodes import SELECTOR_HELP
@@ -61,7 +61,7 @@ def check(file: Path, offline: bool) -> None:
     document = _checked(file)
     if not offline:
         with Client(load_profile()) as client:
-            _notes(_put(client, document, "check", dry_run=True))
+            _notes(_put(client, document, "check", rehearse=True))
     click.echo(f"{file}: {document.count('[[rule]]')} rules, no fault")
 
 
@@ -69,11 +69,12 @@ def check(file: Path, offline: bool) -> None:
 @click.argument("file", type=FILE)
 @reason_option
 @json_option
+@dry_run_option
 def set_(file: Path, reason: str, as_json: bool) -> None:
     """Put the rules of FILE in force, in place of all that are."""
     document = _checked(file)
     with Client(load_profile()) as client:
-        found = _put(client, document, reason, dry_run=False)
+        found = _put(client, document, reason)
     if as_json:
         show_json(found)
         return
@@ -102,6 +103,7 @@ def history(as_json: bool) -> None:
 @click.option("--to", type=click.IntRange(1), help="This version. Default: the one before.")
 @reason_option
 @json_option
+@dry_run_option
 def undo(to: int | None, reason: str, as_json: bool) -> None:
     """Put an earlier version in force again, as a new one."""
     with Client(load_profile()) as client:
@@ -125,6 +127,7 @@ def undo(to: int | None, reason: str, as_json: bool) -> None:
 @click.option("--acts", is_flag=True, help="Nothing is isolated or fenced by itself for it either.")
 @reason_option
 @json_option
+@dry_run_option
 def suppress(*, selector: str, kind: str, until: float, acts: bool, reason: str, as_json: bool) -> None:
     """Keep incidents and alerts of a kind quiet on some nodes, for a while. Tiers and findings stay as they are."""
     parse_selector(selector)
@@ -176,6 +179,7 @@ def list_(all_: bool, as_json: bool) -> None:
 @click.argument("number", type=click.IntRange(1))
 @reason_option
 @json_option
+@dry_run_option
 def end(number: int, reason: str, as_json: bool) -> None:
     """End suppression NUMBER before its time."""
     with Client(load_profile()) as client:
@@ -200,6 +204,7 @@ def drill() -> None:
 )
 @reason_option
 @json_option
+@dry_run_option
 def drill_isolate(site: str, wait_s: float, reason: str, as_json: bool) -> None:
     """Rehearse the isolation of SITE. No order is sent and no posture changes."""
     with Client(load_profile()) as client:
@@ -239,10 +244,10 @@ def _checked(file: Path) -> str:
     return content.decode()
 
 
-def _put(client: Client, document: str, reason: str, *, dry_run: bool) -> dict[str, object]:
+def _put(client: Client, document: str, reason: str, *, rehearse: bool = False) -> dict[str, object]:
     replaces = client.get("/responses")["version"]
-    body = {"document": document, "replaces": replaces, "reason": reason, "dry_run": dry_run}
-    return client.send("PUT", "/responses", body)
+    body = {"document": document, "replaces": replaces, "reason": reason}
+    return client.send("PUT", "/responses", body, rehearse=rehearse)
 
 
 def _notes(found: dict[str, object]) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from contract.toml import convert_toml, parse_toml
-from controller.cli.client import Client
+from controller.cli.client import Client, dry_run_option
 from controller.cli.fleet import reason_option
 from controller.cli.inputs import read_own
 from controller.cli.nodes import SELECTOR_HELP
@@ -49,6 +49,7 @@ HALTED = 1
 @click.option("--selector", "-l", required=True, help=SELECTOR_HELP)
 @click.option("--details", is_flag=True, help="Each rule that changes, each connection that would be cut.")
 @json_option
+@dry_run_option
 def plan(*, baseline: str, version_: int | None, selector: str, details: bool, as_json: bool) -> None:
     """Say what the signed BASELINE would change, on which nodes, and which open connections its rules would cut.
 
@@ -77,6 +78,7 @@ def rollout() -> None:
 )
 @reason_option
 @json_option
+@dry_run_option
 def request(plan_: int, terms: Path | None, reason: str, as_json: bool) -> None:
     """Ask to carry out PLAN (a number that `ringfence plan` printed)."""
     body: dict[str, object] = {"plan": plan_, "reason": reason}
@@ -158,6 +160,7 @@ def _verb(name: str, help_: str) -> click.Command:
     @click.argument("number", type=click.IntRange(1))
     @reason_option
     @json_option
+    @dry_run_option
     def act(number: int, reason: str, as_json: bool) -> None:
         with Client(load_profile()) as client:
             found = client.send("POST", f"/rollouts/{number}/{name}", {"reason": reason})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from controller.cli.client import Client, segment
+from controller.cli.client import Client, dry_run_option, segment
 from controller.cli.profile import load_profile
 from controller.cli.rights import rights_option, shown
 from controller.cli.show import at, items, json_option, show_json, show_table, when
@@ -47,6 +47,7 @@ def list_tokens(as_json: bool) -> None:
 @days_option
 @click.option("--own", is_flag=True, help="A token of your own; without it, one of a program.")
 @json_option
+@dry_run_option
 def new_token(
     name: str, rights: tuple[dict[str, object], ...], days: float, own: bool, as_json: bool
 ) -> None:
@@ -62,11 +63,13 @@ def new_token(
 @rights_option
 @click.option("--reason", required=True)
 @json_option
+@dry_run_option
 def scope(name: str, rights: tuple[dict[str, object], ...], reason: str, as_json: bool) -> None:
     """Replace all rights of a token."""
     body = {"rights": list(rights), "reason": reason}
     with Client(load_profile()) as client:
-        found = client.send("PUT", f"/tokens/{segment(name)}/rights", body)
+        path = f"/tokens/{segment(name)}/rights"
+        found = client.send("PUT", path, body, match=client.whole(path).tag)
     show_json(found) if as_json else click.echo(f"{name}: {shown(found['rights'])}")
 
 
@@ -74,6 +77,7 @@ def scope(name: str, rights: tuple[dict[str, object], ...], reason: str, as_json
 @click.argument("name")
 @days_option
 @json_option
+@dry_run_option
 def renew(name: str, days: float, as_json: bool) -> None:
     """Make a new secret for a token: the one before is worthless at once. It is shown this once."""
     with Client(load_profile()) as client:
@@ -84,6 +88,7 @@ def renew(name: str, days: float, as_json: bool) -> None:
 @tokens.command("revoke")
 @click.argument("name")
 @json_option
+@dry_run_option
 def revoke_token(name: str, as_json: bool) -> None:
     """Revoke a token at once. Its name is not given again."""
     with Client(load_profile()) as client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from controller.cli.client import Client, segment
+from controller.cli.client import Client, dry_run_option, segment
 from controller.cli.profile import load_profile
 from controller.cli.rights import rights_option, shown
 from controller.cli.show import at, items, json_option, show_json, show_table, when
@@ -49,6 +49,7 @@ def _waits(seconds: object) -> str:
 @click.argument("name")
 @rights_option
 @json_option
+@dry_run_option
 def new(name: str, rights: tuple[dict[str, object], ...], as_json: bool) -> None:
     """Make a person, and print the code with which they set themselves up, this once."""
     with Client(load_profile()) as client:
@@ -61,11 +62,13 @@ def new(name: str, rights: tuple[dict[str, object], ...], as_json: bool) -> None
 @rights_option
 @reason_option
 @json_option
+@dry_run_option
 def scope(name: str, rights: tuple[dict[str, object], ...], reason: str, as_json: bool) -> None:
     """Replace all rights of a person; they hold with the next command."""
     body = {"rights": list(rights), "reason": reason}
     with Client(load_profile()) as client:
-        found = client.send("PUT", f"/users/{segment(name)}/rights", body)
+        path = f"/users/{segment(name)}/rights"
+        found = client.send("PUT", path, body, match=client.whole(path).tag)
     show_json(found) if as_json else click.echo(f"{name}: {shown(found['rights'])}")
 
 
@@ -73,6 +76,7 @@ def scope(name: str, rights: tuple[dict[str, object], ...], reason: str, as_json
 @click.argument("name")
 @reason_option
 @json_option
+@dry_run_option
 def disable(name: str, reason: str, as_json: bool) -> None:
     """Shut a person out at once, with every session and token of their own."""
     _act("disable", name, reason, as_json)
@@ -82,6 +86,7 @@ def disable(name: str, reason: str, as_json: bool) -> None:
 @click.argument("name")
 @reason_option
 @json_option
+@dry_run_option
 def enable(name: str, reason: str, as_json: bool) -> None:
     """Let a disabled person log in again."""
     _act("enable", name, reason, as_json)
@@ -91,6 +96,7 @@ def enable(name: str, reason: str, as_json: bool) -> None:
 @click.argument("name")
 @reason_option
 @json_option
+@dry_run_option
 def unlock(name: str, reason: str, as_json: bool) -> None:
     """Forget the wrong tries under a person's name."""
     _act("unlock", name, reason, as_json)
@@ -100,6 +106,7 @@ def unlock(name: str, reason: str, as_json: bool) -> None:
 @click.argument("name")
 @reason_option
 @json_option
+@dry_run_option
 def reset(name: str, reason: str, as_json: bool) -> None:
     """Forget password, authenticator and sessions of a person; print the code to set them up anew, this once."""
     with Client(load_profile()) as client:
@@ -111,6 +118,7 @@ def reset(name: str, reason: str, as_json: bool) -> None:
 @click.argument("person")
 @reason_option
 @json_option
+@dry_run_option
 def end_sessions(person: str, reason: str, as_json: bool) -> None:
     """End every session of PERSON: a user, or oidc:NAME whom an issuer vouches for."""
     with Client(load_profile()) as client:

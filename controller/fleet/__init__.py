@@ -18,11 +18,13 @@ from controller.fleet import (
     incidents,
     isolation,
     nodes,
+    relabelling,
     reports,
     sessions,
     sites,
     subjects,
 )
+from controller.fleet.editing import Editing
 from controller.fleet.enrolling import Enrolling
 from controller.fleet.granting import Granting
 from controller.fleet.inventories import Inventories
@@ -52,6 +54,7 @@ from controller.records import (
     NodeView,
     Outcome,
     Page,
+    Relabel,
     Sections,
     SessionRecord,
     SiteView,
@@ -64,7 +67,16 @@ from controller.store.selecting import SortKey
 
 
 class Fleet(
-    Enrolling, Referencing, Granting, Rolling, Outlets, Replicating, Restoring, Responding, Inventories
+    Editing,
+    Enrolling,
+    Referencing,
+    Granting,
+    Rolling,
+    Outlets,
+    Replicating,
+    Restoring,
+    Responding,
+    Inventories,
 ):
     """All use cases over one store. Lists take `after` (the cursor of the page before) and `limit` (1 to 500)."""
 
@@ -231,6 +243,10 @@ class Fleet(
         """One file of the repository, or None."""
         return await self._store.run(lambda tx: baselines.trust_file(tx, path))
 
+    async def trust_files(self) -> dict[str, bytes]:
+        """The whole repository, as it is stored."""
+        return await self._store.look(baselines.trust_files)
+
     async def assign_baseline(
         self, site: str, name: str, version: int | None, *, actor: str, reason: str, now: float
     ) -> Change:
@@ -281,6 +297,14 @@ class Fleet(
         """Replace all labels of a node. Raises Rejected `node.unknown`, `label.invalid`, `reason.missing`."""
         return await self._store.run(
             lambda tx: nodes.set_labels(tx, node, labels, actor=actor, reason=reason, now=now)
+        )
+
+    async def relabel(
+        self, wanted: Relabel, *, scope: Scope, actor: str, now: float
+    ) -> list[tuple[str, NodeView | Rejected]]:
+        """Change labels of many nodes, each on its own; by name. Raises Rejected `selector.*`, `reason.missing`."""
+        return await self._store.run(
+            lambda tx: relabelling.relabel(tx, wanted, scope=scope, actor=actor, now=now)
         )
 
     async def node(self, node: str) -> NodeDetail:

@@ -55,6 +55,11 @@ def trust_file(tx: Transaction, path: str) -> bytes | None:
     return rows.trust_file(tx, path)
 
 
+def trust_files(tx: Transaction) -> dict[str, bytes]:
+    """See Fleet.trust_files."""
+    return rows.all_trust_files(tx)
+
+
 def assign(
     tx: Transaction, site: str, name: str, version: int | None, *, actor: str, reason: str, now: float
 ) -> Change:

@@ -13,9 +13,11 @@ from contract.claims import Claims
 from contract.errors import Rejected
 from contract.references import MAX_SETS, Expected, ReferenceSet, expected_at
 from contract.wire import decode
-from controller.fleet import acts, boots, incidents, sites
+from controller.fleet import acts, boots, incidents, subjects
 from controller.fleet.paging import cut, number
-from controller.permissions import Scope
+from controller.fleet.relabelling import each
+from controller.fleet.subjects import Subject
+from controller.permissions import EVERYWHERE, Scope
 from controller.records import MAX_REFERENCE_BYTES, Page
 from controller.reference_records import Accepted, BootView, ReferenceView
 from controller.store import Transaction, nodes
@@ -35,32 +37,36 @@ _SPREAD_STAGES: Final = frozenset({"boot-loader", "kernel", "initrd"})
 
 
 def announce(
-    tx: Transaction, sets: Sequence[ReferenceSet], *, actor: str, reason: str, now: float
-) -> list[ReferenceView]:
+    tx: Transaction, sets: Sequence[ReferenceSet], *, scope: Scope, actor: str, reason: str, now: float
+) -> list[ReferenceView | Rejected]:
     """See Fleet.announce."""
     why = acts.checked_reason(reason)
-    views: list[ReferenceView] = []
     for site in sorted({one.site for one in sets}):
-        sites.known(tx, site)
         rows.lock_site(tx, site)
-        of_site = [one for one in sets if one.site == site]
-        if len(rows.of_site(tx, site)) + len(of_site) > MAX_SETS:
-            raise Rejected("reference.too-many", f"{site}: at most {MAX_SETS}; withdraw what has had its day")
-        for one in of_site:
-            made = rows.add(tx, one, reason=why, actor=actor, now=now)
-            acts.record(
-                tx,
-                "reference.announced",
-                f"reference {made} announced for site {site}: {_told(one)}"[:2048],
-                actor=actor,
-                target=f"reference {made}",
-                reason=why,
-                now=now,
-                site=site,
-            )
-            views.append(_known(tx, made))
+    results = each(tx, sets, lambda one: _announce(tx, one, scope, actor=actor, why=why, now=now))
+    for site in sorted({done.reference.site for done in results if isinstance(done, ReferenceView)}):
         rows.settle(tx, site)
-    return views
+    return results
+
+
+def _announce(
+    tx: Transaction, one: ReferenceSet, scope: Scope, *, actor: str, why: str, now: float
+) -> ReferenceView:
+    subjects.check(tx, Subject("site", one.site), scope, act=True)
+    if len(rows.of_site(tx, one.site)) >= MAX_SETS:
+        raise Rejected("reference.too-many", f"{one.site}: at most {MAX_SETS}; withdraw what has had its day")
+    made = rows.add(tx, one, reason=why, actor=actor, now=now)
+    acts.record(
+        tx,
+        "reference.announced",
+        f"reference {made} announced for site {one.site}: {_told(one)}"[:2048],
+        actor=actor,
+        target=f"reference {made}",
+        reason=why,
+        now=now,
+        site=one.site,
+    )
+    return _known(tx, made)
 
 
 def _told(one: ReferenceSet) -> str:
@@ -178,7 +184,12 @@ def accept(
         for site, of_site in sorted(values.items())
         if (spread := _spread(of_site, least))
     ]
-    views = announce(tx, sets, actor=actor, reason=f"{note}: {why}"[:1024], now=now)  # 5
+    told = f"{note}: {why}"[:1024]
+    results = announce(tx, sets, scope=EVERYWHERE, actor=actor, reason=told, now=now)  # 5
+    for result in results:
+        if isinstance(result, Rejected):  # accepted as one, or not at all
+            raise result
+    views = [result for result in results if isinstance(result, ReferenceView)]
     return Accepted(affected=affected, left=left, references=views)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from contract.errors import Rejected
 from contract.references import Expected, ReferenceSet
 from controller.fleet import references
 from controller.permissions import Scope
@@ -21,11 +22,12 @@ class Referencing:
     _store: Store
 
     async def announce(
-        self, sets: Sequence[ReferenceSet], *, actor: str, reason: str, now: float
-    ) -> list[ReferenceView]:
-        """Expect these values, all or none. Raises Rejected `site.unknown`, `reference.too-many`, `reason.missing`."""
+        self, sets: Sequence[ReferenceSet], *, scope: Scope, actor: str, reason: str, now: float
+    ) -> list[ReferenceView | Rejected]:
+        """Expect these values, each on its own: one that is refused (`site.unknown`, `scope.insufficient`, `reference.too-many`)
+        does not fail the rest. Raises Rejected `reason.missing`."""
         return await self._store.run(
-            lambda tx: references.announce(tx, sets, actor=actor, reason=reason, now=now)
+            lambda tx: references.announce(tx, sets, scope=scope, actor=actor, reason=reason, now=now)
         )
 
     async def withdraw_reference(

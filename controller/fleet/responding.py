@@ -39,7 +39,7 @@ class Responding:
         return await self._store.run(lambda tx: _view(tx, version))
 
     async def set_responses(self, new: NewResponses, *, actor: str, now: float) -> ResponseView:
-        """Put new rules in force, or only check them. Raises Rejected `response.syntax`, `response.key`,
+        """Put new rules in force. Raises Rejected `response.syntax`, `response.key`,
         `response.too-large`, `response.changed` (somebody else was faster), `reason.missing`."""
         policy = response.parse_responses(new.document.encode(), file="responses")
         return await self._store.run(lambda tx: _set(tx, new, policy, actor=actor, now=now))
@@ -83,11 +83,16 @@ class Responding:
 
     async def plan_drill(self, site: str, *, now: float) -> DrillPlan:
         """Say what isolating a site would do; nothing is stored and nothing is sent. Raises Rejected `site.unknown`."""
-        return await self._store.run(lambda tx: drills.plan(tx, self._settings, site, now=now))
+        return await self._store.look(lambda tx: drills.plan(tx, self._settings, site, now=now))
 
     async def record_drill(self, view: DrillView, *, actor: str, reason: str, now: float) -> DrillView:
         """Write down what a drill has shown. Raises Rejected `reason.missing`."""
         return await self._store.run(lambda tx: drills.record(tx, view, actor=actor, reason=reason, now=now))
+
+
+def in_force(tx: Transaction) -> ResponseView:
+    """Return the rules in force."""
+    return _view(tx)
 
 
 def _view(tx: Transaction, version: int | None = None) -> ResponseView:
@@ -113,14 +118,14 @@ def _set(
     why = acts.checked_reason(new.reason)
     before = _replacing(tx, new.replaces)
     made = ResponseView(
-        version=before.version + (not new.dry_run),
+        version=before.version + 1,
         document=new.document,
         set_at=now,
         set_by=actor,
         reason=why,
         notes=response.against(policy.rule, sites.policies(tx)),
     )
-    return made if new.dry_run else _store(tx, made, actor=actor, now=now)
+    return _store(tx, made, actor=actor, now=now)
 
 
 def _undo(tx: Transaction, undo: Undo, *, actor: str, now: float) -> ResponseView:

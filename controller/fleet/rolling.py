@@ -26,7 +26,7 @@ class Rolling:
         """Say what a baseline would change, and keep it under a number; no rule is sent. The selector means nodes in scope,
         now and when it is carried out. `ask` tells what nodes have open. Raises Rejected `selector.*`,
         `baseline.unknown`, `plan.nobody`, `plan.too-many`."""
-        found = await self._store.run(lambda tx: plans.gather(tx, new, scope))
+        found = await self._store.look(lambda tx: plans.gather(tx, new, scope))
         plan = await asyncio.to_thread(plans.think, found, actor=actor, now=now)
         plan = msgspec.structs.replace(plan, impact=await plans.foretell(found, plan, ask))
         return await self._store.run(lambda tx: rows.add_plan(tx, plan))

@@ -16,12 +16,14 @@ Refuses to do: decide anything. Relies on: SQLAlchemy Core and Alembic, which no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import alembic.command
 import alembic.config
@@ -72,6 +74,40 @@ class Refused:
 
     def __init__(self, rejected: Rejected) -> None:
         self.rejected = rejected
+
+
+class Terms(Protocol):
+    """On what terms the transactions of one request are carried out: see `under`."""
+
+    def on(self, fn: Callable[[Transaction], object]) -> Callable[[Transaction], object]:
+        """Return `fn` with what the terms add to it, in the same transaction. Called for each job, in their order."""
+
+
+_terms: ContextVar[Terms | None] = ContextVar("ringfence.store.terms", default=None)
+
+
+@contextlib.contextmanager
+def under(terms: Terms) -> Iterator[None]:
+    """Every `Store.run` of this task within the block is on these terms. Tasks that it starts inherit them, for good."""
+    before = _terms.set(terms)
+    try:
+        yield
+    finally:
+        _terms.reset(before)
+
+
+def rehearsed(fn: Callable[[Transaction], T]) -> Callable[[Transaction], T]:
+    """Return a job that does what `fn` does, answers as it does, and leaves nothing of it in the transaction."""
+
+    def rehearse(tx: Transaction) -> T:
+        held, attempt = notices.held(tx), tx.begin_nested()
+        try:
+            return fn(tx)
+        finally:
+            attempt.rollback()
+            notices.put_back(tx, held)
+
+    return rehearse
 
 
 class _Job:
@@ -189,11 +225,16 @@ class Store:
         return self._engine.dialect.name
 
     async def run(self, fn: Callable[[Transaction], T | Refused]) -> T:
-        """Run `fn` in a transaction and return its result once that is on the disk.
+        """Run `fn` in a transaction, on the terms that hold here, and return its result once that is on the disk.
 
         Raises what `fn` raises (nothing is stored then), the Rejected of a `Refused` (what it wrote is stored),
         and StoreUnavailable.
         """
+        terms = _terms.get()
+        return cast(T, await self.look(fn if terms is None else terms.on(fn)))
+
+    async def look(self, fn: Callable[[Transaction], T | Refused]) -> T:
+        """As `run`, on no terms: for a job that only reads."""
         if self._closed or self._queue.qsize() > QUEUE_JOBS:
             raise StoreUnavailable("closed" if self._closed else "too many jobs are waiting")
         loop = asyncio.get_running_loop()

@@ -6,6 +6,7 @@ follows every reconnection. SQLite has one controller: nothing is collected ther
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping
 
 import msgspec
@@ -38,6 +39,20 @@ _decode = msgspec.json.Decoder(Notice).decode
 def begin(tx: Connection) -> None:
     """Forget what a transaction before, rolled back perhaps, had collected."""
     tx.info.pop(_KEY, None)
+
+
+def held(tx: Connection) -> Notice | None:
+    """Return what is collected so far, to be put back where what follows is undone."""
+    notice: Notice | None = tx.info.get(_KEY)
+    return None if notice is None else copy.deepcopy(notice)
+
+
+def put_back(tx: Connection, before: Notice | None) -> None:
+    """Forget what was collected since `held`."""
+    if before is None:
+        tx.info.pop(_KEY, None)
+    else:
+        tx.info[_KEY] = before
 
 
 def _collecting(tx: Connection) -> Notice | None:

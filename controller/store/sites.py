@@ -58,6 +58,11 @@ def load(tx: Transaction, site: str) -> SiteRow | None:
     return None if row is None else _row(row)
 
 
+def lock(tx: Transaction, site: str) -> None:
+    """Until this transaction ends nobody else changes the site's row."""
+    tx.execute(select(sites.c.site).where(sites.c.site == site).with_for_update())
+
+
 def exists(tx: Transaction, site: str) -> bool:
     """Whether there is such a site."""
     return tx.execute(select(sites.c.site).where(sites.c.site == site)).first() is not None

@@ -167,7 +167,7 @@ async def test_b07_a_virtual_tpm_is_refused_where_hardware_is_required(
     assert "ek.virtual" in await live.kinds(NODE)
     # By way of the API, as people set it.
     body = {"policy": {"require_hardware_tpm": False, "interval_s": 0.5}, "reason": "a lab"}
-    assert (await live.call("PUT", "/api/v1/sites/factory/policy", body))[0] == 200
+    assert (await live.call("PUT", "/api/v1/sites/factory/policy", body, headers={"If-Match": "*"}))[0] == 200
     await let_in(live, node := WholeNode(tmp_path / "disk", live, bench.tpm))
     _, shown = await live.call("GET", f"/api/v1/nodes/{NODE}", role="viewer")
     assert shown["tpm"]["kind"] == "virtual"  # type: ignore[index]

@@ -7,6 +7,7 @@ flipped, and with numbers from the borders of their ranges written over it.
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -16,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from contract import messages, tpm, trust, wire
+from contract import inventory, messages, sockets, tpm, trust, wire
 from contract.baseline import parse_baseline, section
 from contract.boot import BootPolicy, Reference, judge_boot, reference_from
 from contract.credential import make_credential
@@ -167,6 +168,25 @@ def any_name(raw: bytes) -> None:
     checked_name(raw.decode("utf-8", "surrogateescape"))
 
 
+FACTS = [inventory.Fact("package", "bash", "5.2"), inventory.Fact("system", "kernel", "6.1")]
+SOCKETS = sockets.SocketReport(
+    connections=[
+        sockets.Connection("tcp", "here", 40000, "10.0.0.1", 443, "eth0", 0, "root", "/x.service", "x")
+    ],
+    listening=[sockets.Listening("udp", 53, "x")],
+    controller=[sockets.Endpoint("fd00::1", 8440, "eth0")],
+)
+
+
+def any_facts(raw: bytes) -> object:
+    """Facts whose digest a report has named, whatever they are."""
+    return inventory.unpacked(zlib.compress(raw), hashlib.sha256(raw).digest())
+
+
+def any_packed(raw: bytes) -> object:
+    return inventory.unpacked(raw, inventory.packed(FACTS).sha256)
+
+
 PARSERS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     "attest": (signed_garbage, [FORGERS["ecc256"].attest()]),
     "signature": (
@@ -186,6 +206,9 @@ PARSERS: dict[str, tuple[Callable[[bytes], object], list[bytes]]] = {
     ),
     "root metadata": (any_root, [b'{"signatures":[],"signed":{"_type":"root","version":1}}']),
     "name": (any_name, [b"press-1"]),
+    "inventory": (any_facts, [wire.encode(inventory.Facts(facts=FACTS, left_out=3))]),
+    "packed inventory": (any_packed, [inventory.packed(FACTS).packed]),
+    "sockets": (sockets.read_sockets, [wire.encode(SOCKETS)]),
 }
 
 

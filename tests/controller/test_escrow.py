@@ -197,7 +197,7 @@ async def test_s08_a_revoked_key_opens_nothing_any_more(live: Live, node: Node) 
 
 async def test_s09_a_key_sealed_to_an_attestation_key_of_before_is_stale(live: Live, node: Node) -> None:
     status, problem = await put(live, node, "logs", ak_name="000b" + "00" * 32)
-    assert (status, problem["code"]) == (400, "key.stale")
+    assert (status, problem["code"]) == (422, "key.stale")
     await live.controller._store.run(
         lambda tx: tx.execute(rows.update(rows.escrow_keys).values(ak_name="000b" + "00" * 32))
     )

@@ -302,7 +302,7 @@ async def test_the_result_in_force_is_signed_when_asked_for_and_names_its_time(l
     assert result.appraisal.appraised.holds.open
     for query in ("?nonce=AA", "?nonce=%21%21"):
         status, problem = await live.call("GET", "/api/v1/nodes/press-1/result" + query)
-        assert (status, problem["code"]) == (400, "result.nonce")
+        assert (status, problem["code"]) == (422, "result.nonce")
 
 
 async def test_a_bundle_lacks_nothing_though_its_log_came_with_an_earlier_report(live: Live) -> None:

@@ -131,6 +131,18 @@ async def test_c06_huge_heads_and_bodies_are_refused(tmp_path: Path) -> None:
         assert await answers(live)
 
 
+async def test_c14_what_is_no_http_is_not_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(tmp_path) as live:
+        for port in (live.controller.admins.port, live.controller.nodes.port):
+            reader, writer = await asyncio.open_connection("localhost", port, ssl=live.tls)
+            writer.write(b"GET /healthz HTTP/1.1\r\nAuthorization: Bearer rfa_secret\0\r\n\r\n")
+            async with asyncio.timeout(60):
+                assert b" 400 " in await reader.readline()
+            writer.close()
+        assert await answers(live)
+    assert "rfa_secret" not in caplog.text and "Bearer" not in caplog.text
+
+
 async def test_c06_compressed_bodies_are_not_unpacked(tmp_path: Path) -> None:
     bomb = gzip.compress(b"\0" * 10_000_000)
     async with running(tmp_path) as live:

@@ -58,7 +58,9 @@ async def place(live: Live, site: str) -> Place:
     grant = await live.fleet.request_grant(_grant(f"{site}-1", now), actor=f"asker-{site}", now=now)
     digest = hashlib.sha256(site.encode()).hexdigest()
     wanted = ReferenceSet(site=site, values={"kernel": [digest]}, valid_from=now, note=f"kernel of {site}")
-    [reference] = await live.fleet.announce([wanted], actor=f"asker-{site}", reason="update", now=now)
+    [reference] = await live.fleet.announce(
+        [wanted], scope=EVERYWHERE, actor=f"asker-{site}", reason="update", now=now
+    )
     made: list[int] = []
     await live.fleet.issue_codes(
         f"{site}-1", 1, lambda ids: _hashes(ids, made), actor="tester", reason="safe", now=now

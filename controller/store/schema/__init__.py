@@ -23,6 +23,7 @@ from controller.store.schema.grants import break_glass_codes, grants
 from controller.store.schema.inventory import inventories, inventory_facts, inventory_items
 from controller.store.schema.outlets import dead_letters, outlets
 from controller.store.schema.people import (
+    answers_kept,
     api_sessions,
     api_tokens,
     audit,
@@ -48,6 +49,7 @@ from controller.store.schema.signed import baselines, trust_files
 
 __all__ = [
     "RowId",
+    "answers_kept",
     "api_sessions",
     "api_tokens",
     "audit",

@@ -80,6 +80,22 @@ api_tokens = Table(
     Column("revoked_by", Text),
 )
 
+answers_kept = Table(
+    "answers_kept",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("key_sha256", LargeBinary, primary_key=True),
+    Column("request_sha256", LargeBinary, nullable=False),
+    Column("holder", Text, nullable=False),
+    Column("begun_at", Float, nullable=False),
+    Column("held_at", Float, nullable=False),
+    Column("acted", Integer, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    # Sealed; NULL until it was given.
+    Column("answer", LargeBinary),
+    Index(None, "begun_at"),
+)
+
 audit = Table(
     "audit",
     metadata,

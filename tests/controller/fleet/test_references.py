@@ -13,6 +13,7 @@ from contract.errors import Rejected
 from contract.references import ReferenceSet
 from controller.permissions import EVERYWHERE
 from controller.records import IncidentView, Outcome
+from controller.reference_records import ReferenceView
 from tests.contract.boots import COMMAND, INITRD, LINUX, QUESTION, Boot, kernel, secure, value
 from tests.parts.fleets import ACTOR, T0, FleetLab, evidence, finding
 
@@ -77,7 +78,9 @@ async def test_an_announced_update_makes_no_alarm_at_its_site_and_time(
     lab: FleetLab, old: Boot, new: Boot
 ) -> None:
     [node, other] = await fleet(lab, old, 2)
-    [made] = await lab.fleet.announce([update()], actor=ACTOR, reason="monthly update", now=T0)
+    [made] = await lab.fleet.announce(
+        [update()], scope=EVERYWHERE, actor=ACTOR, reason="monthly update", now=T0
+    )
     assert (made.id, made.created_by, made.reason) == (1, ACTOR, "monthly update")
     outcome = await booted(lab, node, new, QUESTION, TONIGHT)
     assert (outcome.tier, outcome.findings) == ("affirming", [])
@@ -95,7 +98,7 @@ async def test_an_announced_update_makes_no_alarm_at_its_site_and_time(
 async def test_too_early_or_elsewhere_it_is_not_announced(lab: FleetLab, old: Boot, new: Boot) -> None:
     await fleet(lab, old, 1)
     await fleet(lab, old, 1, "shop")
-    await lab.fleet.announce([update()], actor=ACTOR, reason="monthly update", now=T0)
+    await lab.fleet.announce([update()], scope=EVERYWHERE, actor=ACTOR, reason="monthly update", now=T0)
     assert (await booted(lab, "factory-1", new, QUESTION, TONIGHT - 1)).tier == "warning"
     assert (await booted(lab, "shop-1", new, QUESTION, TONIGHT)).tier == "warning"
     # The same node a moment later, judged again since what is announced has changed.
@@ -111,7 +114,7 @@ async def test_too_early_or_elsewhere_it_is_not_announced(lab: FleetLab, old: Bo
 async def test_sessions_are_told_what_has_begun(lab: FleetLab, old: Boot) -> None:
     [node] = await fleet(lab, old, 1)
     assert (await lab.fleet.session(node)).announced == ""
-    await lab.fleet.announce([update()], actor=ACTOR, reason="x", now=T0)
+    await lab.fleet.announce([update()], scope=EVERYWHERE, actor=ACTOR, reason="x", now=T0)
     spans = (await lab.fleet.session(node)).announced
     assert msgspec.json.decode(spans) == [[1, TONIGHT, None]]
     await lab.fleet.withdraw_reference(1, actor=ACTOR, reason="x", now=T0)
@@ -227,32 +230,39 @@ async def test_what_cannot_be_accepted_is_refused(lab: FleetLab, old: Boot, new:
         await lab.fleet.accept_incident(incident.id, actor="ann", reason="x", now=T0)
 
 
-async def test_announcing_is_an_act_with_a_reason_all_or_nothing(lab: FleetLab) -> None:
+async def test_announcing_is_an_act_with_a_reason_and_one_bad_set_does_not_fail_the_rest(
+    lab: FleetLab,
+) -> None:
     await lab.site()
     with pytest.raises(Rejected, match=r"reason\.missing"):
-        await lab.fleet.announce([update()], actor=ACTOR, reason=" ", now=T0)
-    with pytest.raises(Rejected, match=r"site\.unknown"):
-        await lab.fleet.announce([update(), update("nowhere")], actor=ACTOR, reason="x", now=T0)
-    assert (await lab.fleet.list_references(scope=EVERYWHERE)).items == []
-    many = [update(valid_from=TONIGHT + n) for n in range(257)]
-    with pytest.raises(Rejected, match=r"reference\.too-many"):
-        await lab.fleet.announce(many, actor=ACTOR, reason="x", now=T0)
-    made = await lab.fleet.announce(many[:3], actor=ACTOR, reason="x", now=T0)
-    assert [v.id for v in (await lab.fleet.list_references(scope=EVERYWHERE, site="factory")).items] == [
-        v.id for v in reversed(made)
-    ]
+        await lab.fleet.announce([update()], scope=EVERYWHERE, actor=ACTOR, reason=" ", now=T0)
+    many = [update(valid_from=TONIGHT + n) for n in range(3)]
+    wanted = [many[0], update("nowhere"), *many[1:]]
+    first, refused, *rest = await lab.fleet.announce(
+        wanted, scope=EVERYWHERE, actor=ACTOR, reason="x", now=T0
+    )
+    assert isinstance(refused, Rejected) and refused.code == "site.unknown"
+    made = [each.id for each in (first, *rest) if isinstance(each, ReferenceView)]
+    found = (await lab.fleet.list_references(scope=EVERYWHERE, site="factory")).items
+    assert len(made) == 3 and [v.id for v in found] == made[::-1]
     page = await lab.fleet.list_references(scope=EVERYWHERE, limit=2)
     assert page.next is not None
     assert len((await lab.fleet.list_references(scope=EVERYWHERE, limit=2, after=page.next)).items) == 1
-    await lab.fleet.withdraw_reference(made[0].id, actor="bob", reason="wrong kernel", now=T0 + 5)
+    await lab.fleet.withdraw_reference(made[0], actor="bob", reason="wrong kernel", now=T0 + 5)
     with pytest.raises(Rejected, match=r"reference\.closed"):
-        await lab.fleet.withdraw_reference(made[0].id, actor="bob", reason="again", now=T0 + 6)
+        await lab.fleet.withdraw_reference(made[0], actor="bob", reason="again", now=T0 + 6)
     with pytest.raises(Rejected, match=r"reference\.unknown"):
         await lab.fleet.withdraw_reference(999, actor="bob", reason="x", now=T0)
     assert len((await lab.fleet.list_references(scope=EVERYWHERE)).items) == 2
     assert len((await lab.fleet.list_references(scope=EVERYWHERE, withdrawn=True)).items) == 3
     assert [a.act for a in await lab.fleet.list_audit(limit=500) if a.actor == "bob"] == [
         "reference.withdrawn"
+    ]
+    more = [update(valid_from=TONIGHT + n) for n in range(3, 258)]
+    results = await lab.fleet.announce(more, scope=EVERYWHERE, actor=ACTOR, reason="x", now=T0)
+    assert [isinstance(each, Rejected) and each.code for each in results][-2:] == [
+        False,
+        "reference.too-many",
     ]
 
 

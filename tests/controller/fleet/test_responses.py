@@ -140,8 +140,6 @@ async def test_c15_rules_have_versions_and_nobody_overwrites_what_he_has_not_see
         await _rules(lab, TAMPER, replaces=1)
     with pytest.raises(Rejected, match=r"response\.key"):
         await _rules(lab, '[[rule]]\nname = "x"\n', replaces=2)
-    dry = NewResponses(document=TAMPER, replaces=2, reason="look", dry_run=True)
-    await lab.fleet.set_responses(dry, actor=ACTOR, now=T0)
     assert (await lab.fleet.responses()).document == USB_TWICE
     await lab.fleet.undo_responses(Undo(replaces=2, reason="too harsh"), actor=ACTOR, now=T0)
     found = await lab.fleet.list_responses()

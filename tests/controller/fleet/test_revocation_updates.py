@@ -6,6 +6,7 @@ import pytest
 
 from contract.boot import BootPolicy, reference_from
 from contract.references import ReferenceSet
+from controller.permissions import EVERYWHERE
 from tests.contract.boots import DBX, KERNEL_FILE, MOK_LIST, QUESTION, Boot, kernel, secure, value
 from tests.contract.test_revocations import dbx, listed, measured
 from tests.controller.fleet.test_references import booted, fleet, incidents
@@ -53,7 +54,7 @@ async def test_an_announced_dbx_update_makes_no_alarm(lab: FleetLab, old: Boot, 
     [node] = await fleet(lab, old, 1)
     digest = next(event.sha256.hex() for event in longer.log.events if event.index == DBX)
     one = ReferenceSet(site="factory", values={"revocation": [digest]}, valid_from=T0)
-    await lab.fleet.announce([one], actor=ACTOR, reason="dbx of May", now=T0)
+    await lab.fleet.announce([one], scope=EVERYWHERE, actor=ACTOR, reason="dbx of May", now=T0)
     assert (await booted(lab, node, longer, STRICT, T0 + 60)).tier == "affirming"
     assert await incidents(lab) == []
 

@@ -28,7 +28,9 @@ from controller.store import (
     audit,
     events,
     migrate,
+    rehearsed,
     tokens,
+    under,
 )
 from controller.store.schema import metadata
 from tests.parts.fleets import T0
@@ -103,6 +105,35 @@ async def test_a_refusal_is_raised_and_what_was_written_with_it_stays(open_store
     with pytest.raises(Rejected, match=r"test\.refused"):
         await store.run(refuse)
     assert await _actors(store) == ["refused"]
+
+
+async def test_what_is_rehearsed_beside_other_jobs_leaves_nothing_and_takes_nothing_with_it(
+    open_store: OpenStore,
+) -> None:
+    store = open_store()
+
+    class Rehearsal:
+        def on(self, fn: Callable[[Transaction], object]) -> Callable[[Transaction], object]:
+            return rehearsed(fn)
+
+    async def rehearse(actor: str) -> str:
+        with under(Rehearsal()):
+            return await store.run(_note(actor))
+
+    def refused(tx: Transaction) -> Refused:
+        audit.note(tx, actor="refused", act="test", target="", reason="", now=T0)
+        return Refused(Rejected("x.refused"))
+
+    async def rehearse_refusal() -> None:
+        with under(Rehearsal()):
+            await store.run(refused)
+
+    real = [store.run(_note(f"real-{n}")) for n in range(50)]
+    got = await asyncio.gather(*(each for n, one in enumerate(real) for each in (one, rehearse(f"dry-{n}"))))
+    assert got == [each for n in range(50) for each in (f"real-{n}", f"dry-{n}")]
+    with pytest.raises(Rejected, match=r"x\.refused"):
+        await rehearse_refusal()
+    assert sorted(await _actors(store)) == sorted(f"real-{n}" for n in range(50))
 
 
 async def test_a_taken_key_is_a_duplicate(open_store: OpenStore) -> None:
