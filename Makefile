@@ -44,7 +44,7 @@ packages-twice: setup  ## build two clones and compare the bytes; ARGS="--only r
 	@nice -n 15 $(V)/python packaging/os/twice.py $(ARGS)
 
 packages-try: setup  ## lint, and install, upgrade, break, remove in clean Debian 12 and 13 roots; ARGS="--base 12=FOLDER"
-	@packaging/setup/system-packages lintian rpmlint
+	@packaging/setup/system-packages lintian rpmlint systemd-container createrepo-c gpg
 	@nice -n 15 $(V)/python packaging/os/roots.py $(ARGS)
 
 repo: setup      ## dist/repo: signed apt and dnf repository of dist/; KEYS=FOLDER is the owner's, else throw-away keys

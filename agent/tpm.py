@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 from tpm2_pytss import (
@@ -184,7 +185,14 @@ class Tpm:
             if code in _BUSY:
                 raise TpmBusy(f"0x{code:x}: {error}") from None
             self._forget()
-            raise TpmGone(f"0x{code:x}: {error}") from None
+            raise TpmGone(self._missing() or f"0x{code:x}: {error}") from None
+
+    def _missing(self) -> str:
+        """Return what to say when there is no such device; the library says no more than "IO failure"."""
+        kind, _, path = self._tcti.partition(":")
+        if kind != "device" or not path or Path(path).exists():
+            return ""
+        return f"there is no TPM: {path} does not exist ([tpm] tcti in the configuration)"
 
     def _open(self) -> ESAPI:
         if self._esapi is None:

@@ -51,6 +51,8 @@ DEPENDS = {
     },
     "ringfence": {"deb": ["libc6 (>= 2.36)", "zlib1g"], "rpm": ["libz.so.1()(64bit)"]},
 }
+# Compiled when the environment was made, in a folder with a name by chance; the linker's build id is taken over that name too.
+COMPILED_HERE = "_internal/tpm2_pytss/*.so"
 OWNER = os.environ.get("RINGFENCE_MAINTAINER", "The owner of this build <root@localhost.localdomain>")
 
 
@@ -78,6 +80,8 @@ def freeze(program: str, work: Path) -> Path:
         PYTHONDONTWRITEBYTECODE="1", PYINSTALLER_CONFIG_DIR=str(work / "pyinstaller"),
     )  # fmt: skip
     frozen = work / "dist" / program
+    for path in frozen.glob(COMPILED_HERE):
+        run("objcopy", "--remove-section=.note.gnu.build-id", path)
     for path in sorted(frozen.rglob("*")):
         if path.is_symlink():
             continue
@@ -211,10 +215,11 @@ def package(program: str, work: Path, out: Path) -> list[Path]:
     made = []
     for kind, name in names.items():
         run(
-            TOOLS / "bin/nfpm", "package", "--config", described, "--packager", kind, "--target", out / name,
+            TOOLS / "bin/nfpm", "package", "--config", described, "--packager", kind, "--target", work / name,
             SOURCE_DATE_EPOCH=str(epoch()),
         )  # fmt: skip
-        made.append(out / name)
+        # Whole or not at all: a build that was cut off leaves no half a package behind.
+        made.append(Path(shutil.move(work / name, out / name)))
     beside = out / f"{program}_{VERSION}.cdx.json"
     shutil.copy(work / f"{program}.cdx.json", beside)
     return [*made, beside]

@@ -178,3 +178,10 @@ def test_slots_left_full_by_killed_agents_are_freed(powered: SoftwareTpm) -> Non
     tpm.create_ak()
     tpm.quote(NONCE, [0])
     tpm.close()
+
+
+def test_a08_a_machine_without_a_tpm_is_told_so_by_name(tmp_path: Path) -> None:
+    tpm = Tpm(f"device:{tmp_path}/tpmrm0")
+    with pytest.raises(TpmGone, match=f"there is no TPM: {tmp_path}/tpmrm0 does not exist"):
+        tpm.endorsement()
+    tpm.close()
