@@ -1,7 +1,9 @@
 """Who is let in next when more connect at once than hands can be shaken: each address in turn.
 
 Connections wait here after accept and before TLS. One address, a flood or ten thousand nodes behind one router, never takes more
-than its share of the room, and never more than every other turn while another address waits. Refuses to do: sockets' I/O, clocks.
+than its share of the room, and never more than every other turn while another address waits. Of one address the newest goes first:
+where more come than can be served, whoever has waited longest is about to give up, and hands shaken with those are shaken for
+nothing, again and again. Refuses to do: sockets' I/O, clocks.
 """
 
 from __future__ import annotations
@@ -48,16 +50,12 @@ class WaitingRoom(Generic[T]):
         return True
 
     def next(self, full: Callable[[str], bool], now: float) -> tuple[str, T] | None:
-        """Return who has waited longest of the source whose turn it is; a source that is `full` is passed over. None: nobody."""
+        """Return who came last of the source whose turn it is; a source that is `full` is passed over. None: nobody."""
         for source in list(self._queues):
             if full(source):
                 continue
             queue = self._queues[source]
-            since, connection = queue.popleft()
-            while queue and now - since >= self._patience_s:
-                connection.close()
-                self._count -= 1
-                since, connection = queue.popleft()
+            _, connection = queue.pop()
             self._count -= 1
             if queue:
                 self._queues.move_to_end(source)

@@ -129,6 +129,9 @@ def _operation(
             },
         },
     }
+    if route.deprecated is not None:
+        end = f"It may be gone from {route.deprecated.sunset} on: use `{route.deprecated.instead}`."
+        operation |= {"deprecated": True, "description": f"{rule_of(route)} {end}"}
     if route.body is not Nothing:
         binary = route.body is bytes
         schema = {"type": "string", "format": "binary"} if binary else by_type[repr(route.body)]

@@ -42,6 +42,8 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+GOING = web.RequestKey("ringfence.going", dict)
+"""Where a request keeps what a route that goes says of it with every answer."""
 _ANYBODY = Person("nobody", ())
 MAX_TOKEN_CHARS = 128
 WAITED_S = 1.0
@@ -59,6 +61,7 @@ def add_routes(
 def _endpoint(services: Services, route: AnyRoute) -> Callable[[web.Request], Awaitable[web.Response]]:
     async def handle(request: web.Request) -> web.Response:
         now, begun = time.time(), time.monotonic()
+        request[GOING] = {} if route.deprecated is None else route.deprecated.headers()
         source = source_of(request.remote or "0.0.0.0")
         person, scope = await _let_in(services, route, request, now)
         if route.needs != "public":
@@ -94,6 +97,14 @@ async def problems(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
 ) -> web.StreamResponse:
     """Turn everything that is raised into problem details. Outermost: nothing gets past it."""
+    answer = await _answered(request, handler)
+    answer.headers.update(request.get(GOING, {}))
+    return answer
+
+
+async def _answered(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
     try:
         return await handler(request)
     except Rejected as error:

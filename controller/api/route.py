@@ -11,6 +11,8 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from email.utils import format_datetime
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar, get_args
 
 from msgspec import Meta, Struct
@@ -25,6 +27,8 @@ from controller.services import Services
 
 MAX_JSON_BYTES = 64 * 1024
 MAX_ID = 2**53
+MIN_NOTICE: Final = timedelta(days=180)
+"""Between the first release that says that a route goes, and the first without it."""
 
 Needs = Permission | Literal["public", "token"]
 """Who may use a route: `public` needs no token, `token` any valid one, else a right with this permission."""
@@ -135,6 +139,31 @@ class Call(Generic[Q, B]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Deprecated:
+    """That a route goes, and what comes in its place (RFC 9745, RFC 8594). Times are midnight, UTC."""
+
+    since: date
+    sunset: date
+    """From then on it may be gone: at least MIN_NOTICE after `since`."""
+    instead: str
+    """The route to use, as `GET /nodes`."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a notice that is too short."""
+        if self.sunset - self.since < MIN_NOTICE:
+            raise ValueError(f"{self.instead}: {MIN_NOTICE.days} days are promised between notice and end")
+
+    def headers(self) -> dict[str, str]:
+        """Return what every answer of the route carries."""
+        since, sunset = (datetime.combine(day, time(), UTC) for day in (self.since, self.sunset))
+        return {
+            "Deprecation": f"@{int(since.timestamp())}",
+            "Sunset": format_datetime(sunset, usegmt=True),
+            "Link": '</api/v1/openapi.json>; rel="deprecation"; type="application/json"',
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Route(Generic[Q, B]):
     """One entry of the table."""
 
@@ -160,7 +189,8 @@ class Route(Generic[Q, B]):
     proves: bool = False
     """It tries a password, a code or a secret: each try counts, so it is neither rehearsed nor answered again."""
     max_body_bytes: int = MAX_JSON_BYTES
-    tag: str = ""
+    deprecated: Deprecated | None = None
+    """It goes, and says so with every answer."""
 
     @property
     def mutates(self) -> bool:

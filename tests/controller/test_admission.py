@@ -79,18 +79,31 @@ def test_c05_a_flood_from_one_address_has_every_other_turn_and_half_the_places()
     room = _filled(100, flood=1000, site=3)
     assert len(room) == 53
     names = _out(room)
-    assert names[:6] == ["flood0", "site0", "flood1", "site1", "flood2", "site2"]
+    assert names[:6] == ["flood49", "site2", "flood48", "site1", "flood47", "site0"]
     assert len(names) == 53 and len(room) == 0
 
 
 def test_c05_who_has_waited_too_long_is_turned_away_and_costs_no_handshake() -> None:
     room = _filled(100, a=2)
-    late = _Waiting("late")
-    assert room.add("a", late, 9.0)
-    assert _out(room, 11.0) == ["late"]
+    assert room.add("a", _Waiting("late"), 9.0)
+    assert (room.expire(11.0), _out(room, 11.0)) == (2, ["late"])
     stale = _filled(100, a=2, b=1)
     assert (stale.expire(9.9), stale.expire(10.0), len(stale)) == (0, 3, 0)
     assert stale.next(lambda _: False, 10.0) is None
+
+
+def test_c05_who_came_last_goes_first_for_who_waited_longest_is_about_to_give_up() -> None:
+    """Ten come and one is served a second, for a minute; each waits for five. Served in order, all would be served too late."""
+    room: WaitingRoom[_Waiting] = WaitingRoom(places=1000, patience_s=10.0)
+    served_in_time = 0
+    for second in range(60):
+        for _ in range(10):
+            room.add("a", _Waiting(str(second)), float(second))
+        found = room.next(lambda _: False, float(second))
+        assert found is not None
+        served_in_time += second - int(found[1].name) < 5
+        room.expire(float(second))
+    assert served_in_time == 60
 
 
 def test_a_source_that_is_full_is_passed_over() -> None:
