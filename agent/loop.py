@@ -78,6 +78,7 @@ class Loop:
         """When the loop last came round; the watchdog looks at it."""
         self.failure: BaseException | None = None
         self.on_report: Callable[[], object] = lambda: None
+        self.on_posture: Callable[[], object] = lambda: None
         self.on_fetch: Callable[[WantedBaseline, int], None] = lambda wanted, highest: None
         self.on_redial: Callable[[], None] = lambda: None
         self.on_failure: Callable[[], object] = lambda: None
@@ -342,7 +343,10 @@ class Loop:
         changed = (stance.posture, stance.fenced) != (before.posture, before.fenced) or granted
         if changed:
             self.machine.surround(posture=stance.posture, fenced=stance.fenced, grants=grants)
-        self._carry_out(isolating=stance.posture == "isolated" and (fresh or before.posture != "isolated"))
+        isolating = stance.posture == "isolated" and (fresh or before.posture != "isolated")
+        if isolating or stance.posture != before.posture:
+            self.on_posture()
+        self._carry_out(isolating=isolating)
         if changed:
             self._look("firewall", "order" if silent else "routine")
         if granted:

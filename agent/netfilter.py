@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from agent.firewall import compare, flows, link, netlink, pins, routes
+from agent.firewall import compare, flows, large, link, netlink, pins, routes
 from agent.firewall.apart import Apart
 from agent.firewall.compare import Canonical
 from agent.firewall.counts import Count, Tally, counts
@@ -26,11 +26,11 @@ from agent.firewall.foreign import ForeignChain
 from agent.firewall.granted import seen_set
 from agent.firewall.kept import Kept
 from agent.firewall.library import NetfilterError, context, parsed, run
-from agent.firewall.listing import foreign, in_own_namespace, is_named_in_text, loaded, own
+from agent.firewall.listing import NOTHING, Loaded, foreign, in_own_namespace, loaded, own
 from agent.firewall.match import CUT_TABLE, is_ours
 from agent.firewall.model import Model
 from agent.firewall.nft import OWN_TABLES, TABLE, render, render_cut, render_lockdown
-from agent.firewall.outrun import Outrun, Outrunning
+from agent.firewall.outrun import Outrunning
 from agent.firewall.programs import Program, attached, remove
 from agent.firewall.section import Neighbour
 from agent.firewall.spare import Names, held
@@ -80,7 +80,7 @@ class Netfilter:
         self._names = Names()
         self._families: dict[str, bool] = {}
         self._tally = Tally()
-        self._known: dict[str, Canonical] = {}
+        self._known: dict[str, Loaded] = {}
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
         self.on_wake: Callable[[], object] = lambda: None
         """What `wake` calls; the loop sets it."""
@@ -119,8 +119,7 @@ class Netfilter:
         with self._lock:
             anew = any(start in text for start in _ANEW)
             if anew:
-                with contextlib.suppress(Outrun):  # what they had counted since the last look is lost
-                    self._add_counts()
+                self._add_counts()
             try:
                 run(self._context, self._names.text(text))
             except NetfilterError:
@@ -131,11 +130,8 @@ class Netfilter:
                 self._tally.begun_anew()
 
     def dropped(self, most: int) -> list[Count]:
-        """Return what was dropped since `tell_dropped`, most packets first, over every load of the rules.
-
-        Where commits outrun a look at the counters, up to the last look.
-        """
-        with self._lock, contextlib.suppress(Outrun):
+        """Return what was dropped since `tell_dropped`, most packets first, over every load of the rules. Raises OSError."""
+        with self._lock:
             self._add_counts()
         return self._tally.dropped(most)
 
@@ -144,18 +140,14 @@ class Netfilter:
         self._tally.tell(told)
 
     def _add_counts(self) -> None:
-        """Take what the counters say. Where no rules stand they say nothing. Raises Outrun."""
+        """Take what the counters say. Where no rules stand they say nothing. Raises OSError."""
         found: list[Count] = []
         for family in ("inet", "arp"):
-            with contextlib.suppress(NetfilterError), self._steady("counters"):
-                found += self._counters(family)
+            found += self._counters(family)
         self._tally.add(found)
 
     def _counters(self, family: str) -> list[Count]:
-        place = self._names.real((family, TABLE))
-        if not is_named_in_text(self._talk, place):
-            raise NetfilterError(errno.EILSEQ, f"names in table {' '.join(place)} are no text")
-        return counts(parsed(run(self._context, f"list counters table {' '.join(place)}")))
+        return counts(netlink.counters(self._talk, self._names.real((family, TABLE))))
 
     def _steady(self, what: str) -> contextlib.AbstractContextManager[None]:
         """List within: an end to it where commits come faster than libnftables reads. Raises Outrun."""
@@ -259,17 +251,37 @@ class Netfilter:
             remove(self._routes, program)
 
     def counts(self) -> list[Count]:
-        """Return what our rules have counted. Raises NetfilterError, also where no rules are loaded; Outrun."""
-        with self._lock, self._steady("counters"):
-            return self._counters("inet")
+        """Return what our rules have counted. Raises NetfilterError where no rules are loaded."""
+        with self._lock:
+            found = self._counters("inet")
+        if not found:
+            raise NetfilterError(errno.ENOENT, "no rules of ours are loaded")
+        return found
 
-    def own(self) -> Canonical:
-        """Return the canonical form of our tables as they stand. Raises NetfilterError, Outrun."""
+    def own(self, like: Loaded = NOTHING) -> Canonical:
+        """Return the canonical form of our tables as they stand. Raises NetfilterError, Outrun.
+
+        `like`: what is wanted (`tried`); large sets that are as there are not listed one by one.
+        """
         with self._lock, self._steady("own"):
-            return own(self._context, self._talk, OWN_TABLES, self._names)
+            return own(self._context, self._talk, OWN_TABLES, self._names, like)
+
+    def mend(self, elements: large.Elements) -> None:
+        """Make large sets of ours hold these elements and no other, each set in one commit. Raises OSError."""
+        with self._lock:
+            for key, wanted in elements.items():
+                family, table, name = large.place_of(key)
+                large.mend(self._talk, (*self._names.real((family, table)), name), wanted)
 
     def canonical(self, text: str, tables: tuple[tuple[str, str], ...] = OWN_TABLES) -> Canonical:
         """Return what `own` (or `listing` of each of `tables`) would return with nothing but `text` loaded.
+
+        Raises as `tried`.
+        """
+        return self.tried(text, tables).canonical
+
+    def tried(self, text: str, tables: tuple[tuple[str, str], ...] = OWN_TABLES) -> Loaded:
+        """Return what the kernel makes of `text` alone, and what the large sets of `tables` hold then; remembered.
 
         Raises Rejected `firewall.refused` if nftables refuses the text, NetfilterError if the namespace cannot be made.
         """
@@ -312,8 +324,7 @@ class Netfilter:
         with self._lock:
             found = [each for each in netlink.tables(self._talk) if is_ours(each.name)]
             own = [each for each in found if each not in held(found)]
-            with contextlib.suppress(Outrun):
-                self._add_counts()
+            self._add_counts()
             netlink.delete_tables(self._talk, own)
             self._tally.begun_anew()
         return bool(own)

@@ -93,32 +93,52 @@ class Session:
         self._sent_at = 0.0
         self._next = 0.0
         self._renewing = False
+        self._reader: asyncio.Task[object]
 
     async def run(self) -> None:
         """Report and listen until the socket closes or a new dial is wanted."""
-        reader = asyncio.create_task(receive(self._socket))
+        self._read()
         try:
             while not self._up.redial.is_set():
                 now = time.monotonic()
                 if self._sent is not None and now - self._sent_at > ANSWER_S:
                     raise SessionEnded("no answer to a report")
                 if self._nonce is not None and self._sent is None and now >= self._due_at():
-                    await self._report()
+                    await self._report_and_obey()
                 await self._renew_if_time()
-                await self._wait(reader)
-                if reader.done():
-                    message = reader.result()
-                    reader = asyncio.create_task(receive(self._socket))
+                await self._wait(self._reader)
+                if self._reader.done():
+                    message = self._reader.result()
+                    self._read()
                     await self._take(message)
         finally:
-            reader.cancel()
-            # Not awaited itself: who stops the agent in this moment must not be taken for the reader's own end.
-            await asyncio.wait({reader})
-            if not reader.cancelled():
-                reader.exception()
+            await _ended(self._reader)
+
+    def _read(self) -> None:
+        self._reader = asyncio.create_task(receive(self._socket))
+
+    async def _report_and_obey(self) -> None:
+        """Report, and carry out the orders that come meanwhile: a TPM takes up to a second for a quote.
+
+        Whatever else comes is about reports and waits for the end of this one.
+        """
+        reporting = asyncio.create_task(self._report())
+        try:
+            while not reporting.done():
+                reading = set() if self._reader.done() else {self._reader}
+                await asyncio.wait({reporting, *reading}, return_when=asyncio.FIRST_COMPLETED)
+                order = _order(self._reader)
+                if order is not None:
+                    self._read()
+                    await self._take(order)
+        finally:
+            await _ended(reporting)
+        reporting.result()
 
     def _due_at(self) -> float:
-        return min(self._next, self._sent_at + MIN_GAP_S) if self._up.due.is_set() else self._next
+        if not self._up.due.is_set():
+            return self._next
+        return min(self._next, max(self._sent_at + MIN_GAP_S, self._up.silent_until))
 
     async def _wait(self, reader: asyncio.Task[object]) -> None:
         """Sleep until something came, something is due, or some seconds have gone."""
@@ -228,6 +248,25 @@ class Session:
             self._renewing = True
             csr = signing_request(self._keys, self._up.config.node)
             await self._socket.send(wire.encode(Renew(csr=csr)))
+
+
+def _order(reader: asyncio.Task[object]) -> Order | None:
+    """Return the order that was read; None where it is something else, an error or nothing yet."""
+    if not reader.done() or reader.cancelled() or reader.exception() is not None:
+        return None
+    message = reader.result()
+    return message if isinstance(message, Order) else None
+
+
+async def _ended(task: asyncio.Task[object] | asyncio.Task[None]) -> None:
+    """End a task and wait for it.
+
+    It is not awaited itself: who stops the agent in this moment must not be taken for the task's own end.
+    """
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 async def receive(socket_: WebSocket) -> object:

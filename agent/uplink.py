@@ -59,6 +59,8 @@ log = logging.getLogger("ringfence.uplink")
 BACKOFF_S = (0.25, 30.0)
 """First and longest wait between dials; doubled each time, with jitter."""
 BOOT_PACKAGES_S = 5.0
+SPREAD_S = 2.0
+"""Reports of nodes whose posture has changed are spread over so long: what comes next is perhaps an order to isolate."""
 _PASSING = OSError
 """TimeoutError and all of `agent.channel` are of it."""
 
@@ -85,6 +87,8 @@ class Uplink:
         self._stock = Stocktaking(config.roots, self._database, tpm, lambda: self.ask(self._models))
         self.due = asyncio.Event()
         self.redial = asyncio.Event()
+        self.silent_until = 0.0
+        """Monotonic; until then nothing but the interval brings a report."""
         self.unlocks = Unlocks(config.node, tpm, self.due.set)
         self._fetch: asyncio.Task[None] | None = None
         self._signed: SignedFiles | None = None
@@ -92,12 +96,20 @@ class Uplink:
         self._home = asyncio.get_running_loop()
         self._tpm_told = False
         loop.on_report = lambda: self._soon(self.due.set)
+        loop.on_posture = self._spread
         loop.on_redial = lambda: self._soon(self.redial.set)
         loop.on_fetch = lambda wanted, highest: self._soon(self._start_fetch, wanted, highest)
 
     def _soon(self, call: object, *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop is closing: nobody to tell
             self._home.call_soon_threadsafe(call, *args)  # type: ignore[arg-type]
+
+    def _spread(self) -> None:
+        """The node is being isolated or released, and its neighbours with it perhaps: they do not all report in the same moment.
+
+        Any thread. The cut itself waits for nothing.
+        """
+        self.silent_until = time.monotonic() + random.uniform(0.0, SPREAD_S)  # noqa: S311  (jitter)
 
     async def ask(self, job: Callable[[], T]) -> T:
         return await asyncio.wrap_future(self.loop.call(job))

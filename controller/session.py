@@ -136,9 +136,13 @@ class Session:
 
     async def send(self, message: Message) -> None:
         """Send one message, or close the connection when the node does not take it in time."""
+        await self.send_encoded(encode(message))
+
+    async def send_encoded(self, message: bytes) -> None:
+        """As `send`, of a message that is encoded already."""
         try:
             async with asyncio.timeout(SEND_S):
-                await self.socket.send_bytes(encode(message))
+                await self.socket.send_bytes(message)
         except (TimeoutError, ConnectionError):
             await self.close(CLOSE_SILENT)
 

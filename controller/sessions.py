@@ -18,7 +18,6 @@ from typing import cast
 
 from aiohttp import WSMsgType, web
 
-from contract.directive import Directive
 from contract.errors import Rejected
 from contract.messages import (
     MAX_FRAME_BYTES,
@@ -40,7 +39,7 @@ from contract.messages import (
 from contract.quote import Counters
 from contract.sealing import directive_signer, sign_directive
 from contract.sockets import SocketReport
-from contract.wire import decode
+from contract.wire import decode, encode
 from controller.appraisal import LogWanted
 from controller.authority import CertifiedNode
 from controller.bell import Bell
@@ -128,9 +127,13 @@ class Sessions:
         for begin in range(0, len(connected), PUSH_AT_ONCE):
             some = connected[begin : begin + PUSH_AT_ONCE]
             held = {node: self._open[node].epoch for node in some if node in self._open}
-            directives = await self._fleet.directives_to(held, now=now, only_due=only_due)
-            orders = [self._order(node, directive) for node, directive in directives.items()]
-            await asyncio.gather(*orders)
+            directives = await self._fleet.directives_to(held, now=now, only_due=only_due, urgent=True)
+            # All are written before the first is sent: who has got an order begins to work, perhaps on this machine.
+            orders = {
+                node: encode(Order(directive=sign_directive(directive, self._signer)))
+                for node, directive in directives.items()
+            }
+            await asyncio.gather(*(self._order(node, order) for node, order in orders.items()))
 
     async def challenge(self, nodes: Sequence[str], now: float) -> None:
         """Ask those of `nodes` that are connected to report now."""
@@ -368,10 +371,10 @@ class Sessions:
         except StoreUnavailable:
             log.warning("%d nodes get their directive with their next report", len(nodes))
 
-    async def _order(self, node: str, directive: Directive) -> None:
+    async def _order(self, node: str, encoded: bytes) -> None:
         session = self._open.get(node)
         if session is not None and session.greeted:
-            await session.send(Order(directive=sign_directive(directive, self._signer)))
+            await session.send_encoded(encoded)
             self._metrics.orders.inc()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

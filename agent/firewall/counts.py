@@ -1,4 +1,4 @@
-"""What the named counters of our rules say, from a JSON listing, and their sums over loads. Pure.
+"""What the named counters of our rules say, and their sums over loads. Pure.
 
 A counter's name is made of what its rule is about: `in_enclave_tcp` (direction, zone, protocol), `drop_input` (what no
 rule let in). In the kernel it goes on while rules change in part and begins at 0 when the whole table is loaded anew; `Tally`
@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from agent.firewall.compare import Object
-
 
 class Count(NamedTuple):
     """One counter as it stands."""
@@ -21,13 +19,9 @@ class Count(NamedTuple):
     bytes: int
 
 
-def counts(objects: Iterable[Object]) -> list[Count]:
-    """Return the counters of a listing: drops first, then by packets, most first. Raises ValueError, KeyError."""
-    found = []
-    for entry in objects:
-        body = entry.get("counter")
-        if isinstance(body, dict):
-            found.append(Count(str(body["name"]), int(body["packets"]), int(body["bytes"])))
+def counts(listed: Iterable[tuple[str, int, int]]) -> list[Count]:
+    """Return the counters of a table, (name, packets, bytes): drops first, then by packets, most first."""
+    found = [Count(*each) for each in listed]
     return sorted(found, key=lambda each: (not is_drop(each), -each.packets, each.name))
 
 

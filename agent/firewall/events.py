@@ -17,9 +17,11 @@ import errno
 import os
 import select
 import socket
+import struct
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,7 +35,11 @@ _BUFFER_BYTES = 8 * 1024 * 1024
 """Holds some 60,000 announcements; the default holds 1,678."""
 _POLL_S = 1.0
 _MAX_COMMAND_CHARS = 300
-_NEWGEN = 15
+_COMMITTED = netlink.SUBSYSTEM_NFTABLES << 8 | 15
+"""NFT_MSG_NEWGEN: the end of a commit."""
+_OBJECT_BYTES = netlink.HEADER_BYTES + netlink.NFGENMSG_BYTES
+_LONGEST_NAME_BYTES = 4 + 256
+_LENGTH_AND_KIND = struct.Struct("=IH")
 _MAX_DATAGRAMS = 512
 """Taken before anybody is told: a storm that comes faster than it is read would never be."""
 _BURST = 32
@@ -80,7 +86,8 @@ class Events:
         self._asking = netlink.Talk()
         self._seen: int = netlink.generation(self._asking)
         self._wake_in, self._wake_out = os.pipe2(os.O_CLOEXEC)
-        self._tables: set[tuple[str, str]] = set()
+        self._named: set[bytes] = set()
+        """Beginnings of the announcements since the last commit: family and table, as the kernel writes them."""
         self._thread = threading.Thread(target=self._run, name="nftables-events", daemon=True)
         self._thread.start()
 
@@ -131,13 +138,11 @@ class Events:
                 if error.errno != errno.ENOBUFS:
                     raise
                 unknown = True
-                self._tables.clear()
+                self._named.clear()
                 continue
-            for message in netlink.messages(data):
-                culprit = self._take(message, found)
-                if culprit is not None:
-                    before = found.get(culprit.pid)
-                    found[culprit.pid] = culprit if before is None else _joined(before, culprit)
+            for culprit in self._taken(data, found):
+                before = found.get(culprit.pid)
+                found[culprit.pid] = culprit if before is None else _joined(before, culprit)
             if len(found) >= 256:
                 break
         for culprit in found.values():
@@ -159,21 +164,35 @@ class Events:
                     raise
         self._on_change(None)
 
-    def _take(self, message: netlink.Message, known: Mapping[int, Culprit]) -> Culprit | None:
-        if message.kind >> 8 != netlink.SUBSYSTEM_NFTABLES or len(message.payload) < netlink.NFGENMSG_BYTES:
-            return None
-        attributes = netlink.attributes(message.payload[netlink.NFGENMSG_BYTES :])
-        if message.kind & 0xFF != _NEWGEN:
-            # The first attribute of every nftables object but the generation is the name of its table.
-            family = netlink.FAMILIES.get(message.payload[0], str(message.payload[0]))
-            self._tables.add((family, _clean(attributes.get(1, b"").rstrip(b"\0"))))
-            return None
-        tables, self._tables = frozenset(self._tables), set()
+    def _taken(self, data: bytes, known: Mapping[int, Culprit]) -> Iterator[Culprit]:
+        """Yield who made the commits that a datagram ends. A set that is filled is one announcement for each element, and
+        nothing of it matters but its table: so no more is read of it."""
+        at = 0
+        while at + _OBJECT_BYTES <= len(data):
+            length, kind = _LENGTH_AND_KIND.unpack_from(data, at)
+            if length < _OBJECT_BYTES or at + length > len(data):
+                return
+            if kind == _COMMITTED:
+                culprit = self._committed(data[at + _OBJECT_BYTES : at + length], known)
+                if culprit is not None:
+                    yield culprit
+            elif kind >> 8 == netlink.SUBSYSTEM_NFTABLES:
+                # The first attribute of every nftables object but the generation is the name of its table.
+                start, end = at + _OBJECT_BYTES, at + _OBJECT_BYTES + _LONGEST_NAME_BYTES
+                named = data[start : min(end, at + length)]
+                size = int.from_bytes(named[:2], sys.byteorder)
+                self._named.add(data[at + netlink.HEADER_BYTES : start] + named[: max(size, 4)])
+            at += (length + 3) & ~3
+
+    def _committed(self, payload: bytes, known: Mapping[int, Culprit]) -> Culprit | None:
+        attributes = netlink.attributes(payload)
+        named, self._named = self._named, set()
         self._seen = int.from_bytes(attributes.get(1, b""), "big")
         pid = int.from_bytes(attributes.get(2, b""), "big")
         if (self._proc / "self" / "task" / str(pid)).exists():
             return None
         name = _clean(attributes.get(3, b"").rstrip(b"\0"))
+        tables = frozenset(map(_table, named))
         before = known.get(pid)
         if before is not None and before.name == name:  # asked for once in a burst
             return replace(before, tables=tables)
@@ -202,6 +221,13 @@ def described(pid: int, name: str, tables: frozenset[tuple[str, str]], proc: Pat
                 parent = f"{_clean((proc / str(above) / 'comm').read_bytes().strip())} (pid {above})"
     command = command if len(command) <= _MAX_COMMAND_CHARS else command[: _MAX_COMMAND_CHARS - 1] + "…"
     return Culprit(pid=pid, name=name or "?", uid=uid, command=command, parent=parent, tables=tables)
+
+
+def _table(named: bytes) -> tuple[str, str]:
+    """Return (family, name) of the beginning of an announcement."""
+    family = netlink.FAMILIES.get(named[0], str(named[0]))
+    found = netlink.attributes(named[netlink.NFGENMSG_BYTES :])
+    return family, _clean(found.get(1, b"").rstrip(b"\0"))
 
 
 def _joined(one: Culprit, other: Culprit) -> Culprit:

@@ -15,13 +15,14 @@ import re
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import nftables
 
-from agent.firewall import compare, link, netlink, xtables
+from agent.firewall import compare, large, link, netlink, xtables
 from agent.firewall.compare import Canonical, Object
 from agent.firewall.foreign import ForeignChain, foreign_chains, unreadable
+from agent.firewall.large import Elements
 from agent.firewall.library import NetfilterError, context, parsed, run, version
 from agent.firewall.match import is_ours
 from agent.firewall.netlink import Talk
@@ -40,8 +41,28 @@ _DORMANT = 1
 _FLAG_NAMES = {_DORMANT: "dormant", 2: "owner", 4: "persist"}
 
 
-def own(within: nftables.Nftables, talk: Talk, wanted: Iterable[tuple[str, str]], names: Names) -> Canonical:
-    """Return the canonical form of tables of ours, by their own names, of those that stand."""
+class Loaded(NamedTuple):
+    """What the kernel made of a text."""
+
+    canonical: Canonical
+    elements: Elements
+    """Of its large sets (`agent.firewall.large`)."""
+
+
+NOTHING = Loaded({}, {})
+
+
+def own(
+    within: nftables.Nftables,
+    talk: Talk,
+    wanted: Iterable[tuple[str, str]],
+    names: Names,
+    like: Loaded = NOTHING,
+) -> Canonical:
+    """Return the canonical form of tables of ours, by their own names, of those that stand.
+
+    The large sets of `like` are read by netlink, and said to hold the same where the kernel says the same of them.
+    """
     standing = netlink.tables(talk)
     names.leave(standing)
     flags = {(each.family, each.name): each.flags for each in standing}
@@ -55,9 +76,97 @@ def own(within: nftables.Nftables, talk: Talk, wanted: Iterable[tuple[str, str]]
         elif real in flags and not is_named_in_text(talk, real):
             out[f"{family} {table} table {table}"] = ("names that are no text",)
         elif real in flags:
-            listed = parsed(run(within, f"list table {' '.join(real)}"))
+            keys = [key for key in like.elements if key.startswith(f"{family} {table} set ")]
+            if keys:
+                sets = frozenset(large.place_of(key)[2] for key in keys)
+                listed = _without(within, talk, real, standing, sets)
+            else:
+                listed = parsed(run(within, f"list table {' '.join(real)}"))
             out |= compare.canonical(names.objects(listed, (family, table)))
+            for key in out.keys() & set(keys):
+                out[key] = (out[key][0], *_held(within, talk, real, key, like))
     return out
+
+
+def _held(
+    within: nftables.Nftables, talk: Talk, real: tuple[str, str], key: str, like: Loaded
+) -> tuple[str, ...]:
+    """Return what a large set holds, as lines."""
+    place = (*real, large.place_of(key)[2])
+    found, lines = frozenset(large.read(talk, place)), like.canonical[key][1:]
+    if found == like.elements[key].elements:
+        return lines
+    told = large.told(like.elements[key], found, lines)
+    if told is not None:
+        return told
+    (listed,) = compare.canonical(parsed(run(within, f"list set {' '.join(place)}"))).values()
+    return listed[1:]
+
+
+def _without(
+    within: nftables.Nftables,
+    talk: Talk,
+    place: tuple[str, str],
+    standing: Iterable[netlink.Table],
+    sets: frozenset[str],
+) -> list[Object]:
+    """Return the objects of a table of ours, but without what `sets` hold.
+
+    libnftables reads every element of a table to list one of its rules, but those of named sets only when it lists the whole
+    ruleset tersely: so it is asked for that, where none but tables of ours are in it.
+    """
+    whole = f"list table {' '.join(place)}"
+    if not _lists_tersely():
+        return _emptied(parsed(run(within, whole)), sets)
+    others = [each for each in standing if each.family == place[0] and (each.family, each.name) != place]
+    alone = all(
+        is_ours(each.name) and not each.flags and is_named_in_text(talk, (each.family, each.name))
+        for each in others
+    )
+    listed = _tersely(within, f"list ruleset {place[0]}" if alone else whole)
+    out: list[Object] = []
+    for entry in listed:
+        for kind, body in entry.items():
+            named = body if isinstance(body, dict) else {}
+            if (named.get("family"), named.get("name" if kind == "table" else "table")) != place:
+                continue
+            if kind not in ("set", "map") or named.get("name") in sets:
+                out.append(entry)
+            elif _PLAIN(name := str(named.get("name"))):
+                said = parsed(run(within, f"list {kind} {' '.join(place)} {name}"))
+                out += [each for each in said if kind in each]
+            else:
+                return _emptied(parsed(run(within, whole)), sets)
+    return _emptied(out, sets)
+
+
+def _emptied(listed: list[Object], sets: frozenset[str]) -> list[Object]:
+    for entry in listed:
+        body = entry.get("set")
+        if isinstance(body, dict) and body.get("name") in sets:
+            body.pop("elem", None)
+    return listed
+
+
+def _tersely(within: nftables.Nftables, command: str) -> list[Object]:
+    within.set_terse_output(True)
+    try:
+        return parsed(run(within, command))
+    finally:
+        within.set_terse_output(False)
+
+
+@cache
+def _lists_tersely() -> bool:
+    """Tell whether a terse listing still shows the sets that a rule has without a name: tried where it harms nobody."""
+
+    def work() -> bool:
+        within = context()
+        run(within, "table inet t {\n\tchain c {\n\t\ttcp dport { 7, 9 } accept\n\t}\n}\n")
+        listed = compare.canonical(_tersely(within, "list ruleset inet"))
+        return '{"set":[7,9]}' in "".join(listed["inet t chain c"])
+
+    return in_own_namespace(work)
 
 
 def is_named_in_text(talk: Talk, place: tuple[str, str]) -> bool:
@@ -134,8 +243,8 @@ def _is_text(within: nftables.Nftables, command: str) -> bool:
     return True
 
 
-def loaded(text: str, tables: Iterable[tuple[str, str]]) -> Canonical:
-    """Return `own` of `tables` with nothing but `text` loaded. Raises Rejected `firewall.refused`. For `in_own_namespace`."""
+def loaded(text: str, tables: Iterable[tuple[str, str]]) -> Loaded:
+    """Return what `own` says of `tables` with nothing but `text` loaded. Raises Rejected `firewall.refused`. For `in_own_namespace`."""
     within = context()
     try:
         run(within, link.on_loopback(text))
@@ -143,7 +252,8 @@ def loaded(text: str, tables: Iterable[tuple[str, str]]) -> Canonical:
         raise Rejected("firewall.refused", str(error.strerror)) from None
     talk = Talk()
     try:
-        return own(within, talk, tables, Names())
+        listed = own(within, talk, tables, Names())
+        return Loaded(listed, large.wanted(talk, listed))
     finally:
         talk.close()
 

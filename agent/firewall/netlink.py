@@ -20,16 +20,22 @@ NFGENMSG_BYTES = 4
 NLM_REQUEST = 1
 NLM_ACK = 4
 NLM_DUMP = 0x300
+NLM_CREATE = 0x400
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+HEADER_BYTES = _HEADER.size
 _ERROR = 2
 _DONE = 3
 _ORDERS_AT_ONCE = 64
+_SO_SNDBUFFORCE = 32
+_USUAL_SEND_BYTES = 64 * 1024
 _GETTABLE, _DELTABLE = 1, 2
 _GETCHAIN = 4
 _DELRULE = 8
 _GETGEN = 16
+_GETOBJECT = 19
+_COUNTER = 1
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _BATCH_GENERATION = 1
 _TYPE_MASK = 0x3FFF
@@ -139,17 +145,20 @@ class Talk:
                     done += answer.kind == _ERROR and answer.payload[:4] == b"\0\0\0\0"
         return done
 
-    def commit(self, orders: Sequence[tuple[int, bytes]], generation: int | None = None) -> None:
+    def commit(
+        self, orders: Sequence[tuple[int, bytes]], generation: int | None = None, *, create: bool = False
+    ) -> None:
         """Carry out orders to nftables in one commit, all or none; payloads with their nfgenmsg. Raises OSError.
 
-        With a `generation`, ERESTART where somebody has committed since it was read.
+        With a `generation`, ERESTART where somebody has committed since it was read. `create`: what is not there is made.
         """
-        head = struct.pack("!BBH", 0, 0, SUBSYSTEM_NFTABLES)
+        start = struct.pack("!BBH", 0, 0, SUBSYSTEM_NFTABLES)
         known = b"" if generation is None else attribute(_BATCH_GENERATION, struct.pack("!I", generation))
-        parts = [(_BATCH_BEGIN, head + known, 0)]
-        parts += [(SUBSYSTEM_NFTABLES << 8 | kind, payload, NLM_ACK) for kind, payload in orders]
+        parts = [(_BATCH_BEGIN, start + known, 0)]
+        flags = NLM_ACK | (NLM_CREATE if create else 0)
+        parts += [(SUBSYSTEM_NFTABLES << 8 | kind, payload, flags) for kind, payload in orders]
         first = self._sequence + 1
-        self._put([*parts, (_BATCH_END, head, 0)])
+        self._put([*parts, (_BATCH_END, start, 0)])
         answered = 0
         while answered < len(orders):
             for answer in self._answers(first):
@@ -164,11 +173,14 @@ class Talk:
         self._put([(kind, payload, flags) for kind, payload in parts])
 
     def _put(self, parts: Sequence[tuple[int, bytes, int]]) -> None:
-        out = b""
+        frames = []
         for kind, payload, flags in parts:
             self._sequence += 1
             one = frame(kind, flags, payload, self._sequence)
-            out += one + b"\0" * (-len(one) % 4)
+            frames.append(one + b"\0" * (-len(one) % 4))
+        out = b"".join(frames)
+        if len(out) > _USUAL_SEND_BYTES:  # a batch is one datagram, whatever its size
+            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, 2 * len(out))
         self._socket.send(out)
 
 
@@ -222,7 +234,7 @@ def delete_tables(talk: Talk, listed: Iterable[Table]) -> None:
     They are named by handle, so one of the same name that was made since stays.
     """
     orders = [
-        (_DELTABLE, _head(each.family) + attribute(4, struct.pack("!Q", each.handle))) for each in listed
+        (_DELTABLE, head(each.family) + attribute(4, struct.pack("!Q", each.handle))) for each in listed
     ]
     if orders:
         talk.commit(orders)
@@ -242,13 +254,14 @@ def delete_rules(talk: Talk, listed: Iterable[Rule], generation: int) -> None:
     orders = []
     for each in listed:
         names = [attribute(kind, name.encode() + b"\0") for kind, name in ((1, each.table), (2, each.chain))]
-        body = b"".join([_head(each.family), *names, attribute(3, struct.pack("!Q", each.handle))])
+        body = b"".join([head(each.family), *names, attribute(3, struct.pack("!Q", each.handle))])
         orders.append((_DELRULE, body))
     if orders:
         talk.commit(orders, generation)
 
 
-def _head(family: str) -> bytes:
+def head(family: str) -> bytes:
+    """Return the beginning (nfgenmsg) of an order or question about a table of a family."""
     return struct.pack("!BBH", _NUMBERS[family] if family in _NUMBERS else int(family), 0, 0)
 
 
@@ -258,7 +271,7 @@ _SPELT = {4: (3, 12), 7: (2, 7), 10: (2, 0), 19: (2, 0), 23: (2, 0)}
 
 def spelt(talk: Talk, place: tuple[str, str]) -> Iterator[bytes]:
     """Yield how what stands in a table, (family, name), is called, and the comments of its chains and rules."""
-    question = _head(place[0]) + attribute(1, place[1].encode() + b"\0")
+    question = head(place[0]) + attribute(1, place[1].encode() + b"\0")
     for kind, (name, user_data) in _SPELT.items():
         # To its end, whoever stops listening: a dump that is left open refuses the next.
         for message in list(talk.dump(SUBSYSTEM_NFTABLES << 8 | kind, question)):
@@ -273,10 +286,25 @@ def spelt(talk: Talk, place: tuple[str, str]) -> Iterator[bytes]:
 def chains(talk: Talk, table: Table) -> list[str]:
     """Return the names of a table's chains."""
     out = []
-    for message in talk.dump(SUBSYSTEM_NFTABLES << 8 | _GETCHAIN, _head(table.family)):
+    for message in talk.dump(SUBSYSTEM_NFTABLES << 8 | _GETCHAIN, head(table.family)):
         found = attributes(message.payload[NFGENMSG_BYTES:])
         if found.get(1, b"").rstrip(b"\0") == table.name.encode():
             out.append(found.get(3, b"").rstrip(b"\0").decode("utf-8", "replace"))
+    return out
+
+
+def counters(talk: Talk, place: tuple[str, str]) -> list[tuple[str, int, int]]:
+    """Return (name, packets, bytes) of each named counter of a table. libnftables would read every set of it for that."""
+    out = []
+    question = head(place[0]) + attribute(1, place[1].encode() + b"\0")
+    for message in talk.dump(SUBSYSTEM_NFTABLES << 8 | _GETOBJECT, question):
+        found = attributes(message.payload[NFGENMSG_BYTES:])
+        kind = int.from_bytes(found.get(3, b""), "big")
+        if kind == _COUNTER and found.get(1, b"").rstrip(b"\0") == place[1].encode():
+            said = attributes(found.get(4, b""))
+            count, packets = (int.from_bytes(said.get(each, b""), "big") for each in (1, 2))
+            name = found.get(2, b"").rstrip(b"\0").decode("utf-8", "replace")
+            out.append((name, packets, count))
     return out
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 
 from agent.firewall.containermodel import Contained, contained
@@ -78,10 +78,14 @@ class Rules:
     tables: tuple[Table, ...]
     here: Local = NOWHERE
 
-    def text(self, *, live: bool = True) -> str:
-        """Return the whole batch; `live` False: without what live sets hold, so the same as long as the rules are."""
+    def text(self, *, live: bool = True, without: Collection[str] = ()) -> str:
+        """Return the whole batch; `live` False: without what live sets hold, so the same as long as the rules are.
+
+        The sets of `without`, by key, are left empty.
+        """
         head = f"# Written by Ringfence, posture {self.posture}. Changes made by hand are undone.\n"
-        return head + GONE + replacing(OWN_TABLES) + "".join(table.text(live=live) for table in self.tables)
+        made = "".join(table.text(live=live, without=without) for table in self.tables)
+        return head + GONE + replacing(OWN_TABLES) + made
 
 
 def rules(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> Rules:

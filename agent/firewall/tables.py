@@ -9,7 +9,7 @@ Refuses nothing: whoever fills these puts in only checked names, `ipaddress` val
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 _ADDED = re.compile(r"(?P<place>\S+ \S+) (?P<kind>chain|set) (?P<name>[A-Za-z_][A-Za-z0-9_.-]*)")
@@ -38,8 +38,8 @@ class Set:
         """What cannot be changed without making the set anew."""
         return (self.kind, self.interval, self.timeout, self.dynamic)
 
-    def text(self, *, live: bool = True) -> str:
-        """Return the set as it stands in a table; without what it holds where it is live and `live` is False."""
+    def text(self, *, live: bool = True, filled: bool = True) -> str:
+        """Return the set as it stands in a table; without what it holds where it is live and `live` is False, or not `filled`."""
         flags = [
             name
             for name, on in (
@@ -52,7 +52,7 @@ class Set:
         lines = [f"type {self.kind}"]
         lines += [part.strip() for part in self.dynamic.split(";") if part.strip()]
         lines += [f"flags {','.join(flags)}"] if flags else []
-        if self.elements and (live or not self.live):
+        if self.elements and filled and (live or not self.live):
             lines.append(f"elements = {{ {', '.join(self.filled())} }}")
         return "\n".join([f"\tset {self.name} {{", *(f"\t\t{line}" for line in lines), "\t}"])
 
@@ -95,10 +95,12 @@ class Table:
         """Family and name."""
         return f"{self.family} {self.name}"
 
-    def text(self, *, live: bool = True) -> str:
-        """Return the table's text."""
+    def text(self, *, live: bool = True, without: Collection[str] = ()) -> str:
+        """Return the table's text; the sets of `without`, by key, are empty."""
         parts = [f"\tcounter {name} {{\n\t}}" for name in self.counters]
-        parts += [each.text(live=live) for each in self.sets]
+        parts += [
+            each.text(live=live, filled=f"{self.place} set {each.name}" not in without) for each in self.sets
+        ]
         parts += [each.text() for each in self.chains]
         return f"table {self.family} {self.name} {{\n" + "\n".join(parts) + "\n}\n"
 

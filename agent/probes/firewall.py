@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from agent import probes
 from agent.firewall import advice as advices
-from agent.firewall import compare, link, local, nft, tables
+from agent.firewall import compare, large, link, local, nft, tables
 from agent.firewall.apart import Apart
 from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.blame import Blame
@@ -259,20 +259,40 @@ class Probe(probes.Probe[Section]):
             netfilter.load(wanted.text())
             self._unseen_at = now
             return
-        standing = netfilter.standing
+        standing, elements, sets = netfilter.standing, self._elements(netfilter), {}
         if standing is not None and standing[0] == netfilter.generation():
             part = tables.difference(standing[1], wanted.tables)
         else:
-            part = tables.mending(wanted.tables, keys)
-        if part:
+            part = tables.mending(wanted.tables, [key for key in keys if key not in elements])
+            sets = {key: elements[key] for key in keys if key in elements}
+        if part or (part is not None and sets):
             try:
                 netfilter.load(GONE + part)
+                netfilter.mend(sets)
                 if not any(_is_ours(each.key) for each in self._differences(netfilter, now)):
                     return
             except OSError:  # the batch did not fit what is there: nothing of it is in force
                 pass
         self._last = None
+        self._load_whole(netfilter, wanted, elements)
+
+    def _load_whole(self, netfilter: Netfilter, wanted: nft.Rules, elements: large.Elements) -> None:
+        """Load the rules, then fill the large sets: while those are empty, what only they allow is denied. Raises OSError."""
+        if elements:
+            try:
+                netfilter.load(wanted.text(without=elements.keys()))
+                netfilter.mend(elements)
+                return
+            except OSError:  # the kernel takes no elements as it gave them: all of it as text
+                pass
         netfilter.load(wanted.text())
+
+    def _elements(self, netfilter: Netfilter) -> large.Elements:
+        """Return what the large sets should hold; none where the rules could not be tried."""
+        try:
+            return netfilter.tried(self.rules().text(live=False)).elements
+        except (OSError, Rejected):
+            return {}
 
     def notices(self, now: float) -> list[Notice]:
         """Return one notice for each commit on our tables that left no difference, and for each name that leads elsewhere."""
@@ -285,12 +305,12 @@ class Probe(probes.Probe[Section]):
         if self._last is not None and self._last[:2] == (generation, wanted) and self._fresh(now):
             return self._last[2]
         begun = time.monotonic()
-        found = netfilter.own()
-        canonical = netfilter.canonical(wanted.text(live=False))
+        tried = netfilter.tried(wanted.text(live=False))
+        found = netfilter.own(tried)
         differences = [
             Difference(change.key, change.wanted, change.found)
             for change in compare.changes(
-                compare.filled(canonical, found, wanted.tables, self._fading(), self._untold()), found
+                compare.filled(tried.canonical, found, wanted.tables, self._fading(), self._untold()), found
             )
         ]
         differences = [each for each in differences if not self._over(each.key)]

@@ -196,13 +196,15 @@ class Fleet(
     async def isolate_node(self, node: str, *, actor: str, reason: str, now: float) -> Change:
         """Raises Rejected `node.unknown`, `reason.missing`, `hold.exists`."""
         return await self._store.run(
-            lambda tx: isolation.isolate(tx, node=node, site=None, actor=actor, reason=reason, now=now)
+            lambda tx: isolation.isolate(tx, node=node, site=None, actor=actor, reason=reason, now=now),
+            urgent=True,
         )
 
     async def isolate_site(self, site: str, *, actor: str, reason: str, now: float) -> Change:
         """Raises Rejected `site.unknown`, `reason.missing`, `hold.exists`."""
         return await self._store.run(
-            lambda tx: isolation.isolate(tx, node=None, site=site, actor=actor, reason=reason, now=now)
+            lambda tx: isolation.isolate(tx, node=None, site=site, actor=actor, reason=reason, now=now),
+            urgent=True,
         )
 
     async def release_node(self, node: str, *, actor: str, reason: str, now: float) -> Change:

@@ -45,7 +45,9 @@ class Replicating:
         """The socket is gone; silence is judged by `sweep`. A later session of the node, anywhere, stays."""
         await self._store.run(lambda tx: replicas.end(tx, node, self._store.identity, epoch))
 
-    async def directives_to(self, held: Mapping[str, int], *, now: float, only_due: bool = False) -> Written:
+    async def directives_to(
+        self, held: Mapping[str, int], *, now: float, only_due: bool = False, urgent: bool = False
+    ) -> Written:
         """New directives for those of these sessions (node to epoch) that are still ours, in one transaction."""
         return await self._store.run(
             lambda tx: isolation.directives(
@@ -55,7 +57,8 @@ class Replicating:
                 now=now,
                 ours=(self._store.identity, held),
                 only_due=only_due,
-            )
+            ),
+            urgent=urgent,
         )
 
 

@@ -7,6 +7,9 @@ and each is run again alone: so a job must be a function of the database only, a
 A job returns its result, or raises; to record something *and* refuse, it returns `Refused(Rejected)`, which
 is committed and then raised to the caller: hostile input cannot break up a group.
 
+What isolates is urgent: it goes before everything that waits, and a group that is being worked through ends early for it, with
+what was done so far.
+
 SQLite runs with WAL and synchronous=FULL: an acknowledged event is deleted by the agent, and an isolation must
 outlive a power cut, so a commit must be on the disk; group commit is what makes that cheap.
 
@@ -19,10 +22,10 @@ import asyncio
 import contextlib
 import secrets
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar, cast
 
 import alembic.command
@@ -214,7 +217,9 @@ class Store:
         self._engine = engine_of(url)
         self._driver = self._engine.dialect.loaded_dbapi
         self._connection: Connection | None = None
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._news = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._urgent: deque[_Job] = deque()
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="store", daemon=True)
         self._thread.start()
@@ -224,22 +229,28 @@ class Store:
         """`sqlite` or `postgresql`."""
         return self._engine.dialect.name
 
-    async def run(self, fn: Callable[[Transaction], T | Refused]) -> T:
+    async def run(self, fn: Callable[[Transaction], T | Refused], *, urgent: bool = False) -> T:
         """Run `fn` in a transaction, on the terms that hold here, and return its result once that is on the disk.
+
+        Where it is `urgent`, before all that waits.
 
         Raises what `fn` raises (nothing is stored then), the Rejected of a `Refused` (what it wrote is stored),
         and StoreUnavailable.
         """
         terms = _terms.get()
-        return cast(T, await self.look(fn if terms is None else terms.on(fn)))
+        return cast(T, await self.look(fn if terms is None else terms.on(fn), urgent=urgent))
 
-    async def look(self, fn: Callable[[Transaction], T | Refused]) -> T:
+    async def look(self, fn: Callable[[Transaction], T | Refused], *, urgent: bool = False) -> T:
         """As `run`, on no terms: for a job that only reads."""
-        if self._closed or self._queue.qsize() > QUEUE_JOBS:
-            raise StoreUnavailable("closed" if self._closed else "too many jobs are waiting")
         loop = asyncio.get_running_loop()
         future: asyncio.Future[object] = loop.create_future()
-        self._queue.put(_Job(fn, future, loop))
+        with self._news:
+            if self._closed:
+                raise StoreUnavailable("closed")
+            if not urgent and len(self._waiting) > QUEUE_JOBS:
+                raise StoreUnavailable("too many jobs are waiting")
+            (self._urgent if urgent else self._waiting).append(_Job(fn, future, loop))
+            self._news.notify()
         result = await future
         if isinstance(result, Refused):
             raise result.rejected
@@ -251,34 +262,26 @@ class Store:
 
     def close(self) -> None:
         """Finish what is queued, then close the connection. Safe to call twice."""
-        if not self._closed:
+        with self._news:
             self._closed = True
-            self._queue.put(None)
+            self._news.notify()
         self._thread.join()
 
     # -- the thread ----------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        going = True
-        while going:
-            jobs, going = self._next_jobs()
-            if jobs:
-                self._settle(jobs)
+        while jobs := self._next_jobs():
+            self._settle(jobs)
         self._drop_connection()
         self._engine.dispose()
 
-    def _next_jobs(self) -> tuple[list[_Job], bool]:
-        job = self._queue.get()
-        jobs: list[_Job] = []
-        while job is not None:
-            jobs.append(job)
-            if len(jobs) >= GROUP_JOBS:
-                return jobs, True
-            try:
-                job = self._queue.get_nowait()
-            except Empty:
-                return jobs, True
-        return jobs, False
+    def _next_jobs(self) -> list[_Job]:
+        """Wait for something to do; nothing when it is closed and all is done."""
+        with self._news:
+            while not (self._urgent or self._waiting or self._closed):
+                self._news.wait()
+            queue = self._urgent or self._waiting
+            return [queue.popleft() for _ in range(min(len(queue), GROUP_JOBS))]
 
     def _settle(self, jobs: list[_Job]) -> None:
         if len(jobs) > 1:
@@ -293,16 +296,24 @@ class Store:
             except BaseException:  # noqa: S110  (an outermost place: each runs alone below and tells its own caller)
                 pass
             else:
-                for job, result in zip(jobs, results, strict=True):
+                self._put_back(jobs[len(results) :])
+                for job, result in zip(jobs, results, strict=False):
                     _deliver(job, result, None)
                 return
-        for job in jobs:
+        for number, job in enumerate(jobs):
+            if number and self._urgent:
+                self._put_back(jobs[number:])
+                return
             try:
                 result = self._alone(job)
             except BaseException as error:  # (an outermost place: it goes to the caller)
                 _deliver(job, None, error)
             else:
                 _deliver(job, result, None)
+
+    def _put_back(self, jobs: list[_Job]) -> None:
+        with self._news:
+            self._waiting.extendleft(reversed(jobs))
 
     def _alone(self, job: _Job) -> object:
         # Two controllers that isolate in one site at once wait for each other's rows; PostgreSQL ends one of them.
@@ -315,13 +326,18 @@ class Store:
         return self._transact([job])[0]
 
     def _transact(self, jobs: list[_Job]) -> list[object]:
+        """Return the results of the jobs; of the first of them only, where something urgent has come meanwhile."""
         try:
             connection = self._connection
             if connection is None:
                 connection = self._connection = self._engine.connect()
             notices.begin(connection)
             with connection.begin():
-                results = [job.fn(connection) for job in jobs]
+                results: list[object] = []
+                for job in jobs:
+                    results.append(job.fn(connection))
+                    if self._urgent:
+                        break
                 notices.send(connection, self.identity)
                 return results
         except DBAPIError as error:

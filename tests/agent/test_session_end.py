@@ -32,7 +32,7 @@ class SlowSocket:
 
 async def test_a_stop_in_the_moment_in_which_a_session_ends_is_a_stop() -> None:
     socket = SlowSocket()
-    uplink = SimpleNamespace(due=asyncio.Event(), redial=asyncio.Event())
+    uplink = SimpleNamespace(due=asyncio.Event(), redial=asyncio.Event(), silent_until=0.0)
     session = Session(
         cast(Uplink, uplink),
         cast(WebSocket, socket),

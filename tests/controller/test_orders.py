@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
 import pytest_asyncio
 
 from contract.messages import Order
 from controller.policy import FleetSettings
+from controller.store import Transaction, holds, nodes
 from tests.controller.live import Live, next_message, running
 from tests.parts.fleets import ACTOR, T0, FleetLab
 
@@ -33,6 +37,41 @@ async def test_c18_a_connected_node_is_told_at_once(live: Live) -> None:
     node = await live.node("press-1")
     await node.exchange(node.report())
     await live.call("POST", "/api/v1/nodes/press-1/isolate", {"reason": "stolen"})
+    assert isinstance(await next_message(node), Order)
+
+
+async def test_c18_no_report_that_waits_holds_up_an_isolation_or_its_orders(live: Live) -> None:
+    node = await live.node("press-1")
+    await node.exchange(node.report())
+    store, before = live.fleet._store, (await live.fleet.node("press-1")).directive_number
+
+    def isolated(tx: Transaction) -> bool:
+        return bool(holds.active_of_site(tx, "factory"))
+
+    def ordered(tx: Transaction) -> bool:
+        row = nodes.load(tx, "press-1")
+        return row is not None and row.directive_number > before
+
+    async def first(work: Coroutine[None, None, object], seen: Callable[[Transaction], bool]) -> bool:
+        """Have something wait while the store is busy, then begin `work`; tell whether that was done first."""
+        begun, go_on = threading.Event(), threading.Event()
+
+        def held(tx: Transaction) -> None:
+            begun.set()
+            assert go_on.wait(60)
+
+        busy = asyncio.ensure_future(store.run(held))
+        await asyncio.to_thread(begun.wait, 60)
+        waits, urgent = asyncio.ensure_future(store.run(seen)), asyncio.ensure_future(work)
+        for _ in range(100):  # it begins, and waits for the store in its turn
+            await asyncio.sleep(0)
+        go_on.set()
+        await asyncio.gather(busy, urgent)
+        return await waits
+
+    order = live.fleet.isolate_site("factory", actor=ACTOR, reason="stolen", now=time.time())
+    assert await first(order, isolated)
+    assert await first(live.services.sessions.tell(["press-1"], time.time()), ordered)
     assert isinstance(await next_message(node), Order)
 
 

@@ -179,7 +179,11 @@ class Healing:
             drifts = self.node.observe()
             self.notices += self.node.notices()
             if drifts:
-                self.node.repair(drifts)
+                try:
+                    self.node.repair(drifts)
+                except OSError:  # as the loop does: the next look sees what is left
+                    self._wakes.put(True)
+                    continue
                 self.healed_at.append(time.monotonic())
                 self.drifts += drifts
             if self.node.netfilter.outrunning.on:  # as the loop does: until it has seen what is there

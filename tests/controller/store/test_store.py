@@ -95,6 +95,77 @@ async def test_one_failing_job_takes_no_other_with_it(open_store: OpenStore) -> 
     assert sorted(await _actors(store)) == ["one", "three", "two"]
 
 
+class _Line:
+    """A store whose thread is held in a job, and what was done in which order after it."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.done: list[str] = []
+        self.begun, self.go_on = threading.Event(), threading.Event()
+
+    def held(self, name: str) -> Callable[[Transaction], str]:
+        def job(tx: Transaction) -> str:
+            self.begun.set()
+            assert self.go_on.wait(60)
+            return self.note(name)(tx)
+
+        return job
+
+    def note(self, name: str) -> Callable[[Transaction], str]:
+        def job(tx: Transaction) -> str:
+            self.done.append(name)
+            return _note(name)(tx)
+
+        return job
+
+
+async def test_c05_what_is_urgent_goes_before_all_that_waits(open_store: OpenStore) -> None:
+    line = _Line(open_store())
+    waiting = [asyncio.ensure_future(line.store.run(line.held("held")))]
+    await asyncio.to_thread(line.begun.wait, 60)
+    waiting += [asyncio.ensure_future(line.store.run(line.note(f"report {n}"))) for n in range(300)]
+    await asyncio.sleep(0)
+    waiting.append(asyncio.ensure_future(line.store.run(line.note("isolate"), urgent=True)))
+    await asyncio.sleep(0)
+    line.go_on.set()
+    await asyncio.gather(*waiting)
+    assert line.done == ["held", "isolate", *(f"report {n}" for n in range(300))]
+    assert await _actors(line.store) == line.done
+
+
+async def test_c05_a_group_that_is_worked_through_ends_early_for_what_is_urgent(
+    open_store: OpenStore,
+) -> None:
+    line, blocked = _Line(open_store()), _Line(open_store())
+    blocked.store = line.store
+    first = asyncio.ensure_future(line.store.run(line.held("first")))
+    await asyncio.to_thread(line.begun.wait, 60)
+    jobs = [
+        line.note("report 0"),
+        blocked.held("report 1"),
+        *(line.note(f"report {n}") for n in range(2, 100)),
+    ]
+    group = [asyncio.ensure_future(line.store.run(job)) for job in jobs]
+    await asyncio.sleep(0)
+    line.go_on.set()
+    await asyncio.to_thread(blocked.begun.wait, 60)  # the second of a hundred that share a transaction
+    urgent = asyncio.ensure_future(line.store.run(line.note("isolate"), urgent=True))
+    await asyncio.sleep(0)
+    blocked.go_on.set()
+    assert await asyncio.gather(first, *group, urgent) == [
+        "first",
+        *(f"report {n}" for n in range(100)),
+        "isolate",
+    ], "each has its own result, and once"
+    assert await _actors(line.store) == [
+        "first",
+        "report 0",
+        "report 1",
+        "isolate",
+        *(f"report {n}" for n in range(2, 100)),
+    ]
+
+
 async def test_a_refusal_is_raised_and_what_was_written_with_it_stays(open_store: OpenStore) -> None:
     store = open_store()
 
