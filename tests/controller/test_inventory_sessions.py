@@ -157,7 +157,7 @@ async def test_it_is_shown_over_the_api(live: Live) -> None:
     assert [(one["node"], one["site"]) for one in view["items"]] == [("press-1", "factory")]  # type: ignore[attr-defined, index]
     for bad in ("?kind=secret", "?at=-1", "?cursor=x"):
         status, _ = await live.call("GET", f"/api/v1/nodes/press-1/inventory{bad}", role="viewer")
-        assert status == 400
+        assert status == (422 if "cursor" in bad else 400), bad
     assert (await live.call("GET", "/api/v1/inventory/packages", role="viewer"))[0] == 400
     assert (await live.call("GET", "/api/v1/nodes/none/inventory", role="viewer"))[0] == 404
 
