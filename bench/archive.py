@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 
 from bench.controllers import Controllers, Member
@@ -28,24 +28,24 @@ def run(controllers: Controllers, *, quick: bool) -> list[Figure]:
         events = _events(path, QUICK_EVENTS if quick else EVENTS)
         print(f"  {nodes} nodes, {events} events stored", flush=True)
         api = member.start(controllers.token)
-        figures = [
-            _paged(api, f"a page of 100 of {nodes} nodes{how}", f"/nodes?limit=100{query}")
-            for how, query in (
-                ("", ""),
-                (" by last report", "&sort=last_report_at&descending=true"),
-                (" by standing", "&sort=standing"),
-            )
-        ]
+        bare = _asked(api, ["/me"] * PAGES)
+        figures: list[Figure] = []
+        for how, query in (
+            ("", ""),
+            (" by last report", "&sort=last_report_at&descending=true"),
+            (" by standing", "&sort=standing"),
+        ):
+            label = f"a page of 100 of {nodes} nodes{how}"
+            figures += _figures(label, _turned(api, f"/nodes?limit=100{query}"), bare)
         for how, query in (
             ("newest first", "newest_first=true"),
             ("of a site", "newest_first=true&site=site-001"),
             ("of a node", "newest_first=true&node=sim-00051"),
             ("from the middle on", f"after={events // 2}"),
         ):
-            figures.append(
-                _followed(api, f"a page of 100 of {events} events, {how}", f"/events?limit=100&{query}")
-            )
-        return [*figures, _told(api, "counts of the fleet and of its incidents", "/status")]
+            label = f"a page of 100 of {events} events, {how}"
+            figures += _figures(label, _turned(api, f"/events?limit=100&{query}"), bare)
+        return [*figures, *_figures(f"counts of {nodes} nodes", _asked(api, ["/status"] * PAGES), bare)]
 
 
 @contextmanager
@@ -126,32 +126,31 @@ def _events(path: str, wanted: int) -> int:
         return int(now)
 
 
-def _paged(api: AdminApi, label: str, path: str) -> Figure:
-    """Turn so many pages, cursor after cursor; the 99th percentile of one."""
-    took, cursor = [], ""
+def _asked(api: AdminApi, paths: Iterable[str]) -> list[float]:
+    """Ask one after the other; milliseconds of each."""
+    took = []
+    for path in paths:
+        begun = time.perf_counter()
+        api("GET", path)
+        took.append((time.perf_counter() - begun) * 1000)
+    return took
+
+
+def _turned(api: AdminApi, path: str) -> list[float]:
+    """Turn so many pages, cursor after cursor; milliseconds of each."""
+    took: list[float] = []
+    start, cursor = path, ""
     for _ in range(PAGES):
         begun = time.perf_counter()
         page = api("GET", path + cursor)
         took.append((time.perf_counter() - begun) * 1000)
-        cursor = f"&cursor={page['next']}"
-    return figure(f"{label}, p99", percentile(took, 99), "ms")
+        path = start.partition("&after=")[0]
+        cursor = f"&cursor={page['next']}" if "next" in page else f"&after={page['after']}"
+    return took
 
 
-def _followed(api: AdminApi, label: str, path: str) -> Figure:
-    """As `_paged`, for events."""
-    took, after = [], ""
-    for _ in range(PAGES):
-        begun = time.perf_counter()
-        page = api("GET", path + after)
-        took.append((time.perf_counter() - begun) * 1000)
-        path, after = path.partition("&after=")[0], f"&after={page['after']}"
-    return figure(f"{label}, p99", percentile(took, 99), "ms")
-
-
-def _told(api: AdminApi, label: str, path: str) -> Figure:
-    took = []
-    for _ in range(PAGES):
-        begun = time.perf_counter()
-        api("GET", path)
-        took.append((time.perf_counter() - begun) * 1000)
-    return figure(f"{label}, p99", percentile(took, 99), "ms")
+def _figures(label: str, took: list[float], bare: list[float]) -> list[Figure]:
+    return [
+        figure(f"{label}, p{percent}", percentile(took, percent), "ms", "GET /me", percentile(bare, percent))
+        for percent in (50, 99)
+    ]

@@ -3,7 +3,7 @@
     python packaging/os/roots.py [--from DIR] [--base 12=FOLDER] [--base 13=FOLDER] [--only WORD]
 
 A base is a bare root of a Debian (made by mmdebstrap when none is given); every case gets a copy, in namespaces of its own: nothing of
-this machine's firewall, processes or mounts is touched. What is tried: `roots_cases.py` and `roots_booted.py`, a function each.
+this machine's firewall, processes or mounts is touched. What is tried: `roots_cases.py`, `roots_repository.py` and `roots_booted.py`, a function each.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
@@ -135,7 +136,8 @@ def bare(suite: str, given: dict[str, Path], work: Path) -> Path:
 
 def main() -> int:
     """Run every case in every Debian; 1 when one failed."""
-    from roots_booted import CASES
+    import_module("roots_repository")
+    cases = import_module("roots_booted").CASES
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--from", dest="source", type=Path, default=TREE / "dist")
@@ -150,7 +152,7 @@ def main() -> int:
     given = {number: Path(folder) for number, _, folder in (each.partition("=") for each in options.base)}
     work = Path(tempfile.mkdtemp(prefix="ringfence-roots-"))
     try:
-        return _all(CASES, debs, given, work, options)
+        return _all(cases, debs, given, work, options)
     finally:
         shutil.rmtree(work)
 

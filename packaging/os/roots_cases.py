@@ -6,7 +6,6 @@ A case with a Root runs in every Debian. `bare`: the root has none of the packag
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -332,49 +331,6 @@ def controller(root: Root, source: Path) -> None:
     root.run(
         f"test -e {made}/keys/directive.key && ! test -e /etc/ringfence-controller/backup.conf && ! test -e /usr/lib/ringfence-controller/backup"
     )
-
-
-@case(bare=True)
-def repository(root: Root, source: Path) -> None:
-    """`apt-get update && apt-get install` from the signed repository over file://; another key, or one changed byte, and apt refuses."""
-    made = root.path / "srv/ringfence"
-    _published(source, made)
-    from_us = "deb [signed-by=/srv/ringfence/ringfence.asc] file:///srv/ringfence/apt stable main"
-    root.run(f"echo '{from_us}' > /etc/apt/sources.list.d/ringfence.list")
-    told = root.run(
-        "apt-get update 2>&1 && apt-get install -y --no-install-recommends ringfence-agent 2>&1", network=True
-    )
-    if "ignored" in told.lower() and "ringfence" in told.lower().partition("ignored")[2][:200]:
-        raise Failed(told)
-    root.run("ringfence-agent --version && apt-cache policy ringfence-agent", says="file:/srv/ringfence/apt")
-    only = "-o Dir::Etc::sourcelist=/etc/apt/sources.list.d/ringfence.list -o Dir::Etc::sourceparts=- -o APT::Update::Error-Mode=any"
-    index = made / "apt/dists/stable/main/binary-amd64/Packages"
-    good = index.read_bytes()
-    for path in (index, index.with_suffix(".gz")):
-        path.write_bytes(path.read_bytes()[:-1] + b"x")
-    root.run(f"rm -rf /var/lib/apt/lists/*; apt-get {only} update 2>&1", code=None)
-    index.write_bytes(good)
-    index.with_suffix(".gz").unlink()
-    signed = made / "apt/dists/stable/InRelease"
-    signed.write_text(signed.read_text().replace("Suite: stable", "Suite: unstable"))
-    (signed.parent / "Release").write_text("")
-    root.run(f"rm -rf /var/lib/apt/lists/*; apt-get {only} update 2>&1", code=None)
-    deb = next((made / "apt/pool").glob("ringfence_*.deb"))
-    _published(source, made)
-    deb.write_bytes(deb.read_bytes()[:-1] + b"x")
-    root.run(
-        f"rm -rf /var/lib/apt/lists/*; apt-get {only} update && apt-get {only} install -y ringfence 2>&1",
-        code=None,
-    )
-    if root.version("ringfence").startswith("installed"):
-        raise Failed("a changed package was installed")
-
-
-def _published(source: Path, made: Path) -> None:
-    command = [sys.executable, Path(__file__).parent / "repository.py", "--from", source, "--out", made]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise Failed(done.stdout + done.stderr)
 
 
 @case()
