@@ -257,17 +257,17 @@ def _figures(what: str, seen: Seen, bare: Seen) -> list[Figure]:
         ),
         figure(f"{label}: all connect and attest first", seen.connect.seconds, "s", "bare server", bare.connect.seconds),
         figure(
-            f"{label}: processor for it, each node", each(seen, seen.connect_cpu_s), "ms", "bare server",
+            f"{label}: processor of a first session, each node", each(seen, seen.connect_cpu_s), "ms", "bare server",
             each(bare, bare.connect_cpu_s),
         ),
         figure(f"{label}: all reconnect", seen.reconnect.seconds, "s", "bare server, 128 at a time", bare.reconnect.seconds),
         figure(
-            f"{label}: processor for it, each node", each(seen, seen.reconnect_cpu_s), "ms", "bare server",
+            f"{label}: processor of a reconnection, each node", each(seen, seen.reconnect_cpu_s), "ms", "bare server",
             each(bare, bare.reconnect_cpu_s),
         ),
         figure(f"{label}: push to all, first order to last", seen.broadcast_s, "s", "bare broadcast", bare.broadcast_s),
         figure(
-            f"{label}: processor for it, each node", each(seen, seen.broadcast_cpu_s), "ms", "bare broadcast",
+            f"{label}: processor of a push, each node", each(seen, seen.broadcast_cpu_s), "ms", "bare broadcast",
             each(bare, bare.broadcast_cpu_s),
         ),
         figure(f"{label}: order to isolate a site of {SITE_NODES} to the last of its nodes", seen.isolation_s, "s"),

@@ -41,20 +41,27 @@ def announce(
 ) -> list[ReferenceView | Rejected]:
     """See Fleet.announce."""
     why = acts.checked_reason(reason)
+    there: dict[str, int] = {}
     for site in sorted({one.site for one in sets}):
         rows.lock_site(tx, site)
-    results = each(tx, sets, lambda one: _announce(tx, one, scope, actor=actor, why=why, now=now))
+        there[site] = len(rows.of_site(tx, site))
+
+    def announced(one: ReferenceSet) -> ReferenceView:
+        subjects.check(tx, Subject("site", one.site), scope, act=True)
+        if there[one.site] >= MAX_SETS:
+            detail = f"{one.site}: at most {MAX_SETS}; withdraw what has had its day"
+            raise Rejected("reference.too-many", detail)
+        view = _announce(tx, one, actor=actor, why=why, now=now)
+        there[one.site] += 1
+        return view
+
+    results = each(tx, sets, announced)
     for site in sorted({done.reference.site for done in results if isinstance(done, ReferenceView)}):
         rows.settle(tx, site)
     return results
 
 
-def _announce(
-    tx: Transaction, one: ReferenceSet, scope: Scope, *, actor: str, why: str, now: float
-) -> ReferenceView:
-    subjects.check(tx, Subject("site", one.site), scope, act=True)
-    if len(rows.of_site(tx, one.site)) >= MAX_SETS:
-        raise Rejected("reference.too-many", f"{one.site}: at most {MAX_SETS}; withdraw what has had its day")
+def _announce(tx: Transaction, one: ReferenceSet, *, actor: str, why: str, now: float) -> ReferenceView:
     made = rows.add(tx, one, reason=why, actor=actor, now=now)
     acts.record(
         tx,
