@@ -48,6 +48,8 @@ class Prepared(NamedTuple):
     dropped: tuple[Count, ...] = ()
     inventory: Taken | None = None
     """What it names by its SHA-256."""
+    events: int = 0
+    """How many it carries."""
 
 
 class Reporter:
@@ -124,6 +126,7 @@ class Reporter:
             measured,
             tuple(dropped),
             inventory,
+            len(body.events),
         )
 
     def arrived(self, prepared: Prepared) -> None:

@@ -240,6 +240,8 @@ class Session:
         )
         if answer.directive is not None:
             await self._up.directive(answer.directive, self._enrolled)
+        if sent.events and not answer.events_acked:
+            return  # the report was refused: what it carried goes with the next one, at its time
         if await self._up.ask(lambda: bool(loop.spool.peek(1, 1))):
             self._up.due.set()
 
