@@ -188,7 +188,7 @@ def sweep(tx: Transaction, settings: FleetSettings, *, now: float) -> list[Stand
             tx,
             f"node.{stands}",
             _SEVERITY.get(stands, "info"),
-            f"{row.node}: {row.standing} -> {stands}: no evidence since {row.last_report_at:.0f}",
+            f"{row.node}: {row.standing} -> {stands}: no evidence for {now - row.last_report_at:.0f} s",
             now=now,
             node=row.node,
             site=row.site,
