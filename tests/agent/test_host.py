@@ -75,7 +75,7 @@ def _open_below(folder: Path) -> list[str]:
     found = []
     for entry in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
-            found.append(os.readlink(entry))
+            found.append(str(entry.readlink()))
     return [each for each in found if each.startswith(str(folder))]
 
 
