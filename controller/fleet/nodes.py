@@ -188,13 +188,17 @@ def sweep(tx: Transaction, settings: FleetSettings, *, now: float) -> list[Stand
             tx,
             f"node.{stands}",
             _SEVERITY.get(stands, "info"),
-            f"{row.node}: {row.standing} -> {stands}: no evidence for {now - row.last_report_at:.0f} s",
+            f"{row.node}: {row.standing} -> {stands}: {_silence(row.last_report_at, now)}",
             now=now,
             node=row.node,
             site=row.site,
         )
         changes.append(StandingChange(node=row.node, site=row.site, before=row.standing, after=stands))
     return changes
+
+
+def _silence(last_report_at: float | None, now: float) -> str:
+    return "no evidence yet" if last_report_at is None else f"no evidence for {now - last_report_at:.0f} s"
 
 
 def counts(tx: Transaction, scope: Scope) -> FleetCounts:
