@@ -20,6 +20,11 @@ TREE = str(Path(__file__).resolve().parents[2])
 DEADLINE_S = 60.0
 
 
+def _interruptible() -> None:
+    """As a terminal starts it: whoever runs the tests may have told his children to ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def environment(live: Live, folder: Path) -> dict[str, str]:
     ca = folder / "ca.pem"
     ca.write_text(live.ca)
@@ -43,6 +48,7 @@ async def test_a_list_is_painted_anew_and_ctrl_c_ends_it(tmp_path: Path) -> None
         looking = await asyncio.create_subprocess_exec(
             COMMAND, "sites", "--watch", "0.5",
             env=environment(live, tmp_path), stdin=terminal, stdout=terminal, stderr=terminal,
+            preexec_fn=_interruptible,
         )  # fmt: skip
         os.close(terminal)
         try:
@@ -63,8 +69,9 @@ async def test_a_controller_that_is_away_is_asked_again(tmp_path: Path) -> None:
     async with running(tmp_path / "controller") as live:
         env = environment(live, tmp_path)
     looking = await asyncio.create_subprocess_exec(
-        COMMAND, "status", "--watch", "0.5", env=env, stdout=asyncio.subprocess.PIPE
-    )
+        COMMAND, "status", "--watch", "0.5", env=env, stdout=asyncio.subprocess.PIPE,
+        preexec_fn=_interruptible,
+    )  # fmt: skip
     assert looking.stdout is not None
     for _ in range(2):
         line = await asyncio.wait_for(looking.stdout.readline(), DEADLINE_S)
