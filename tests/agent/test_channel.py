@@ -39,7 +39,7 @@ class Served:
         """Serve HTTP and WebSocket by aiohttp."""
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", handler)
-        runner = web.AppRunner(app, access_log=None)
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=self.authority.context)
         await site.start()
