@@ -1,0 +1,176 @@
+"""The controller and its admin, on this machine: what the guest reaches as 10.0.2.2 is this loopback, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+GATEWAY = "10.0.2.2"
+SITE, NODE = "factory", "press-1"
+POLICY = "interval_s = 10\n"
+BASELINE = """\
+[baseline]
+name = "lab"
+version = {version}
+summary = "a guest of the lab"
+mode = "enforce"
+
+[boot]
+reference = "enrolment"
+event_log = "required"
+pcrs = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14]
+
+[firewall]
+foreign = "report"
+contest = {{ healings = 1000 }}
+
+[firewall.zones.enclave]
+interfaces = ["enp0s1"]
+addresses = ["10.0.2.0/24"]
+
+[[firewall.outbound]]
+zone = "enclave"
+protocol = "udp"
+ports = [67]
+reason = "lease of the address"
+
+[usb]
+default = "block"
+
+[[usb.allow]]
+vendor = "0627"
+product = "0001"
+interfaces = ["03:*:*"]
+reason = "the keyboard of the service trolley"
+{more}"""
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class Office:
+    """A controller with one site, offline keys, and a logged-in admin."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.controller = folder, folder / "controller"
+        self.nodes, self.admins = free_port(), free_port()
+        self.env = {**os.environ, "RINGFENCE_PROFILE": str(folder / "profile.json")}
+        folder.mkdir(parents=True)
+        self._run(
+            "ringfence-controller", "init", "--dir", self.controller,
+            "--node-url", f"https://{GATEWAY}:{self.nodes}", "--node-listen", f"127.0.0.1:{self.nodes}",
+            "--admin-url", f"https://localhost:{self.admins}", "--admin-listen", f"127.0.0.1:{self.admins}",
+            "--token-file", folder / "token",
+        )  # fmt: skip
+        with (folder / "controller.log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [BIN / "ringfence-controller", "serve", "--dir", self.controller],
+                stdin=subprocess.DEVNULL,
+                stderr=log,
+            )
+        self.until("the controller answers", self._listens, 60)
+        self.admin(
+            "login",
+            "--url",
+            f"https://localhost:{self.admins}",
+            "--ca",
+            self.ca,
+            "--token-file",
+            folder / "token",
+        )
+        policy = folder / "policy.toml"
+        policy.write_text(POLICY)
+        self.admin("site", "create", SITE, "--policy", policy)
+        self.admin(
+            "keys", "new", "--plain", "--out", folder / "offline", "--online-key", self.controller / "keys/online.pub"
+        )  # fmt: skip
+
+    @property
+    def ca(self) -> Path:
+        """The certificate that is carried to nodes."""
+        return self.controller / "controller-ca.pem"
+
+    @property
+    def url(self) -> str:
+        """How the guest reaches it."""
+        return f"https://{GATEWAY}:{self.nodes}"
+
+    def publish(self, version: int, more: str = "") -> None:
+        """Check, sign and push a version of the baseline, and choose it for the site."""
+        file = self.folder / f"lab-{version}.toml"
+        file.write_text(BASELINE.format(version=version, more=more))
+        offline = self.folder / "offline"
+        self._run("ringfence-agent", "check", file)
+        self.admin(
+            "baseline", "sign", file, "--repository", offline / "repository", "--key", offline / "keys/targets-1.pem"
+        )  # fmt: skip
+        self.admin("baseline", "push", offline / "repository")
+        self.admin("baseline", "assign", "lab", "--site", SITE, "--version", version, "--reason", "the lab")
+
+    def admin(self, *arguments: object) -> str:
+        """Run `ringfence`; returns its output. Raises RuntimeError."""
+        return self._run("ringfence", *arguments)
+
+    def node(self) -> dict[str, Any]:
+        """What the controller knows of the guest; empty before it is known."""
+        try:
+            found: dict[str, Any] = json.loads(self.admin("node", NODE, "--json"))
+        except RuntimeError:
+            return {}
+        return found
+
+    def standing(self, wanted: str, within_s: float) -> dict[str, Any]:
+        """Wait for a standing of the guest. Raises TimeoutError, which says what it is instead."""
+        return self.until(
+            f"{NODE} is {wanted}",
+            lambda: (found := self.node()).get("summary", {}).get("standing") == wanted and found,
+            within_s,
+            lambda: str({k: self.node().get(k) for k in ("summary", "findings", "drifts")})[:1500],
+        )
+
+    def until(
+        self,
+        what: str,
+        true: Callable[[], Any],
+        within_s: float,
+        instead: Callable[[], str] = lambda: "nothing more is known",
+    ) -> Any:
+        """Wait for something; returns it. Raises TimeoutError."""
+        end = time.monotonic() + within_s
+        while not (found := true()):
+            if time.monotonic() > end:
+                raise TimeoutError(f"not within {within_s:g} s: {what}; {instead()}")
+            time.sleep(0.5)
+        return found
+
+    def close(self) -> None:
+        """Stop the controller."""
+        self._process.terminate()
+        self._process.wait(30)
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.admins)) == 0
+
+    def _run(self, program: str, *arguments: object) -> str:
+        done = subprocess.run(
+            [BIN / program, *map(str, arguments)],
+            capture_output=True, text=True, env=self.env, timeout=120, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(
+                f"{program} {' '.join(map(str, arguments))}: exit {done.returncode}: {done.stderr}"
+            )
+        return done.stdout
