@@ -18,8 +18,9 @@ from tests.lab.guest import Guest
 from tests.lab.office import NODE, SITE, Office
 
 INSTALL = Path(__file__).resolve().parents[2] / "docs/install.md"
-MAX_EXPOSURE = 3.0
-FIRST_S, NEXT_S = 300.0, 240.0
+MAX_EXPOSURE = 5.2
+"""Lower would take repairs away: docs/adr/0060."""
+FIRST_S, NEXT_S = 420.0, 300.0
 
 
 @dataclass
@@ -77,9 +78,9 @@ def _installs(site: Site) -> str:
         if command.endswith("/etc/ringfence/agent.toml"):  # "then: node, site, controller"
             guest.must(f"sed -i 's#https://controller.example:8440#{office.url}#' /etc/ringfence/agent.toml")
     began = time.monotonic()
-    found = office.standing("healthy", FIRST_S)
+    found = office.in_force(FIRST_S)
     assert found["summary"]["tier"] == "affirming", found["summary"]
-    return f"healthy and affirming {time.monotonic() - began:.0f} s after the last command"
+    return f"healthy and affirming under the signed baseline {time.monotonic() - began:.0f} s after the last command"
 
 
 @check("what the firmware measured is understood: keys, shim, kernel, command line")
@@ -114,7 +115,7 @@ def _killed(site: Site) -> str:
         lambda: site.guest.must("systemctl show -P MainPID ringfence-agent").strip() not in ("0", before),
         60,
     )
-    site.office.standing("healthy", NEXT_S)
+    site.office.in_force(NEXT_S)
     return "rules stood, the agent is back and healthy"
 
 
@@ -124,7 +125,7 @@ def _stopped(site: Site) -> str:
     assert _rules_stand(site)
     site.office.standing("unreachable", NEXT_S)
     site.guest.must("systemctl start ringfence-agent")
-    site.office.standing("healthy", NEXT_S)
+    site.office.in_force(NEXT_S)
     return "rules stood; unreachable, then healthy again"
 
 
@@ -167,7 +168,7 @@ def _keyboard(site: Site) -> str:
 def _reboots(site: Site) -> str:
     took_s = site.guest.reboot()
     began = time.monotonic()
-    found = site.office.standing("healthy", NEXT_S)
+    found = site.office.in_force(NEXT_S)
     assert found["summary"]["tier"] == "affirming", found["summary"]
     return f"up after {took_s:.0f} s, affirming {time.monotonic() - began:.0f} s later"
 
@@ -212,7 +213,7 @@ def _put_back(site: Site) -> str:
     image.put_menu(site.guest.disk, image.menu())
     site.guest.start()
     site.office.admin("release", "--node", NODE, "--reason", "put back")
-    found = site.office.standing("healthy", NEXT_S)
+    found = site.office.in_force(NEXT_S)
     return f"tier {found['summary']['tier']}"
 
 

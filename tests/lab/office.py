@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 BIN = Path(sys.executable).parent
+TREE = Path(__file__).resolve().parents[2]
 GATEWAY = "10.0.2.2"
 SITE, NODE = "factory", "press-1"
 POLICY = "interval_s = 10\n"
@@ -66,7 +67,8 @@ class Office:
     def __init__(self, folder: Path) -> None:
         self.folder, self.controller = folder, folder / "controller"
         self.nodes, self.admins = free_port(), free_port()
-        self.env = {**os.environ, "RINGFENCE_PROFILE": str(folder / "profile.json")}
+        own = {"RINGFENCE_PROFILE": str(folder / "profile.json"), "PYTHONPATH": str(TREE)}
+        self.env = {**os.environ, **own}
         folder.mkdir(parents=True)
         self._run(
             "ringfence-controller", "init", "--dir", self.controller,
@@ -79,6 +81,7 @@ class Office:
                 [BIN / "ringfence-controller", "serve", "--dir", self.controller],
                 stdin=subprocess.DEVNULL,
                 stderr=log,
+                env=self.env,
             )
         self.until("the controller answers", self._listens, 60)
         self.admin(
@@ -136,6 +139,19 @@ class Office:
         return self.until(
             f"{NODE} is {wanted}",
             lambda: (found := self.node()).get("summary", {}).get("standing") == wanted and found,
+            within_s,
+            lambda: str({k: self.node().get(k) for k in ("summary", "findings", "drifts")})[:1500],
+        )
+
+    def in_force(self, within_s: float) -> dict[str, Any]:
+        """Wait until evidence says that the guest is healthy under the baseline that is wanted. Raises TimeoutError."""
+        return self.until(
+            f"{NODE} is healthy under the baseline that is wanted",
+            lambda: (
+                (found := self.node()).get("summary", {}).get("standing") == "healthy"
+                and found["summary"]["baseline"] == found["summary"]["wanted_baseline"]
+                and found
+            ),
             within_s,
             lambda: str({k: self.node().get(k) for k in ("summary", "findings", "drifts")})[:1500],
         )
