@@ -136,25 +136,27 @@ class Office:
 
     def standing(self, wanted: str, within_s: float) -> dict[str, Any]:
         """Wait for a standing of the guest. Raises TimeoutError, which says what it is instead."""
-        return self.until(
+        found: dict[str, Any] = self.until(
             f"{NODE} is {wanted}",
-            lambda: (found := self.node()).get("summary", {}).get("standing") == wanted and found,
+            lambda: (seen := self.node()).get("summary", {}).get("standing") == wanted and seen,
             within_s,
             lambda: str({k: self.node().get(k) for k in ("summary", "findings", "drifts")})[:1500],
         )
+        return found
 
     def in_force(self, within_s: float) -> dict[str, Any]:
         """Wait until evidence says that the guest is healthy under the baseline that is wanted. Raises TimeoutError."""
-        return self.until(
+        found: dict[str, Any] = self.until(
             f"{NODE} is healthy under the baseline that is wanted",
             lambda: (
-                (found := self.node()).get("summary", {}).get("standing") == "healthy"
-                and found["summary"]["baseline"] == found["summary"]["wanted_baseline"]
-                and found
+                (seen := self.node()).get("summary", {}).get("standing") == "healthy"
+                and seen["summary"]["baseline"] == seen["summary"]["wanted_baseline"]
+                and seen
             ),
             within_s,
             lambda: str({k: self.node().get(k) for k in ("summary", "findings", "drifts")})[:1500],
         )
+        return found
 
     def until(
         self,
