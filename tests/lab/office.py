@@ -150,7 +150,7 @@ class Office:
             f"{NODE} is healthy under the baseline that is wanted",
             lambda: (
                 (seen := self.node()).get("summary", {}).get("standing") == "healthy"
-                and seen["summary"]["baseline"] == seen["summary"]["wanted_baseline"]
+                and _version(seen["summary"]["baseline"]) == _version(seen["summary"]["wanted_baseline"])
                 and seen
             ),
             within_s,
@@ -192,3 +192,7 @@ class Office:
                 f"{program} {' '.join(map(str, arguments))}: exit {done.returncode}: {done.stderr}"
             )
         return done.stdout
+
+
+def _version(baseline: dict[str, Any] | None) -> tuple[str, int] | None:
+    return None if baseline is None else (baseline["name"], baseline["version"])
