@@ -51,7 +51,7 @@ class _Line:
                 time.sleep(0.1)
         self._rest = b""
 
-    def ask(self, command: str, arguments: dict[str, Any] | None = None, *, within_s: float = 60.0) -> Any:
+    def ask(self, command: str, arguments: dict[str, Any] | None = None, *, within_s: float = 240.0) -> Any:
         """Return what was answered. Raises RuntimeError for an error, TimeoutError."""
         message = {"execute": command} | ({"arguments": arguments} if arguments else {})
         self._socket.sendall(json.dumps(message).encode() + b"\n")
