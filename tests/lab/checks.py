@@ -176,7 +176,7 @@ def _reboots(site: Site) -> str:
 @check("the early rules are in force before anything listens")
 def _early(site: Site) -> str:
     show = "systemctl show -P {} {}"
-    early = int(site.guest.must(show.format("ExecMainExitTimestampMonotonic", "ringfence-early.service")))
+    early = int(site.guest.must(show.format("ActiveEnterTimestampMonotonic", "ringfence-early.service")))
     network = int(site.guest.must(show.format("ActiveEnterTimestampMonotonic", "network.target")))
     interface = int(
         site.guest.must(show.format("ExecMainStartTimestampMonotonic", "systemd-networkd.service"))
