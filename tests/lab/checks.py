@@ -212,7 +212,9 @@ def _put_back(site: Site) -> str:
     site.guest.stop()
     image.put_menu(site.guest.disk, image.menu())
     site.guest.start()
-    site.office.admin("release", "--node", NODE, "--reason", "put back")
+    site.office.admin("release", "--site", SITE, "--reason", "put back")
+    if site.office.node()["holds"]:
+        site.office.admin("release", "--node", NODE, "--reason", "put back")
     found = site.office.in_force(NEXT_S)
     return f"tier {found['summary']['tier']}"
 
