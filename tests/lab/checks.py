@@ -70,9 +70,7 @@ def _installs(site: Site) -> str:
     guest.must("mkdir -p /media/stick && mount -o ro /dev/vdb /media/stick")
     ca = base64.b64encode(office.ca.read_bytes()).decode()
     guest.must(f"echo {ca} | base64 -d > /root/controller-ca.pem")
-    guest.must(
-        "cd /root && cp /media/stick/ringfence-agent_*.deb . && apt-get install -y ./ringfence-agent_*.deb"
-    )
+    guest.must("cp /media/stick/ringfence-agent_*.deb /root")
     for command in install_commands():
         guest.must(f"cd /root && {command}")
         if command.endswith("/etc/ringfence/agent.toml"):  # "then: node, site, controller"
