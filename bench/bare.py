@@ -1,9 +1,10 @@
-"""The bare server to compare a controller with: aiohttp, the same TLS with client certificates, the same frames, nothing behind them.
+"""The bare server to compare a controller with: aiohttp, the same TLS, the same frames, nothing behind them.
 
-    python -m bench.bare --port N --certificate FILE --key FILE --node-ca FILE
+    python -m bench.bare --port N --certificate FILE --key FILE (--node-ca FILE | --answer-bytes N)
 
-It says a Hello that was made beforehand, answers every frame with one Answer made beforehand, and on SIGUSR1 sends one Order
-made beforehand to every connection. So the same swarm can drive it (`tests.simulate`), and what a client costs is in both.
+With `--node-ca` it asks for client certificates, says a Hello that was made beforehand, answers every frame with one Answer made
+beforehand, and on SIGUSR1 sends one Order made beforehand to every connection: the same swarm can drive it (`tests.simulate`), and
+what a client costs is in both. With `--answer-bytes` it takes anybody and answers so many bytes (`bench.echoclient`).
 """
 
 from __future__ import annotations
@@ -31,9 +32,7 @@ def _order() -> bytes:
     return json.dumps({"payload": base64.b64encode(json.dumps(directive).encode()).decode()}).encode()
 
 
-async def _serve(port: int, context: ssl.SSLContext) -> None:
-    hello = encode(Hello(node="bare", nonce=bytes(32), interval_s=60.0, event_log_wanted=False))
-    answer = encode(Answer(number=1, nonce=bytes(32), tier="affirming"))
+async def _serve(port: int, context: ssl.SSLContext, hello: bytes, answer: bytes) -> None:
     order = encode(Order(directive=_order()))
     sockets: set[web.WebSocketResponse] = set()
     sending: set[asyncio.Task[None]] = set()
@@ -41,7 +40,8 @@ async def _serve(port: int, context: ssl.SSLContext) -> None:
     async def session(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(compress=False, protocols=(PROTOCOL,))
         await socket.prepare(request)
-        await socket.send_bytes(hello)
+        if hello:
+            await socket.send_bytes(hello)
         sockets.add(socket)
         try:
             async for frame in socket:
@@ -74,15 +74,22 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--certificate", required=True)
     parser.add_argument("--key", required=True)
-    parser.add_argument("--node-ca", required=True, type=Path)
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--node-ca", type=Path)
+    kind.add_argument("--answer-bytes", type=int)
     options = parser.parse_args()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.num_tickets = 0
     context.load_cert_chain(options.certificate, options.key)
+    if options.node_ca is None:
+        uvloop.run(_serve(options.port, context, b"", bytes(options.answer_bytes)))
+        return
     context.load_verify_locations(str(options.node_ca))
     context.verify_mode = ssl.CERT_REQUIRED
-    uvloop.run(_serve(options.port, context))
+    hello = encode(Hello(node="bare", nonce=bytes(32), interval_s=60.0, event_log_wanted=False))
+    answer = encode(Answer(number=1, nonce=bytes(32), tier="affirming"))
+    uvloop.run(_serve(options.port, context, hello, answer))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Drive `bench.echo`: so many connections, each sends its next frame when the last one was answered.
+"""Drive `bench.bare`: so many connections, each sends its next frame when the last one was answered.
 
     python -m bench.echoclient --url URL --ca FILE --connections N --frame-bytes N --seconds S
 

@@ -253,7 +253,7 @@ class Bench:
         """Return exchanges a second by the clock, and for each second of the bare server's processor time."""
         keys = self.folder / "controller/keys"
         command = [
-            sys.executable, "-m", "bench.echo", "--port", f"{self._echo_port}", "--certificate", keys / "server.pem",
+            sys.executable, "-m", "bench.bare", "--port", f"{self._echo_port}", "--certificate", keys / "server.pem",
             "--key", keys / "server.key", "--answer-bytes", f"{ANSWER_BYTES}",
         ]  # fmt: skip
         server = subprocess.Popen(command, cwd=TREE)

@@ -26,6 +26,7 @@ from controller import main as controller_main
 from controller.api.routes import ROUTES
 from controller.cli.show import harmless
 from controller.config import Config
+from tests.parts.cluster import free_port
 from tests.parts.simulator import ek_id, enrol, new_fleet
 
 BIN = Path(sys.executable).parent
@@ -44,13 +45,6 @@ def run(
         env={**os.environ, **(env or {})},
         **more,
     )
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class Running:

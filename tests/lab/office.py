@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.parts.cluster import free_port
+
 BIN = Path(sys.executable).parent
 TREE = Path(__file__).resolve().parents[2]
 GATEWAY = "10.0.2.2"
@@ -52,13 +54,6 @@ product = "0001"
 interfaces = ["03:*:*"]
 reason = "the keyboard of the service trolley"
 {more}"""
-
-
-def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 class Office:
