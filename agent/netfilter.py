@@ -45,6 +45,10 @@ _MAX_NOTED = 64
 _ANEW = tuple(f"delete table {family} {TABLE}\n" for family in ("inet", "arp"))
 
 
+def _heard() -> contextlib.AbstractContextManager[Callable[[], object]]:
+    return contextlib.nullcontext(lambda: None)
+
+
 class Cut(NamedTuple):
     """What isolates, as it is kept ready."""
 
@@ -84,6 +88,8 @@ class Netfilter:
         self._noted: deque[Culprit] = deque(maxlen=_MAX_NOTED)
         self.on_wake: Callable[[], object] = lambda: None
         """What `wake` calls; the loop sets it."""
+        self.unheard: Callable[[], contextlib.AbstractContextManager[Callable[[], object]]] = _heard
+        """Within, large sets are filled (`Events.unheard`); whoever listens sets it."""
         self.standing: tuple[int, tuple[Table, ...]] | None = None
         """What our tables were seen to be, and the generation it was seen at; the firewall probe keeps it."""
         self.prepared_cut: Cut | None = None
@@ -268,10 +274,13 @@ class Netfilter:
 
     def mend(self, elements: large.Elements) -> None:
         """Make large sets of ours hold these elements and no other, each set in one commit. Raises OSError."""
-        with self._lock:
+        if not elements:
+            return
+        with self._lock, self.unheard() as committed:
             for key, wanted in elements.items():
                 family, table, name = large.place_of(key)
-                large.mend(self._talk, (*self._names.real((family, table)), name), wanted)
+                if large.mend(self._talk, (*self._names.real((family, table)), name), wanted):
+                    committed()
 
     def canonical(self, text: str, tables: tuple[tuple[str, str], ...] = OWN_TABLES) -> Canonical:
         """Return what `own` (or `listing` of each of `tables`) would return with nothing but `text` loaded.

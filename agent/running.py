@@ -86,7 +86,9 @@ async def serve(config: AgentConfig) -> int:
     loop.on_failure = lambda: home.call_soon_threadsafe(ending.set)
     uplink = Uplink(config, store, loop, tpm)
     # Listen before the first rules are loaded: nothing that happens in between is missed.
-    watches: list[Callable[[], object]] = [Events(loop.firewall_changed, proc=Path(config.roots.proc)).close]
+    events = Events(loop.firewall_changed, proc=Path(config.roots.proc))
+    netfilter.unheard = events.unheard
+    watches: list[Callable[[], object]] = [events.close]
     watches.append(host.watch_devices(subsystems(), loop.wake).stop)
     watches.append((await uplink.unlocks.serve(config.state)).close)
     watches.append((await Console(config.node, loop).serve(config.state)).close)

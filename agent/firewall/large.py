@@ -84,17 +84,18 @@ def read(talk: netlink.Talk, place: tuple[str, str, str]) -> list[bytes]:
     return out
 
 
-def mend(talk: netlink.Talk, place: tuple[str, str, str], wanted: Held) -> None:
-    """Make a set hold `wanted` and nothing else, in one commit. Raises OSError; then it is as it was."""
+def mend(talk: netlink.Talk, place: tuple[str, str, str], wanted: Held) -> bool:
+    """Make a set hold `wanted` and nothing else, in one commit; tell whether that was needed. Raises OSError; then it is as it was."""
     found = frozenset(read(talk, place))
     if found == wanted.elements:
-        return
+        return False
     if wanted.interval:  # begins and ends: taken one by one, an order could leave a beginning without its end
         orders = [(_DELSETELEM, _named(place)), *_orders(_NEWSETELEM, place, wanted.listed)]
     else:
         orders = _orders(_DELSETELEM, place, found - wanted.elements)
         orders += _orders(_NEWSETELEM, place, wanted.elements - found)
     talk.commit(orders, create=True)
+    return True
 
 
 def told(wanted: Held, found: frozenset[bytes], lines: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+_LARGE = 512
 _ADDED = re.compile(r"(?P<place>\S+ \S+) (?P<kind>chain|set) (?P<name>[A-Za-z_][A-Za-z0-9_.-]*)")
 """Something in our tables that is not ours; a name of other letters cannot be written into a batch."""
 
@@ -36,7 +37,14 @@ class Set:
     @property
     def head(self) -> tuple[object, ...]:
         """What cannot be changed without making the set anew."""
-        return (self.kind, self.interval, self.timeout, self.dynamic)
+        return (self.kind, self.interval, self.timeout, self.dynamic, self.size)
+
+    @property
+    def size(self) -> int:
+        """How many elements there is room for; 0: no word of it. Told of it, the kernel fills a large set twice as fast."""
+        if len(self.elements) < _LARGE or self.interval or self.timeout or self.dynamic or self.live:
+            return 0
+        return 1 << len(self.elements).bit_length()
 
     def text(self, *, live: bool = True, filled: bool = True) -> str:
         """Return the set as it stands in a table; without what it holds where it is live and `live` is False, or not `filled`."""
@@ -52,6 +60,7 @@ class Set:
         lines = [f"type {self.kind}"]
         lines += [part.strip() for part in self.dynamic.split(";") if part.strip()]
         lines += [f"flags {','.join(flags)}"] if flags else []
+        lines += [f"size {self.size}"] if self.size else []
         if self.elements and filled and (live or not self.live):
             lines.append(f"elements = {{ {', '.join(self.filled())} }}")
         return "\n".join([f"\tset {self.name} {{", *(f"\t\t{line}" for line in lines), "\t}"])

@@ -305,7 +305,7 @@ def test_own_commits_wake_nobody_and_unwatched_ones_are_noticed_by_their_number(
         time.sleep(0.2)
         assert heard == []
         events._seen -= 1  # as if an announcement had been lost
-        until(lambda: bool(heard), 3)
+        until(lambda: bool(heard), 7)
         assert heard[0] is None
     finally:
         events.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +12,7 @@ from agent.firewall import large, listing
 from agent.firewall.events import Culprit, Events
 from agent.firewall.large import LEAST
 from agent.firewall.netlink import Talk
+from agent.firewall.tables import Set, Table, difference
 from tests.agent.firewall.lab import BASELINE, FencedNode, opens, until
 from tests.agent.firewall.test_incremental import many
 from tests.parts.inference import infer
@@ -177,9 +180,9 @@ def test_f01_while_a_large_set_is_filled_the_rules_stand_and_only_what_it_allows
     met: list[tuple[bool, bool]] = []
     mend = large.mend
 
-    def watched(talk: Talk, place: tuple[str, str, str], wanted: large.Held) -> None:
+    def watched(talk: Talk, place: tuple[str, str, str], wanted: large.Held) -> bool:
         met.append((opens(client, address, 9090, 0.3), opens(client, address, 8080, 0.3)))
-        mend(talk, place, wanted)
+        return mend(talk, place, wanted)
 
     monkeypatch.setattr(large, "mend", watched)
     node.repair(node.observe())
@@ -204,3 +207,57 @@ def test_f05_who_filled_a_large_set_is_known_by_its_table(node: FencedNode) -> N
     assert culprit is not None
     assert culprit.name == "nft"
     assert culprit.tables == {("ip", "other"), ("ip6", "another")}
+
+
+def test_f05_filling_a_large_set_wakes_nobody_and_who_commits_meanwhile_is_noticed(
+    node: FencedNode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.settle(text=LISTS["addresses"])
+    heard: list[Culprit | None] = []
+    events = node.namespace.inside(lambda: Events(heard.append))
+    monkeypatch.setattr(node.netfilter, "unheard", events.unheard)
+    mend = large.mend
+
+    def crossed(talk: Talk, place: tuple[str, str, str], wanted: large.Held) -> bool:
+        node.namespace.nft("add table ip meanwhile")
+        return mend(talk, place, wanted)
+
+    try:
+        node.namespace.nft(CHANGES["emptied"])
+        until(lambda: len(heard) == 1)
+        node.repair(node.observe())
+        assert node.observe() == []
+        time.sleep(0.3)
+        assert len(heard) == 1
+        monkeypatch.setattr(large, "mend", crossed)
+        node.namespace.nft(CHANGES["emptied"])
+        until(lambda: len(heard) == 2)
+        node.repair(node.observe())
+        until(lambda: heard[2:] == [None])
+        node.namespace.nft("delete table ip meanwhile")
+        until(lambda: len(heard) == 4 and heard[3] is not None)
+    finally:
+        events.close()
+
+
+def test_a_large_set_is_told_its_size_so_that_a_change_of_it_is_a_whole_load() -> None:
+    plain = Set(
+        name="s", kind="ipv4_addr", elements=tuple(f"10.0.{n // 250}.{n % 250}" for n in range(LEAST))
+    )
+    assert plain.size == 2 * LEAST
+    assert f"size {2 * LEAST}" in plain.text()
+    for other in (
+        replace(plain, elements=plain.elements[1:]),
+        replace(plain, interval=True),
+        replace(plain, live=True),
+        replace(plain, timeout=True),
+    ):
+        assert other.size == 0
+        assert "size" not in other.text()
+
+    def table(elements: tuple[str, ...]) -> list[Table]:
+        return [Table(name="t", sets=(replace(plain, elements=elements),), chains=())]
+
+    more = (*plain.elements, "192.0.2.1")
+    assert "192.0.2.1" in str(difference(table(plain.elements), table(more)))
+    assert difference(table(plain.elements[1:]), table(plain.elements)) is None
