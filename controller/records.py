@@ -14,7 +14,6 @@ from msgspec import Meta, Struct
 from contract.directive import Directive, WantedBaseline
 from contract.ima import ImaState
 from contract.messages import (
-    BaselineRef,
     Drift,
     Dropped,
     Finding,
@@ -194,6 +193,14 @@ class Page(Record, Generic[T], frozen=True, kw_only=True):
     next: str | None
 
 
+class ReportedBaseline(Record, frozen=True, kw_only=True):
+    """A signed baseline, by content, as a node names it."""
+
+    name: Name
+    version: int
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
+
+
 class NodeView(Record, frozen=True, kw_only=True):
     """A node in a list."""
 
@@ -207,7 +214,7 @@ class NodeView(Record, frozen=True, kw_only=True):
     posture: Posture | None
     """As reported; None before the first report."""
     wanted_posture: Posture
-    baseline: BaselineRef | None
+    baseline: ReportedBaseline | None
     """As reported."""
     baseline_since: float | None
     """When evidence first said that this one is in force."""
@@ -240,7 +247,7 @@ class NodeDetail(Record, frozen=True, kw_only=True):
     findings_elsewhere: list[int]
     """How many other nodes show the same now, for each of `findings`."""
     drifts: list[Drift]
-    pending: BaselineRef | None
+    pending: ReportedBaseline | None
     directive_number: int
     directive_accepted: int
     events_dropped: int

@@ -8,7 +8,7 @@ import msgspec
 
 from contract.claims import Claims
 from contract.errors import Rejected
-from contract.messages import Severity
+from contract.messages import BaselineRef, Severity
 from contract.wire import decode
 from controller import tpmrecord
 from controller.claimsview import BootClaims, shown
@@ -22,6 +22,7 @@ from controller.records import (
     NodeDetail,
     NodeView,
     Page,
+    ReportedBaseline,
     Standing,
     StandingChange,
 )
@@ -45,6 +46,12 @@ from controller.store.nodes import NodeRow
 _SEVERITY: dict[Standing, Severity] = {"overdue": "info", "unreachable": "warning"}
 
 
+def _reported(ref: BaselineRef | None) -> ReportedBaseline | None:
+    if ref is None:
+        return None
+    return ReportedBaseline(name=ref.name, version=ref.version, sha256=ref.sha256.hex())
+
+
 def _view(row: NodeRow) -> NodeView:
     return NodeView(
         node=row.node,
@@ -56,7 +63,7 @@ def _view(row: NodeRow) -> NodeView:
         connected=row.connected,
         posture=row.state.posture,
         wanted_posture=row.wanted_posture,
-        baseline=row.state.baseline,
+        baseline=_reported(row.state.baseline),
         baseline_since=row.state.baseline_since,
         drifts=len(row.state.drifts),
         wanted_baseline=row.baseline,
@@ -141,7 +148,7 @@ def detail(tx: Transaction, node: str) -> NodeDetail:
         findings=row.state.findings,
         findings_elsewhere=incidents.shown_by(tx, row.state.findings, row.state.drifts, without=node),
         drifts=row.state.drifts,
-        pending=row.state.pending,
+        pending=_reported(row.state.pending),
         directive_number=row.directive_number,
         directive_accepted=row.state.directive_accepted,
         events_dropped=row.state.events_dropped,

@@ -89,6 +89,15 @@ async def test_a_plan_says_what_changes_where_and_sends_nothing(fleet: FleetLab)
     assert await fleet.fleet.plan(plan.id) == plan
 
 
+async def test_a_baseline_is_named_alike_as_reported_and_as_wanted(fleet: FleetLab) -> None:
+    await fleet.report("factory-0", now=T0 + 1, baseline=ref(1), pending=ref(2))
+    detail = await fleet.fleet.node("factory-0")
+    shown, wanted = detail.summary.baseline, detail.summary.wanted_baseline
+    assert shown is not None and wanted is not None and detail.pending is not None
+    assert (shown.name, shown.version, shown.sha256) == (wanted.name, wanted.version, wanted.sha256)
+    assert detail.pending.sha256 == ref(2).sha256.hex()
+
+
 async def test_c16_a_plan_for_nobody_or_for_nothing_named_is_refused(fleet: FleetLab) -> None:
     for selector, code in (
         ("site=nowhere", "plan.nobody"),
