@@ -35,6 +35,7 @@ from controller.fleet.escrow import Escrow
 from controller.fleet.evidence import Archive
 from controller.fleet.once import Once
 from controller.fleet.people import People, nobody
+from controller.heap import Heap
 from controller.issuing import Issuing
 from controller.keys import Keys
 from controller.listener import Listener, server_context
@@ -69,6 +70,7 @@ class Controller:
         self._names = server_names(config)
         keys.renew(self._names, now, successor=False)
         self._keys = keys
+        self._heap = Heap()
         self._store = Store(store_url(config, directory))
         fleet, metrics, bell = Fleet(self._store, fleet_settings(config, now)), Metrics(), Bell()
         escrow = Escrow(self._store)
@@ -163,6 +165,7 @@ class Controller:
         await asyncio.to_thread(self._store.close)
 
     async def _sweep(self) -> None:
+        self._heap.tidy(self.services.sessions.ended, len(self.services.sessions))
         if await self.services.fleet.sweep(now=time.time()):
             self.services.bell.ring()
 

@@ -28,6 +28,7 @@ from controller.app import Controller, server_names, store_url
 from controller.config import CONFIG_NAME, Config, load_config, parse_config
 from controller.faults import log_fault
 from controller.fleet.people import People
+from controller.heap import short_pauses
 from controller.keys import CA_COPY_NAME, create, load
 from controller.permissions import ON_THE_MACHINE, ROLES, Right, Role
 from controller.rootscheck import ek_roots
@@ -159,7 +160,8 @@ def serve(directory: Path, verbose: bool) -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a socket for each node
     controller = Controller(config, directory, keys)
-    _run(_serve(controller))
+    with short_pauses():
+        _run(_serve(controller))
 
 
 @cli.command()

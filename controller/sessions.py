@@ -84,6 +84,8 @@ class Sessions:
         self._metrics = metrics
         self._bell = bell
         self._stock = Stocktaking(fleet)
+        self.ended = 0
+        """Sessions that this process has had and has no more."""
         self._open: dict[str, Session] = {}
         self._unsaid: dict[str, int] = {}
         """Ends of sessions that the database has not heard of yet."""
@@ -112,6 +114,7 @@ class Sessions:
             if session.closing is not None:  # returning now would cut the close frame off
                 await session.closing
         finally:
+            self.ended += 1
             await self._leave(identity.node, record.epoch)
         return socket
 

@@ -362,13 +362,18 @@ def set_standing(tx: Transaction, node: str, standing: Standing, now: float) -> 
 def silent(tx: Transaction, *, now: float, started: float, intervals: float) -> list[NodeRow]:
     """Nodes that are shown as healthy or overdue although they have been silent for so many intervals, all of
     them while this controller (up since `started`) was listening."""
+    shortest = tx.execute(select(func.min(sites.c.interval_s))).scalar()
+    if shortest is None:
+        return []
     silence = intervals * sites.c.interval_s
     statement = _SELECT.where(
         nodes.c.standing.in_(("healthy", "overdue")),
+        nodes.c.last_report_at
+        <= now - intervals * shortest,  # by its index: next to nobody, however many there are
         nodes.c.last_report_at <= now - silence,
         silence <= now - started,
-    ).order_by(nodes.c.node)
-    return [_row(row) for row in tx.execute(statement)]
+    )
+    return sorted((_row(row) for row in tx.execute(statement)), key=lambda row: row.node)
 
 
 def forget_own_baseline(tx: Transaction, names: Sequence[str]) -> None:
