@@ -363,6 +363,11 @@ class Netfilter:
         with self._lock:
             return flows.flush_conntrack(self._talk, flows.Here(self._routes), kept)
 
+    def judge_again(self, mark: int) -> int:
+        """Have the rules judge again each flow that carries this mark; see `agent.firewall.flows`. Raises OSError."""
+        with self._lock:
+            return flows.judge_again(self._talk, mark)
+
     def kill_sockets(self, kept: Kept) -> int:
         """Destroy connected sockets; see `agent.firewall.flows`."""
         with self._lock:

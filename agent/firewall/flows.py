@@ -20,6 +20,11 @@ from agent.firewall.netlink import NFGENMSG_BYTES, SUBSYSTEM_CONNTRACK, Talk
 
 _CT_GET = SUBSYSTEM_CONNTRACK << 8 | 1
 _CT_DELETE = SUBSYSTEM_CONNTRACK << 8 | 2
+_CT_CHANGE = SUBSYSTEM_CONNTRACK << 8
+"""IPCTNL_MSG_CT_NEW: without NLM_F_CREATE it changes what is there."""
+_CT_MARK, _CT_MARK_MASK = 8, 21
+OURS = 0xFFFF0000
+"""The half of a connection mark that is ours."""
 _TUPLE_ORIG = 1
 _TUPLE_REPLY = 2
 _CT_ZONE = 18
@@ -83,6 +88,26 @@ def flush_conntrack(talk: Talk, here: Here, kept: Kept) -> int:
             if kind in found:
                 again += netlink.attribute(kind, found[kind])
         orders.append((_CT_DELETE, again))
+    return talk.order(orders)
+
+
+def judge_again(talk: Talk, mark: int) -> int:
+    """Take their mark from the flows that carry `mark` in its upper half: each is judged by the rules with its next packet. Return how many.
+
+    `talk` as for `flush_conntrack`. Raises OSError.
+    """
+    wanted = netlink.attribute(_CT_MARK, struct.pack("!I", mark))
+    mask = netlink.attribute(_CT_MARK_MASK, struct.pack("!I", OURS))
+    none = netlink.attribute(_CT_MARK, struct.pack("!I", 0)) + mask
+    orders = []
+    for message in talk.dump(_CT_GET, struct.pack("!BBH", socket.AF_UNSPEC, 0, 0) + wanted + mask):
+        found = netlink.attributes(message.payload[NFGENMSG_BYTES:])
+        held = int.from_bytes(found.get(_CT_MARK, b""), "big")
+        if held & OURS == mark:  # also from a kernel that does not filter
+            again = message.payload[:NFGENMSG_BYTES]
+            again += netlink.attribute(_TUPLE_ORIG | _NESTED, found.get(_TUPLE_ORIG, b"")) + none
+            again += netlink.attribute(_CT_ZONE, found[_CT_ZONE]) if _CT_ZONE in found else b""
+            orders.append((_CT_CHANGE, again))
     return talk.order(orders)
 
 

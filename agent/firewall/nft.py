@@ -77,6 +77,8 @@ class Rules:
     posture: Posture
     tables: tuple[Table, ...]
     here: Local = NOWHERE
+    mark: int = 0
+    """In the upper 16 bits of the connection mark of every flow that these rules have let in: their number."""
 
     def text(self, *, live: bool = True, without: Collection[str] = ()) -> str:
         """Return the whole batch; `live` False: without what live sets hold, so the same as long as the rules are.
@@ -92,10 +94,11 @@ def rules(section: Section, posture: Posture, around: Around, local: Local = NOW
     """Return our tables as the posture wants them."""
     meant = model(section, posture, around, local)
     chain = discovery(section, around, local)
-    tables = [_main_table(meant, contained(section, posture, local), chain)]
+    table, mark = _main_table(meant, contained(section, posture, local), chain)
+    tables = [table]
     if posture == "isolated":
         tables.append(cut_table(meant))
-    return Rules(posture, tuple(tables), local)
+    return Rules(posture, tuple(tables), local, mark)
 
 
 def render(section: Section, posture: Posture, around: Around, local: Local = NOWHERE) -> str:
@@ -115,7 +118,7 @@ def render_lockdown(around: Around) -> str:
     return render(Section(), "normal", around)
 
 
-def _main_table(meant: Model, inside: Contained | None, discovered: Chain | None) -> Table:
+def _main_table(meant: Model, inside: Contained | None, discovered: Chain | None) -> tuple[Table, int]:
     # Grants are no part of the number: opening one must not have every other flow judged again.
     lasting = _unnumbered(replace(meant, grants=()), inside, discovered) if meant.grants else None
     table = _unnumbered(meant, inside, discovered)
@@ -178,8 +181,8 @@ def _unnumbered(meant: Model, inside: Contained | None, discovered: Chain | None
     return Table(name=TABLE, sets=tuple(sets), chains=tuple(chains), counters=_counters(chains))
 
 
-def _numbered(table: Table, lasting: Table) -> Table:
-    """Put the number of the rules where their connection mark is set and asked for; it is made from `lasting`."""
+def _numbered(table: Table, lasting: Table) -> tuple[Table, int]:
+    """Put the number of the rules where their connection mark is set and asked for, and return it; it is made from `lasting`."""
     # The fence is no part of it: fencing a neighbour must not have every other flow judged again.
     judging = replace(
         lasting,
@@ -189,12 +192,13 @@ def _numbered(table: Table, lasting: Table) -> Table:
         counters=(),
     )
     digest = hashlib.sha256(judging.text(live=False).encode()).digest()
-    epoch = f"0x{(int.from_bytes(digest[:2], 'big') % 0xFFFD + 1) << 16:08x}"
+    mark = (int.from_bytes(digest[:2], "big") % 0xFFFD + 1) << 16
+    epoch = f"0x{mark:08x}"
     chains = [
         replace(chain, rules=tuple(rule.replace(_EPOCH, epoch) for rule in chain.rules))
         for chain in table.chains
     ]
-    return replace(table, chains=tuple(chains))
+    return replace(table, chains=tuple(chains)), mark
 
 
 def _counters(chains: Iterable[Chain]) -> tuple[str, ...]:

@@ -31,7 +31,7 @@ from agent.firewall.fast import GONE, Fast
 from agent.firewall.foreigners import Foreigners
 from agent.firewall.holds import Holds, is_hold
 from agent.firewall.kept import Kept
-from agent.firewall.match import GUARD_TABLE
+from agent.firewall.match import GUARD_TABLE, is_ours
 from agent.firewall.model import Local, model
 from agent.firewall.names import Change, Names, Snapshot, terms_of
 from agent.firewall.outrun import Outrun
@@ -91,6 +91,8 @@ class Probe(probes.Probe[Section]):
         self._foreigners = Foreigners(section)
         self._holds = Holds()
         self._foreign: list[Difference] = []
+        self._crossed = False
+        """Others have committed to our tables since flows were judged again."""
         self._unseen_at = -1.0
         """Of the look in which everything was loaded without a listing."""
 
@@ -157,6 +159,9 @@ class Probe(probes.Probe[Section]):
         if netfilter is None:
             return
         self._gateways = None
+        if self._crossed and not netfilter.outrunning.on:
+            with contextlib.suppress(OSError):
+                self._judge_again(netfilter)
         with contextlib.suppress(OSError):
             self._follow(netfilter)  # first: it asks whether anybody has committed meanwhile
             self._beneath.renew(netfilter, self.around, self._here())
@@ -197,6 +202,9 @@ class Probe(probes.Probe[Section]):
         if netfilter.outrunning.on and self._unseen_at == now:
             return self.drifts(self._foreign, now)  # who commits since then is seen by the next look
         culprits = netfilter.noted()
+        if any(is_ours(table) for each in culprits for _, table in each.tables):
+            self._crossed = True
+            netfilter.wake()  # where this look finds everything as it was, the next begins with the flows
         held: list[Difference] = []
         try:
             standing = netfilter.tables()
@@ -236,6 +244,9 @@ class Probe(probes.Probe[Section]):
             if any(map(_is_ours, keys)):
                 self._load(netfilter, [key for key in keys if _is_ours(key)], now)
         with parts.each():
+            if any(map(_is_ours, keys)):
+                self._judge_again(netfilter)
+        with parts.each():
             self._beneath.clear(netfilter, keys)
         with parts.each():
             if isolated and any(_is_cut(key) for key in keys):
@@ -250,6 +261,11 @@ class Probe(probes.Probe[Section]):
         with parts.each():
             self._fast.repair(netfilter, self.around.posture)
         parts.end()
+
+    def _judge_again(self, netfilter: Netfilter) -> None:
+        """Whoever changed our rules may have let a flow in as they do: none keeps its mark. Raises OSError."""
+        self._crossed = False
+        netfilter.judge_again(self.rules().mark)
 
     def _load(self, netfilter: Netfilter, keys: Sequence[str], now: float) -> None:
         """Bring our tables to what is wanted: only what differs where that can be, and whole where it is not enough."""

@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from agent.firewall.events import Events
 from agent.probes import Surroundings
 from agent.responses import fence, isolate
 from contract.directive import Response
@@ -132,6 +133,8 @@ TAMPERINGS = {
     "gone": "delete table inet ringfence; delete table inet ringfence_guard",
     "open": "insert rule inet ringfence input accept; insert rule inet ringfence output accept; "
     "delete table inet ringfence_guard",
+    "as if by a rule": "insert rule inet ringfence input goto allow; insert rule inet ringfence output goto allow; "
+    "delete table inet ringfence_guard",
 }
 
 
@@ -153,6 +156,34 @@ def test_f04_a_flow_opened_while_the_rules_were_tampered_with_dies_with_their_re
     assert allowed.alive()
     for stream in (allowed, inward, outward):
         stream.close()
+
+
+def test_f04_a_flow_let_in_by_rules_that_were_gone_before_the_next_look_dies_too(
+    node: FencedNode, topology: Topology
+) -> None:
+    """No difference is left to be repaired: that others have committed to our tables is enough."""
+    allowed = Stream(client_of(topology), node.host.enclave[0])
+    events = node.namespace.inside(lambda: Events(lambda culprit: culprit and node.netfilter.note(culprit)))
+    try:
+        node.namespace.nft("insert rule inet ringfence input goto allow")
+        crept = Stream(client_of(topology), node.host.enclave[0], port=9090)
+        assert crept.alive()
+        node.namespace.nft("delete rule inet ringfence input handle " + _first_rule(node))
+        until(lambda: len(node.netfilter._noted) >= 2)
+    finally:
+        events.close()
+    assert node.ours() == []
+    assert crept.alive()
+    node.do(lambda: node.probe.settle(time.time()))
+    assert not crept.alive(1.0)
+    assert allowed.alive()
+    for stream in (allowed, crept):
+        stream.close()
+
+
+def _first_rule(node: FencedNode) -> str:
+    shown = node.namespace.run("nft", "-a", "list", "chain", "inet", "ringfence", "input").stdout
+    return next(line for line in shown.splitlines() if "goto allow" in line).rpartition(" ")[2]
 
 
 def test_f07_isolation_ends_open_tcp_and_udp_flows_and_keeps_the_controller(
