@@ -215,7 +215,6 @@ class NodeView(Record, frozen=True, kw_only=True):
     """As reported; None before the first report."""
     wanted_posture: Posture
     baseline: ReportedBaseline | None
-    """As reported."""
     baseline_since: float | None
     """When evidence first said that this one is in force."""
     wanted_baseline: WantedBaseline | None

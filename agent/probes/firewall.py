@@ -26,12 +26,13 @@ from agent.firewall.apart import Apart
 from agent.firewall.beneath import Beneath, is_beneath
 from agent.firewall.blame import Blame
 from agent.firewall.bypass import Bypass
+from agent.firewall.crossed import Crossed
 from agent.firewall.events import Culprit
 from agent.firewall.fast import GONE, Fast
 from agent.firewall.foreigners import Foreigners
 from agent.firewall.holds import Holds, is_hold
 from agent.firewall.kept import Kept
-from agent.firewall.match import GUARD_TABLE, is_ours
+from agent.firewall.match import GUARD_TABLE
 from agent.firewall.model import Local, model
 from agent.firewall.names import Change, Names, Snapshot, terms_of
 from agent.firewall.outrun import Outrun
@@ -91,8 +92,7 @@ class Probe(probes.Probe[Section]):
         self._foreigners = Foreigners(section)
         self._holds = Holds()
         self._foreign: list[Difference] = []
-        self._crossed = False
-        """Others have committed to our tables since flows were judged again."""
+        self._crossed = Crossed()
         self._unseen_at = -1.0
         """Of the look in which everything was loaded without a listing."""
 
@@ -159,9 +159,7 @@ class Probe(probes.Probe[Section]):
         if netfilter is None:
             return
         self._gateways = None
-        if self._crossed and not netfilter.outrunning.on:
-            with contextlib.suppress(OSError):
-                self._judge_again(netfilter)
+        self._crossed.settle(netfilter, self.rules().mark)
         with contextlib.suppress(OSError):
             self._follow(netfilter)  # first: it asks whether anybody has committed meanwhile
             self._beneath.renew(netfilter, self.around, self._here())
@@ -202,9 +200,7 @@ class Probe(probes.Probe[Section]):
         if netfilter.outrunning.on and self._unseen_at == now:
             return self.drifts(self._foreign, now)  # who commits since then is seen by the next look
         culprits = netfilter.noted()
-        if any(is_ours(table) for each in culprits for _, table in each.tables):
-            self._crossed = True
-            netfilter.wake()  # where this look finds everything as it was, the next begins with the flows
+        self._crossed.heard(netfilter, culprits)
         held: list[Difference] = []
         try:
             standing = netfilter.tables()
@@ -245,7 +241,7 @@ class Probe(probes.Probe[Section]):
                 self._load(netfilter, [key for key in keys if _is_ours(key)], now)
         with parts.each():
             if any(map(_is_ours, keys)):
-                self._judge_again(netfilter)
+                self._crossed.judge(netfilter, self.rules().mark)
         with parts.each():
             self._beneath.clear(netfilter, keys)
         with parts.each():
@@ -261,11 +257,6 @@ class Probe(probes.Probe[Section]):
         with parts.each():
             self._fast.repair(netfilter, self.around.posture)
         parts.end()
-
-    def _judge_again(self, netfilter: Netfilter) -> None:
-        """Whoever changed our rules may have let a flow in as they do: none keeps its mark. Raises OSError."""
-        self._crossed = False
-        netfilter.judge_again(self.rules().mark)
 
     def _load(self, netfilter: Netfilter, keys: Sequence[str], now: float) -> None:
         """Bring our tables to what is wanted: only what differs where that can be, and whole where it is not enough."""
