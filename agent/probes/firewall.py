@@ -163,7 +163,9 @@ class Probe(probes.Probe[Section]):
             self._follow(netfilter)  # first: it asks whether anybody has committed meanwhile
             self._beneath.renew(netfilter, self.around, self._here())
             self._fast.follow(netfilter, self.around.posture)
-        self._crossed.settle(netfilter, self.rules().mark)  # after it: what `rules` made is no longer what stands
+        self._crossed.settle(
+            netfilter, self.rules().mark
+        )  # after it: what `rules` made is no longer what stands
         self._watch(netfilter)
         self._settled_at, self._named = now, None
         if self._names is None or self._answers(self._names).version == self._renewed:
