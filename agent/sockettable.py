@@ -23,8 +23,6 @@ _TCP_LISTEN = "0A"
 _TABLES = ("tcp", "tcp6", "udp", "udp6")
 _TABLES_UDP = ("udp", "udp6")
 _PROC = Path("/proc")
-_DIAG_BY_FAMILY = 20
-_DIAG_REQUEST = struct.Struct("=BBBxI48x")
 _DIAG_ID = struct.Struct(">HH16s")
 _DIAG_ID_AT, _DIAG_INODE_AT = 4, 68
 _LISTEN_ONLY = 1 << 10
@@ -169,10 +167,9 @@ def _listening() -> list[Waiting] | None:
         return None
     try:
         for family, size in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
-            asked = _DIAG_REQUEST.pack(family, socket.IPPROTO_TCP, 0, _LISTEN_ONLY)
-            for message in talk.dump(_DIAG_BY_FAMILY, asked):
-                port, _, address = _DIAG_ID.unpack_from(message.payload, _DIAG_ID_AT)
-                (inode,) = struct.unpack_from("=I", message.payload, _DIAG_INODE_AT)
+            for diag in netlink.sockets(talk, family, socket.IPPROTO_TCP, _LISTEN_ONLY):
+                port, _, address = _DIAG_ID.unpack_from(diag, _DIAG_ID_AT)
+                (inode,) = struct.unpack_from("=I", diag, _DIAG_INODE_AT)
                 found.append(Waiting("tcp", str(ipaddress.ip_address(address[:size])), port, inode))
     except OSError:
         return None

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Final
 
 LEAST_ENDED: Final = 2000
-"""Sessions; one of these leaves some 30 KiB behind."""
+"""Sessions; each leaves some fifty objects behind."""
 _FULL = 2
 
 

@@ -23,7 +23,7 @@ _CT_DELETE = SUBSYSTEM_CONNTRACK << 8 | 2
 _CT_CHANGE = SUBSYSTEM_CONNTRACK << 8
 """IPCTNL_MSG_CT_NEW: without NLM_F_CREATE it changes what is there."""
 _CT_MARK, _CT_MARK_MASK = 8, 21
-OURS = 0xFFFF0000
+_OURS = 0xFFFF0000
 """The half of a connection mark that is ours."""
 _TUPLE_ORIG = 1
 _TUPLE_REPLY = 2
@@ -31,9 +31,7 @@ _CT_ZONE = 18
 _CT_ID = 12
 _NESTED = 0x8000
 
-_DIAG_BY_FAMILY = 20
 _DIAG_DESTROY = 21
-_DIAG_REQUEST = struct.Struct("=BBBxI48x")
 _DIAG_ID_AT, _DIAG_ID_BYTES = 4, 48
 _STATES = 0xFFF & ~(1 << 10 | 1 << 6)
 """All but LISTEN (10) and TIME_WAIT (6)."""
@@ -97,13 +95,13 @@ def judge_again(talk: Talk, mark: int) -> int:
     `talk` as for `flush_conntrack`. Raises OSError.
     """
     wanted = netlink.attribute(_CT_MARK, struct.pack("!I", mark))
-    mask = netlink.attribute(_CT_MARK_MASK, struct.pack("!I", OURS))
+    mask = netlink.attribute(_CT_MARK_MASK, struct.pack("!I", _OURS))
     none = netlink.attribute(_CT_MARK, struct.pack("!I", 0)) + mask
     orders = []
     for message in talk.dump(_CT_GET, struct.pack("!BBH", socket.AF_UNSPEC, 0, 0) + wanted + mask):
         found = netlink.attributes(message.payload[NFGENMSG_BYTES:])
         held = int.from_bytes(found.get(_CT_MARK, b""), "big")
-        if held & OURS == mark:  # also from a kernel that does not filter
+        if held & _OURS == mark:  # also from a kernel that does not filter
             again = message.payload[:NFGENMSG_BYTES]
             again += netlink.attribute(_TUPLE_ORIG | _NESTED, found.get(_TUPLE_ORIG, b"")) + none
             again += netlink.attribute(_CT_ZONE, found[_CT_ZONE]) if _CT_ZONE in found else b""
@@ -119,17 +117,16 @@ def kill_sockets(talk: Talk, here: Here, kept: Kept) -> int:
     orders = []
     for family in (socket.AF_INET, socket.AF_INET6):
         for protocol, states in ((socket.IPPROTO_TCP, _STATES), (socket.IPPROTO_UDP, _CONNECTED_UDP)):
-            request = _DIAG_REQUEST.pack(family, protocol, 0, states)
             try:
-                found = list(talk.dump(_DIAG_BY_FAMILY, request))
+                found = list(netlink.sockets(talk, family, protocol, states))
             except OSError as error:
                 if error.errno in {errno.ENOENT, errno.EOPNOTSUPP}:
                     continue  # the kernel has no such diagnosis; the packets die all the same
                 raise
             orders += [
-                (_DIAG_DESTROY, _destroy(family, protocol, states, message.payload))
-                for message in found
-                if not _spared(family, protocol, message.payload, here, kept)
+                (_DIAG_DESTROY, _destroy(family, protocol, states, diag))
+                for diag in found
+                if not _spared(family, protocol, diag, here, kept)
             ]
     return talk.order(orders)
 

@@ -20,9 +20,7 @@ from typing import NamedTuple
 
 from agent.firewall import netlink
 from agent.firewall.compare import Canonical
-
-LEAST = 512
-"""Elements, from which on this is worth its questions."""
+from agent.firewall.tables import LARGE
 
 
 class Held(NamedTuple):
@@ -54,7 +52,7 @@ _ELEMENTS_AT_ONCE = 1024
 
 def candidates(listed: Canonical) -> list[str]:
     """Return the keys of sets with many elements."""
-    return [key for key, lines in listed.items() if " set " in key and len(lines) > LEAST]
+    return [key for key, lines in listed.items() if " set " in key and len(lines) > LARGE]
 
 
 def wanted(talk: netlink.Talk, listed: Canonical) -> Elements:

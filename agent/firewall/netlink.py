@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 NETLINK_SOCK_DIAG = 4
+DIAG_BY_FAMILY = 20
 NETLINK_NETFILTER = 12
 SUBSYSTEM_CONNTRACK = 1
 SUBSYSTEM_NFTABLES = 10
@@ -22,6 +23,7 @@ NLM_ACK = 4
 NLM_DUMP = 0x300
 NLM_CREATE = 0x400
 
+_DIAG_REQUEST = struct.Struct("=BBBxI48x")
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
 HEADER_BYTES = _HEADER.size
@@ -189,6 +191,15 @@ def _raise_error(answer: Message) -> None:
         (code,) = struct.unpack_from("=i", answer.payload)
         if code:
             raise OSError(-code, os.strerror(-code))
+
+
+def sockets(talk: Talk, family: int, protocol: int, states: int) -> Iterator[bytes]:
+    """Yield the sockets of an address family and protocol in some states (a bit each), as inet_diag_msg (sock_diag(7)).
+
+    `talk` speaks NETLINK_SOCK_DIAG. Raises OSError: ENOENT or EOPNOTSUPP from a kernel without this diagnosis.
+    """
+    for message in talk.dump(DIAG_BY_FAMILY, _DIAG_REQUEST.pack(family, protocol, 0, states)):
+        yield message.payload
 
 
 def generation(talk: Talk) -> int:

@@ -12,7 +12,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-_LARGE = 512
+LARGE = 512
+"""Elements, from which on a set is told its size, and read and filled in the kernel's own bytes (`agent.firewall.large`)."""
 _ADDED = re.compile(r"(?P<place>\S+ \S+) (?P<kind>chain|set) (?P<name>[A-Za-z_][A-Za-z0-9_.-]*)")
 """Something in our tables that is not ours; a name of other letters cannot be written into a batch."""
 
@@ -42,7 +43,7 @@ class Set:
     @property
     def size(self) -> int:
         """How many elements there is room for; 0: no word of it. Told of it, the kernel fills a large set twice as fast."""
-        if len(self.elements) < _LARGE or self.interval or self.timeout or self.dynamic or self.live:
+        if len(self.elements) < LARGE or self.interval or self.timeout or self.dynamic or self.live:
             return 0
         return 1 << len(self.elements).bit_length()
 

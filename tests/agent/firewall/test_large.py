@@ -10,15 +10,14 @@ import pytest
 
 from agent.firewall import large, listing
 from agent.firewall.events import Culprit, Events
-from agent.firewall.large import LEAST
 from agent.firewall.netlink import Talk
-from agent.firewall.tables import Set, Table, difference
+from agent.firewall.tables import LARGE, Set, Table, difference
 from tests.agent.firewall.lab import BASELINE, FencedNode, opens, until
 from tests.agent.firewall.test_incremental import many
 from tests.parts.inference import infer
 from tests.parts.topology import Topology
 
-COUNT = 4 * LEAST
+COUNT = 4 * LARGE
 ZONE = "inet ringfence set zone4_enclave"
 
 
@@ -242,10 +241,10 @@ def test_f05_filling_a_large_set_wakes_nobody_and_who_commits_meanwhile_is_notic
 
 def test_a_large_set_is_told_its_size_so_that_a_change_of_it_is_a_whole_load() -> None:
     plain = Set(
-        name="s", kind="ipv4_addr", elements=tuple(f"10.0.{n // 250}.{n % 250}" for n in range(LEAST))
+        name="s", kind="ipv4_addr", elements=tuple(f"10.0.{n // 250}.{n % 250}" for n in range(LARGE))
     )
-    assert plain.size == 2 * LEAST
-    assert f"size {2 * LEAST}" in plain.text()
+    assert plain.size == 2 * LARGE
+    assert f"size {2 * LARGE}" in plain.text()
     for other in (
         replace(plain, elements=plain.elements[1:]),
         replace(plain, interval=True),
