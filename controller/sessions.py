@@ -127,16 +127,23 @@ class Sessions:
         connected = [node for node in dict.fromkeys(nodes) if node in self._open]
         for node in connected:
             self._open[node].stale = True
-        for begin in range(0, len(connected), PUSH_AT_ONCE):
+        orders: dict[str, bytes] = {}
+        for begin in range(0, len(connected) + PUSH_AT_ONCE, PUSH_AT_ONCE):
             some = connected[begin : begin + PUSH_AT_ONCE]
-            held = {node: self._open[node].epoch for node in some if node in self._open}
-            directives = await self._fleet.directives_to(held, now=now, only_due=only_due, urgent=True)
-            # All are written before the first is sent: who has got an order begins to work, perhaps on this machine.
-            orders = {
-                node: encode(Order(directive=sign_directive(directive, self._signer)))
-                for node, directive in directives.items()
-            }
-            await asyncio.gather(*(self._order(node, order) for node, order in orders.items()))
+            sending = asyncio.gather(*(self._order(node, order) for node, order in orders.items()))
+            # Some are sent while the database writes the next.
+            orders, _ = await asyncio.gather(self._orders(some, now, only_due=only_due), sending)
+
+    async def _orders(self, some: Sequence[str], now: float, *, only_due: bool) -> dict[str, bytes]:
+        """Return orders for those of these nodes that are ours. All are signed before one is sent: who has it begins to work."""
+        held = {node: self._open[node].epoch for node in some if node in self._open}
+        if not held:
+            return {}
+        directives = await self._fleet.directives_to(held, now=now, only_due=only_due, urgent=True)
+        return {
+            node: encode(Order(directive=sign_directive(directive, self._signer)))
+            for node, directive in directives.items()
+        }
 
     async def challenge(self, nodes: Sequence[str], now: float) -> None:
         """Ask those of `nodes` that are connected to report now."""

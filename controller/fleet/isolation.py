@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from contract.directive import MAX_FENCED_ADDRESSES, Directive, Response
+from contract.directive import MAX_FENCED_ADDRESSES, Directive, Response, WantedBaseline
 from contract.errors import Rejected
 from contract.grant import CodeHash, Grant
 from contract.messages import Posture
@@ -22,8 +22,19 @@ from controller.permissions import Scope
 from controller.policy import FleetSettings
 from controller.records import Change, HoldView, Page
 from controller.standing import standing
-from controller.store import Transaction, audit, events, holds, neighbours, nodes, replicas, restores
+from controller.store import (
+    Transaction,
+    addressees,
+    audit,
+    events,
+    holds,
+    neighbours,
+    nodes,
+    replicas,
+    restores,
+)
 from controller.store import grants as grant_rows
+from controller.store.addressees import Told
 from controller.store.neighbours import Neighbour
 from controller.store.nodes import NodeRow
 from controller.store.restores import Restore
@@ -212,27 +223,27 @@ def directives(
     made: dict[str, Directive] = {}
     restored = restores.unconfirmed(tx)
     granted = _granted(tx, names, now)
-    by_site: dict[str, tuple[list[HoldView], list[Neighbour]]] = {}
-    for name in sorted(set(names)):
-        row = nodes.load(tx, name, lock=True)
-        if row is None or (only_due and not row.directive_due):
+    by_site: dict[str, tuple[FleetSettings, list[HoldView], list[Neighbour]]] = {}
+    for row in addressees.load(tx, sorted(set(names))):
+        if only_due and not row.directive_due:
             continue
-        if ours is not None and (row.session_holder, row.session_epoch) != (ours[0], ours[1].get(name)):
+        if ours is not None and (row.session_holder, row.session_epoch) != (ours[0], ours[1].get(row.node)):
             continue
         if row.site not in by_site:
-            by_site[row.site] = _isolation_of(tx, row.site)
-        active, around = by_site[row.site]
-        sparing = _sparing(tx, settings, active)
-        made[name] = written(
+            active, around = _isolation_of(tx, row.site)
+            by_site[row.site] = _sparing(tx, settings, active), active, around
+        sparing, active, around = by_site[row.site]
+        made[row.node] = written(
             sparing,
-            kept_back(row, restored),
+            row,
             active,
             around,
             floor=0,
             now=now,
-            granted=granted.get(name, ([], [])),
+            granted=granted.get(row.node, ([], [])),
+            restored=restored,
         )
-        nodes.set_issued(tx, name, made[name].number, now)
+    addressees.set_issued(tx, {name: each.number for name, each in made.items()}, now)
     return made
 
 
@@ -242,20 +253,20 @@ def directive(tx: Transaction, settings: FleetSettings, row: NodeRow, *, floor: 
     active, around = _isolation_of(tx, row.site)
     settings = _sparing(tx, settings, active)
     granted = _granted(tx, [row.node], now).get(row.node, ([], []))
-    kept = kept_back(row, restores.unconfirmed(tx))
-    return written(settings, kept, active, around, floor=floor, now=now, granted=granted)
+    restored = restores.unconfirmed(tx)
+    return written(settings, row, active, around, floor=floor, now=now, granted=granted, restored=restored)
 
 
-def kept_back(row: NodeRow, restored: Restore | None) -> NodeRow:
-    """Return the node without the baseline that a restored database chooses for it, unless the node has said since that it
-    holds none that is newer, or another. Pure. No baseline in a directive leaves the node with the one that it has."""
+def wanted_of(row: Told, restored: Restore | None) -> WantedBaseline | None:
+    """Return the baseline that a directive names. Pure. None leaves the node with the one that it has: so what a restored
+    database chooses for it, unless the node has said since that it holds none that is newer, or another."""
     wanted, held = row.baseline, row.state.baseline
     if restored is None or wanted is None:
-        return row
+        return wanted
     heard = row.last_report_at is not None and row.last_report_at >= restored.at
     if heard and (held is None or (held.name == wanted.name and held.version <= wanted.version)):
-        return row
-    return msgspec.structs.replace(row, baseline=None)
+        return wanted
+    return None
 
 
 def _granted(tx: Transaction, names: Sequence[str], now: float) -> dict[str, Granted]:
@@ -281,13 +292,14 @@ def _isolation_of(tx: Transaction, site: str) -> tuple[list[HoldView], list[Neig
 
 def written(
     settings: FleetSettings,
-    row: NodeRow,
+    row: Told,
     active: Sequence[HoldView],
     around: Sequence[Neighbour],
     *,
     floor: int,
     now: float,
     granted: Granted,
+    restored: Restore | None = None,
 ) -> Directive:
     """Write a directive. Pure.
 
@@ -301,7 +313,7 @@ def written(
     if posture == "isolated":
         responses.append(Response(name="isolate", reason=reason))
     suspects = {hold.node for hold in active if hold.node is not None and hold.node != row.node}
-    addresses = fenced_addresses(suspects, around, settings.protected_addresses)
+    addresses = fenced_addresses(suspects, around, settings.protected_addresses) if suspects else []
     if addresses:
         responses.append(
             Response(
@@ -317,7 +329,7 @@ def written(
         # In an order to isolate it would mean nothing: that takes the node's own isolation over.
         release=row.state.release if posture == "normal" else 0,
         reason=reason,
-        baseline=row.baseline,
+        baseline=wanted_of(row, restored),
         responses=responses,
         grants=granted[0],
         break_glass=granted[1],

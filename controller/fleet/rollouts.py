@@ -18,7 +18,16 @@ from controller.permissions import Scope
 from controller.records import Page
 from controller.rollout import Moved, decide, waves_of
 from controller.rollout_records import NewRollout, NodeFacts, RolloutNode, RolloutState, RolloutView
-from controller.store import Duplicate, Transaction, events, neighbours, nodes, restores, selecting
+from controller.store import (
+    Duplicate,
+    Transaction,
+    addressees,
+    events,
+    neighbours,
+    nodes,
+    restores,
+    selecting,
+)
 from controller.store import rollouts as rows
 from controller.store import sites as baselines
 from controller.store.nodes import NodeRow
@@ -260,11 +269,9 @@ def _advance(tx: Transaction, row: RolloutRow, now: float) -> list[str]:
 
 
 def _send(tx: Transaction, row: RolloutRow, names: Sequence[str], now: float) -> list[str]:
-    for name in names:
-        there = nodes.load(tx, name, lock=True)
-        if there is not None:
-            rows.remember(tx, row.id, name, (there.baseline_name, there.baseline_version))
     if names:
+        addressees.load(tx, names)  # nobody else changes them meanwhile
+        rows.remember(tx, row.id, names)
         selecting.choose_baseline(tx, names, (row.baseline, row.version), now)
         rows.move(tx, row.id, [Moved(name, "sent", "") for name in names], now)
     return list(names)
@@ -285,8 +292,11 @@ def _withdraw(tx: Transaction, row: RolloutRow, now: float) -> list[str]:
 
 
 def _give_back(tx: Transaction, rollout: int, names: Sequence[str], now: float) -> list[str]:
+    by_choice: dict[tuple[str, int] | None, list[str]] = {}
     for name, own in rows.before(tx, rollout, names).items():
-        selecting.choose_baseline(tx, [name], own, now)
+        by_choice.setdefault(own, []).append(name)
+    for own, some in by_choice.items():
+        selecting.choose_baseline(tx, some, own, now)
     return list(names)
 
 

@@ -63,3 +63,17 @@ class Prepared:
             self._execute(tx, cursor, values)
         finally:
             cursor.close()
+
+    def run_each(self, tx: Transaction, many: Sequence[Mapping[str, object]]) -> None:
+        """Run it once for each of `many`, for its effect, in one call of the driver."""
+        if not many:
+            return
+        text, order, own = self._compiled.get(tx.dialect.name) or self._for(tx)
+        cursor = tx.connection.cursor()
+        try:
+            if order is None:
+                cursor.executemany(text, [{**own, **values} for values in many])
+            else:
+                cursor.executemany(text, [[{**own, **values}[name] for name in order] for values in many])
+        finally:
+            cursor.close()

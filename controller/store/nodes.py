@@ -78,7 +78,7 @@ class NodeRow(Record, frozen=True, kw_only=True):
     """Spans of the sets of reference values announced for the site (store.references); empty for most."""
 
 
-_FROM = (
+FROM = (
     nodes.join(sites, sites.c.site == nodes.c.site)
     .outerjoin(boot_references, boot_references.c.node == nodes.c.node)
     .outerjoin(
@@ -97,7 +97,7 @@ _SELECT = select(
     sites.c.announced,
     boot_references.c.accepted_at,
     baselines.c.sha256,
-).select_from(_FROM)
+).select_from(FROM)
 _BY_NAME = _SELECT.where(nodes.c.node == bindparam("wanted_node"))
 _LOAD = Prepared(_BY_NAME)
 # One row, one writer at a time, also with several controllers; SQLite has one writer anyway.
@@ -336,22 +336,6 @@ def set_due(tx: Transaction, names: Sequence[str]) -> None:
     """The directive of these nodes must be written anew."""
     notices.due(tx, names)
     _update(tx, names, {"directive_due": True})
-
-
-_ISSUED = Prepared(
-    update(nodes)
-    .where(nodes.c.node == bindparam("of_node"))
-    .values(
-        directive_number=bindparam("to_number"),
-        directive_issued_at=bindparam("to_issued"),
-        directive_due=bindparam("to_due"),
-    )
-)
-
-
-def set_issued(tx: Transaction, node: str, number: int, issued: float) -> None:
-    """A directive was written."""
-    _ISSUED.run(tx, {"of_node": node, "to_number": number, "to_issued": issued, "to_due": False})
 
 
 def set_standing(tx: Transaction, node: str, standing: Standing, now: float) -> None:

@@ -238,23 +238,42 @@ def active_of(tx: Transaction, names: Sequence[str]) -> dict[str, int]:
     return out
 
 
+_MOVE = Prepared(
+    update(rollout_nodes)
+    .where(rollout_nodes.c.rollout == bindparam("of_rollout"), rollout_nodes.c.node == bindparam("of_node"))
+    .values(progress=bindparam("to_progress"), detail=bindparam("to_detail"), since=bindparam("to_since"))
+)
+
+
 def move(tx: Transaction, number: int, moved: Sequence[Moved], now: float) -> None:
     """Write new progress of nodes."""
-    for each in moved:
+    _MOVE.run_each(
+        tx,
+        [
+            {
+                "of_rollout": number,
+                "of_node": each.node,
+                "to_progress": each.progress,
+                "to_detail": each.detail[:2048],
+                "to_since": now,
+            }
+            for each in moved
+        ],
+    )
+
+
+def remember(tx: Transaction, number: int, names: Sequence[str]) -> None:
+    """Keep what these nodes have chosen for themselves so far."""
+    own = nodes.c.node == rollout_nodes.c.node
+    for some in chunked(names):
         tx.execute(
             update(rollout_nodes)
-            .where(rollout_nodes.c.rollout == number, rollout_nodes.c.node == each.node)
-            .values(progress=each.progress, detail=each.detail[:2048], since=now)
+            .where(rollout_nodes.c.rollout == number, rollout_nodes.c.node.in_(some))
+            .values(
+                before_name=select(nodes.c.baseline_name).where(own).scalar_subquery(),
+                before_version=select(nodes.c.baseline_version).where(own).scalar_subquery(),
+            )
         )
-
-
-def remember(tx: Transaction, number: int, node: str, own: tuple[str | None, int | None]) -> None:
-    """Keep what a node had chosen for itself before."""
-    tx.execute(
-        update(rollout_nodes)
-        .where(rollout_nodes.c.rollout == number, rollout_nodes.c.node == node)
-        .values(before_name=own[0], before_version=own[1])
-    )
 
 
 def before(tx: Transaction, number: int, names: Sequence[str]) -> dict[str, tuple[str, int] | None]:
