@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -55,6 +56,35 @@ class Glance:
             and found.st_dev == identity[0]
             and found.st_mode & _KIND == _PLAIN
         )
+
+    def changed(self, folder: str, seen: Iterable[tuple[str, tuple[Identity, float]]]) -> list[str]:
+        """Return those of these names in a folder that `same` would deny, each given with its identity and its age. Raises nothing."""
+        try:
+            if folder != self._folder:
+                self._enter(folder)
+        except OSError:
+            return [name for name, _ in seen]
+        look, at, out = os.stat, self._descriptor, []
+        for name, (
+            identity,
+            _,
+        ) in seen:  # the inner loop of thousands of files: 2 of its 3 microseconds are the kernel's
+            try:
+                found = look(name, dir_fd=at, follow_symlinks=False)
+            except OSError:
+                out.append(name)
+                continue
+            device, inode, size, mtime_ns, ctime_ns = identity
+            if (
+                found.st_ctime_ns != ctime_ns
+                or found.st_ino != inode
+                or found.st_mtime_ns != mtime_ns
+                or found.st_size != size
+                or found.st_dev != device
+                or found.st_mode & _KIND != _PLAIN
+            ):
+                out.append(name)
+        return out
 
     def _enter(self, folder: str) -> None:
         self._leave()

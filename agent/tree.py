@@ -13,6 +13,7 @@ import fcntl
 import os
 import secrets
 import stat
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,9 +26,16 @@ MAX_KEPT_BYTES = 1024 * 1024
 MAX_KEPT_PACKED_BYTES = 48 * 1024
 """What is kept of a file stands in the agent's state, which is written whole: repeated bytes cost nothing, noise does."""
 MAX_ENTRIES = 16384
+MAX_REMEMBERED = 8192
+"""Names that are kept of folders that were read."""
+REREAD_S = 600.0
+"""A folder is read again after so long, whatever its ctime says: with the clock turned back it could come again."""
 NAMES_A_BREATH = 64
 """Some 0.1 ms."""
 _MAX_LINKS = 16
+_RACY_NS = 3_000_000_000
+"""More than a tick of the coarsest clock of a file system (FAT: two seconds)."""
+_TELL_NO_CHANGE = ("/proc", "/sys")
 _FOLDER = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -41,6 +49,18 @@ class Entry(NamedTuple):
     kind: Kind
     target: str
     """Of a link, as it is written; else empty."""
+
+
+_Moment = tuple[int, int, int, int]
+"""Device, inode, mtime and ctime in nanoseconds."""
+
+
+class _Read(NamedTuple):
+    """What stood in a folder, and when that was."""
+
+    moment: _Moment
+    at_s: float
+    entries: list[Entry]
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,12 +85,22 @@ class Tree:
     def __init__(self, root: Path, breathe: Callable[[], None] = lambda: None) -> None:
         self._root = os.fspath(root)
         self._breathe = breathe
+        self._read: dict[str, _Read] = {}
+        self._remembered = 0
         self.before_change: Callable[[str, int, str], None] | None = None
         """Called with path, open folder and name before anything that stands there is changed."""
 
     def entries(self, path: str) -> list[Entry]:
-        """Return the names in a folder, sorted. Raises OSError; E2BIG for more than MAX_ENTRIES."""
+        """Return the names in a folder, sorted. Raises OSError; E2BIG for more than MAX_ENTRIES.
+
+        A folder that nothing was put into or taken out of since it was read is not read again: that moves its ctime, which
+        nobody can set. Below /proc and /sys it does not.
+        """
         with self._folder(path) as folder:
+            before = _moment(folder)
+            known = self._read.get(path)
+            if known is not None and known.moment == before and time.monotonic() - known.at_s < REREAD_S:
+                return list(known.entries)
             readable = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=folder)
             found: list[Entry] = []
             try:
@@ -84,7 +114,21 @@ class Tree:
                             found.append(_listed(folder, each))
             finally:
                 os.close(readable)
-            return sorted(found)
+            found.sort()
+            self._remember(path, before, found)
+            return list(found)
+
+    def _remember(self, path: str, before: _Moment, found: list[Entry]) -> None:
+        """Keep a listing, unless a change could follow it within one tick of the file system's clock."""
+        old = self._read.pop(path, None)
+        self._remembered -= len(old.entries) if old else 0
+        if path.startswith(_TELL_NO_CHANGE) or abs(time.time_ns() - before[3]) < _RACY_NS:
+            return
+        if self._remembered + len(found) > MAX_REMEMBERED:
+            self._read, self._remembered = {}, 0
+        if len(found) <= MAX_REMEMBERED:
+            self._read[path] = _Read(before, time.monotonic(), found)
+            self._remembered += len(found)
 
     def entry(self, path: str) -> Entry | None:
         """Return what stands under a path, itself not followed, or None. Raises OSError for a folder that cannot be entered."""
@@ -256,6 +300,11 @@ def file_of(content: bytes, like: Kept) -> Kept:
 def _parts(path: str) -> list[str]:
     """Return the names in a path; what `pathlib` says, at a seventh of its price."""
     return [part for part in path.split("/") if part not in ("", ".")]
+
+
+def _moment(folder: int) -> _Moment:
+    found = os.stat(folder)
+    return found.st_dev, found.st_ino, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _listed(folder: int, each: os.DirEntry[str]) -> Entry:

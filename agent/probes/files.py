@@ -31,7 +31,7 @@ from agent.fileaccess import (
 )
 from agent.filehashing import RACY_NS, BackgroundHashing, Digest, hash_open
 from agent.filesection import File, Section
-from agent.glance import FILES_A_BREATH
+from agent.glance import FILES_A_BREATH, Glance
 from agent.host import FileFacts, Identity, Wanted, Watched, facts_of
 from agent.imawitness import ImaWitness
 from agent.probes import Difference, Notice, could_not_look
@@ -87,8 +87,10 @@ class Probe(probes.Probe[Section]):
         self._ids: dict[tuple[str, str], int | None] = {}
         self._left_bytes = 0
         self._unproved: set[str] = set()
-        self._as_wanted: dict[str, tuple[Identity, float]] = {}
-        """Path -> the file that was found as wanted in every way, and the age of its digest."""
+        self._as_wanted: dict[str, dict[str, tuple[Identity, float]]] = {}
+        """Folder -> name -> the file that was found as wanted in every way, its digest too, and the age of that."""
+        self._due = {file.path for file in section.file}
+        """Paths of all others: they are looked at in full."""
         self._known_ids: dict[tuple[str, str], int | None] = {}
         self._told: set[str] = set()
         self._told_measured: dict[str, str] = {}
@@ -105,6 +107,7 @@ class Probe(probes.Probe[Section]):
                 self._failed[path] = result
             else:
                 self._hashed[path] = Hashed(result, now)
+            self._doubt(path)
         return self.drifts(bounded(_MORE, self._differences(now), MAX_TOLD), now)
 
     def repair(self, drifts: Sequence[Drift], now: float) -> None:
@@ -166,20 +169,31 @@ class Probe(probes.Probe[Section]):
         return self._background.busy()
 
     def _differences(self, now: float) -> Iterator[Difference]:
-        host = self.around.host
         self._forget_if_names_moved()
-        with host.glance() as glance:
-            for number, file in enumerate(self.section.file):
-                if number % FILES_A_BREATH == 0:
-                    host.breathe()
-                known = self._as_wanted.get(file.path)
-                if known is not None:
-                    young = 0 <= now - known[1] < self.section.rehash_s
-                    if young and self._proved(file) and glance.same(file.path, known[0]):
-                        continue
-                    del self._as_wanted[file.path]
-                host.breathe()
-                yield from self._look_at(file, now)
+        with self.around.host.glance() as glance:
+            for folder, seen in list(self._as_wanted.items()):
+                for name in self._no_longer(glance, folder, list(seen.items()), now):
+                    self._doubt(f"{folder}/{name}")
+        if self._due:
+            for file in self.section.file:
+                if file.path in self._due:
+                    self.around.host.breathe()
+                    yield from self._look_at(file, now)
+
+    def _no_longer(
+        self, glance: Glance, folder: str, seen: list[tuple[str, tuple[Identity, float]]], now: float
+    ) -> Iterator[str]:
+        """Yield the names of files that may not be as wanted any more, or whose digest is too old."""
+        for begin in range(0, len(seen), FILES_A_BREATH):
+            self.around.host.breathe()
+            some = seen[begin : begin + FILES_A_BREATH]
+            yield from glance.changed(folder, some)
+            yield from (name for name, (_, at) in some if not 0 <= now - at < self.section.rehash_s)
+
+    def _doubt(self, path: str) -> None:
+        folder, _, name = path.rpartition("/")
+        if self._as_wanted.get(folder, {}).pop(name, None) is not None:
+            self._due.add(path)
 
     def _forget_if_names_moved(self) -> None:
         """Look at every file in full again where an owner's name has come to mean somebody else."""
@@ -187,10 +201,7 @@ class Probe(probes.Probe[Section]):
             self._id(kind, name)
         if self._ids != self._known_ids:
             self._as_wanted = {}
-
-    def _proved(self, file: File) -> bool:
-        """True if the last digest of a file is the wanted one, or none is wanted."""
-        return file.sha256 is None or self._hashed[file.path].digest.sha256 == file.sha256
+            self._due = {file.path for file in self.section.file}
 
     def _look_at(self, file: File, now: float) -> Iterator[Difference]:
         host = self.around.host
@@ -210,12 +221,17 @@ class Probe(probes.Probe[Section]):
 
     def _note(self, file: File, identity: Identity, now: float) -> None:
         """Remember a file that is as wanted, unless a later change could leave its `stat` as it is."""
-        hashed = self._hashed.get(file.path)
+        hashed, at = self._hashed.get(file.path), now
         if file.sha256 is None:
-            if abs(time.time_ns() - identity[4]) > RACY_NS:
-                self._as_wanted[file.path] = identity, now
+            if abs(time.time_ns() - identity[4]) <= RACY_NS:
+                return
         elif hashed is not None and hashed.digest.settled and hashed.digest.identity == identity:
-            self._as_wanted[file.path] = hashed.digest.identity, hashed.at  # the one that is kept anyway
+            identity, at = hashed.digest.identity, hashed.at  # the one that is kept anyway
+        else:
+            return
+        folder, _, name = file.path.rpartition("/")
+        self._as_wanted.setdefault(folder, {})[name] = identity, at
+        self._due.discard(file.path)
         self._known_ids = dict(self._ids)
 
     def _of_open(self, file: File, descriptor: int, now: float) -> Iterator[Difference]:

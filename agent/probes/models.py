@@ -63,6 +63,13 @@ class Probe(probes.Probe[Section]):
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._watched = _watched(section)
+        self._listed = {
+            # What steers the model first: it is small, and it is what can be mended.
+            model.root: sorted(
+                ((model.at(file), file) for file in model.file), key=lambda each: each[1].kind not in CARRIED
+            )
+            for model in section.model
+        }
         self._known: dict[str, Known] = {}
         self._failed: dict[str, OSError] = {}
         self._verifier = Verifier(around.host, read_bytes_s=section.read_mb_s * 1e6)
@@ -181,8 +188,7 @@ class Probe(probes.Probe[Section]):
         return found
 
     def _differences(self, model: Model, now: float) -> Iterator[Difference]:
-        # What steers the model first: it is small, and it is what can be mended.
-        listed = sorted(model.file, key=lambda file: file.kind not in CARRIED)
+        listed = self._listed[model.root]
         unlisted: list[str] = []
         try:
             there = files_below(self.around.host, model.root)
@@ -192,10 +198,9 @@ class Probe(probes.Probe[Section]):
         except OSError as error:
             yield could_not_look(model.root, "a look at the folder", error)
         else:
-            unlisted = sorted(there.keys() - {file.path for file in listed}) if model.complete else []
+            unlisted = sorted(there.keys() - {file.path for _, file in listed}) if model.complete else []
         with self.around.host.glance() as glance:
-            for number, file in enumerate(listed):
-                path = model.at(file)
+            for number, (path, file) in enumerate(listed):
                 if number % FILES_A_BREATH == 0:
                     self.around.host.breathe()
                 known = self._known.get(path)

@@ -104,10 +104,12 @@ def test_d12_a_file_is_hashed_anew_after_rehash_s(tmp_path: Path) -> None:
     assert probe.observe(1000.0) == []
     # A write that stat does not show at all: as if the clock had been set back for it.
     known = probe._hashed["/vision.onnx"]
-    fake = known.digest._replace(sha256="0" * 64)
-    probe._hashed["/vision.onnx"] = known._replace(digest=fake)
-    assert [drift.key for drift in probe.observe(1059.0)] == ["/vision.onnx sha256"]
-    assert probe.observe(1060.0) == []
+    weights.write_bytes(WEIGHTS[::-1])
+    moved = Host(root=tmp_path).file_facts("/vision.onnx").identity
+    probe._hashed["/vision.onnx"] = known._replace(digest=known.digest._replace(identity=moved))
+    probe._as_wanted[""]["vision.onnx"] = moved, known.at
+    assert probe.observe(1059.0) == []
+    assert [drift.key for drift in probe.observe(1060.0)] == ["/vision.onnx sha256"]
 
 
 def test_big_files_are_hashed_beside_the_pass_and_told_until_then(tmp_path: Path) -> None:
