@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import pytest
 from msgspec.structs import replace
@@ -20,6 +21,7 @@ from agent.earlyfile import NAME, EarlyFile, text_of
 from agent.responses import Told
 from agent.store import State, Store
 from contract.directive import Response as Request
+from contract.messages import Drift
 from tests.agent.firewall.lab import opens
 from tests.agent.rig import Rig, baseline, in_own_namespace
 from tests.agent.test_early import NODE, STATES, TREE, built, normal, observing, passes
@@ -235,6 +237,43 @@ def test_f12_the_agent_keeps_the_file_as_the_next_boot_wants_it(tmp_path: Path) 
         rig.call(lambda: rig.loop.hold.isolate_itself("silence"))
         until(lambda: is_right(rig) and "table inet ringfence_cut {" in kept(rig))
         rig.stop()
+
+    in_own_namespace(job)
+
+
+def test_f12_an_order_that_comes_while_a_look_takes_long_is_in_the_file_before_its_end(
+    tmp_path: Path,
+) -> None:
+    setting = tmp_path / "proc/sys/net/ipv4/x1"
+    (tmp_path / "proc/sys/kernel/random").mkdir(parents=True)
+    (tmp_path / "proc/sys/kernel/random/boot_id").write_text("one\n")
+    setting.parent.mkdir(parents=True)
+    setting.write_text("1\n")
+    text = '[sysctl]\n[[sysctl.set]]\nkey = "net.ipv4.x1"\nvalue = "1"\nreason = "test"\n'
+
+    def job() -> None:
+        rig = Rig(tmp_path, proc=tmp_path / "proc")
+        rig.start()
+        rig.adopt(baseline(1, 8080, extra=text), 1, 1)
+        until(lambda: is_right(rig) and "8080" in kept(rig))
+        probe, entered, enough = rig.loop.machine.probes["sysctl"], Event(), Event()
+        observe = probe.observe
+
+        def slowly(now: float) -> list[Drift]:
+            entered.set()
+            while not enough.wait(0.01):
+                rig.loop.host.breathe()
+            return observe(now)
+
+        probe.observe = slowly  # type: ignore[method-assign]
+        rig.loop.wake("sysctl")
+        assert entered.wait(5)
+        try:
+            rig.direct(rig.signed(2, posture="isolated"))
+            until(lambda: "table inet ringfence_cut {" in kept(rig))
+        finally:
+            enough.set()
+            rig.stop()
 
     in_own_namespace(job)
 
