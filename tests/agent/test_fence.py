@@ -326,7 +326,8 @@ def test_f12_the_fences_unit_comes_first_and_starts_what_the_package_brings() ->
     unit = (TREE / "packaging/systemd/ringfence-fence.service").read_text()
     assert re.search(r"^Before=ringfence-early\.service network-pre\.target\b", unit, re.MULTILINE)
     assert "ExecStop" not in unit and "DefaultDependencies=no" in unit and "python" not in unit.lower()[200:]
-    for each in ("fence", "early"):  # a folder that is named and has gone would keep the unit from starting: open
+    # A folder that is named and has gone would keep the unit from starting, and the node would stand open.
+    for each in ("fence", "early"):
         text = (TREE / f"packaging/systemd/ringfence-{each}.service").read_text()
         assert not re.search(r"^(ReadOnly|ReadWrite|Bind\w*)Paths=[^-]", text, re.MULTILINE)
     build = (TREE / "packaging/os/build.py").read_text()
