@@ -7,8 +7,8 @@ is isolated or fences a neighbour: those are orders. What to trust is told by th
 was confirmed; signatures were checked before it got there.
 
 Refuses to open anything: no state, a damaged one, one of another node, or rules that the kernel will not take all
-mean lock-down; a damaged one means isolation as well. It never removes a rule on its end, and imports little: it
-must be done in a third of a second on a slow machine.
+mean lock-down; a damaged one means isolation as well. It never removes a rule on its end, but for what the fence before it
+(`agent.earlyfile`) has loaded where nothing is to stand. It imports little: it must be done in a third of a second on a slow machine.
 Relies on: CAP_NET_ADMIN; the configuration (unreadable: lock-down without a controller).
 """
 
@@ -80,6 +80,11 @@ def rules(config: AgentConfig | None) -> Rules:
         state = Store(config.state, config.node).load_state()
     except Damaged as damage:
         return _locked(Around(_controller(config, None)), "isolated", f"{damage}: isolated")
+    return of_state(config, state)
+
+
+def of_state(config: AgentConfig, state: State | None) -> Rules:
+    """Return what a state asks for. Raises nothing for a baseline in it that cannot be believed."""
     around = Around(_controller(config, state))
     if state is None:
         return _locked(around, "normal", "no state was found")
@@ -152,7 +157,8 @@ def _controller(config: AgentConfig, state: State | None) -> tuple[ControllerEnd
 def load(made: Rules, netfilter: Netfilter) -> str:
     """Put them into force, guard first; return what stands. Raises OSError where the kernel takes not even lock-down."""
     if not made.text:
-        return made.said
+        # By mistake only: its file was missing, or older than the baseline. The agent would take the tables away as well.
+        return f"{made.said}; what stood was taken away" if netfilter.withdraw() else made.said
     netfilter.load(render_guard())
     said = made.said
     try:

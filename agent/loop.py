@@ -20,6 +20,7 @@ from typing import TypeVar
 from agent import permits, plan, responses
 from agent.clock import boottime
 from agent.config import AgentConfig
+from agent.earlyfile import EarlyFile
 from agent.exhibits import Exhibits
 from agent.firewall.events import Culprit
 from agent.frugal import Thrift
@@ -98,6 +99,7 @@ class Loop:
         self._in_firewall = self._interruptible = False
         self.stance = plan.Stance("normal", (), "")
         parts = (store, spool), (host, netfilter)
+        self._early = EarlyFile(config, self.tell)
         self.permits = permits.Permits(self.hold, *parts, self.tell, boottime_s=monotonic())
         self._requests: list[directives.Response] = []
         self._silence = Silence(self.hold, monotonic_s=monotonic(), interval_s=config.interval_s)
@@ -207,6 +209,7 @@ class Loop:
         self._do_jobs()
         self._silence.count(self._monotonic())
         self._reconcile_holdings()
+        self._early.follow(self.hold.state)
         woken = self._wakes.take_all()
         full = woken is None or self.beat >= self._next_full
         due = set(self.machine.probes) if full else self.machine.due(woken or set())
@@ -243,6 +246,7 @@ class Loop:
         if self._interruptible and self.machine.observing:
             self._interruptible = False
             self._do_jobs()
+            self._early.follow(self.hold.state)
             self._interruptible = True
 
     def _firewall_if_due(self) -> None:

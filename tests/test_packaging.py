@@ -145,6 +145,7 @@ MOST_EXPOSED = {
     # Root, with the firewall, mounts, modules and files of the whole machine: what is left to systemd is little (docs/install.md).
     "ringfence-agent.service": 5.2,
     "ringfence-early.service": 3.3,
+    "ringfence-fence.service": 2.6,
     "ringfence-grants.service": 2.6,
     "ringfence-controller.service": 1.5,
     "ringfence-backup.service": 1.5,

@@ -43,7 +43,7 @@ CONTROLLER_UNITS = ("ringfence-controller.service", "ringfence-backup.service", 
 DEPENDS = {
     "ringfence-agent": {
         "deb": ["libc6 (>= 2.36)", "zlib1g", "nftables", "netbase"],
-        "rpm": ["libz.so.1()(64bit)", "nftables", "setup"],
+        "rpm": ["libz.so.1()(64bit)", "nftables", "setup", "coreutils", "sed"],
     },
     "ringfence-controller": {
         "deb": ["libc6 (>= 2.36)", "zlib1g", "passwd"],
@@ -131,6 +131,7 @@ def contents(program: str, frozen: Path, work: Path) -> list[dict[str, object]]:
     ]
     units = sorted((TREE / "packaging/systemd").iterdir())
     if program == "ringfence-agent":
+        run(sys.executable, HERE / "lockdown.py", work / "lockdown.nft", PYTHONPATH=str(TREE))
         files += [
             _file(path, f"/usr/lib/systemd/system/{path.name}")
             for path in units
@@ -140,6 +141,8 @@ def contents(program: str, frozen: Path, work: Path) -> list[dict[str, object]]:
         files += [
             _file(TREE / "packaging/udev" / usb, f"/usr/lib/udev/rules.d/{usb}"),
             _file(TREE / "packaging/grub.d/ringfence-usb.cfg", f"{doc}/examples/ringfence-usb.cfg"),
+            _file(HERE / "agent/fence", "/usr/lib/ringfence-agent/fence", 0o755),
+            _file(work / "lockdown.nft", "/usr/lib/ringfence-agent/lockdown.nft"),
             _file(HERE / "agent/agent.toml.example", f"{doc}/examples/agent.toml"),
             {"dst": "/etc/ringfence", "type": "dir", "file_info": {"mode": 0o755, "mtime": stamp()}},
             {"dst": "/var/lib/ringfence", "type": "dir", "file_info": {"mode": 0o700, "mtime": stamp()}},

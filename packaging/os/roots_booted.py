@@ -97,8 +97,8 @@ def under_systemd(root: Root, source: Path) -> None:
     root.run(_SETUP.format(**names), network=True)
     with booted(root.path) as machine:
         machine.until(
-            "systemctl is-active ringfence-early ringfence-agent ringfence-controller | xargs",
-            "active active active",
+            "systemctl is-active ringfence-fence ringfence-early ringfence-agent ringfence-controller | xargs",
+            "active active active active",
         )
         machine.until("nft list tables", "table inet ringfence\n")
         for unit in ("ringfence-agent", "ringfence-controller"):

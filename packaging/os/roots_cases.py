@@ -70,7 +70,7 @@ def rpm_test(source: Path, work: Path) -> None:
             ["rpm", "--root", root, "-i", "--test", rpm], capture_output=True, text=True, check=False
         )
         needed = {line.split()[0] for line in told.stderr.splitlines() if "is needed by" in line}
-        allowed = {"nftables", "setup", "shadow-utils", "/bin/sh", "libz.so.1()(64bit)"}
+        allowed = {"nftables", "setup", "shadow-utils", "/bin/sh", "libz.so.1()(64bit)", "coreutils", "sed"}
         if needed - allowed:
             raise Failed(f"{rpm.name} needs {needed}")
         done = subprocess.run(
@@ -160,7 +160,12 @@ def install_and_run(root: Root, source: Path) -> None:
         says="learn",
     )
     links = root.run("find /etc/systemd/system -type l -name 'ringfence*' | sort")
-    for unit in ("ringfence-agent.service", "ringfence-early.service", "ringfence-grants.path"):
+    for unit in (
+        "ringfence-agent.service",
+        "ringfence-early.service",
+        "ringfence-fence.service",
+        "ringfence-grants.path",
+    ):
         if unit not in links:
             raise Failed(f"{unit} does not start at boot: {links}")
 

@@ -34,15 +34,20 @@ TREE = Path(__file__).resolve().parents[2]
 NODE = "early-1"
 
 
-@pytest.fixture(scope="module")
-def topology() -> Iterator[Topology]:
-    with Topology({"early": 1}) as built:
-        for host in (built.nodes[0], built.controller, built.outside):
+def built() -> Iterator[Topology]:
+    """One node, with somebody listening there and everywhere around."""
+    with Topology({"early": 1}) as lab:
+        for host in (lab.nodes[0], lab.controller, lab.outside):
             for port in ("8080", "9090", "8443"):
                 host.namespace.start(sys.executable, "-m", "tests.parts.inference", "--port", port)
             for port in (8080, 9090, 8443):
                 until(lambda h=host, p=port: opens(h.namespace, "127.0.0.1", p), 10)  # type: ignore[misc]
-        yield built
+        yield lab
+
+
+@pytest.fixture(scope="module")
+def topology() -> Iterator[Topology]:
+    yield from built()
 
 
 @pytest.fixture
