@@ -29,6 +29,8 @@ _SUM = "# sha256 "
 _UNPRINTED = re.compile(r"[^A-Za-z0-9 .,:;/()_-]")
 """A reason may hold anything: of the text that is loaded it gets no more than a comment, and of letters no more than these."""
 _MOST_SAID = 200
+_OFFLINE_STEP_S = 600.0
+"""Time offline decides when its limit is reached, and grows with every pass before that."""
 
 
 class EarlyFile:
@@ -103,7 +105,7 @@ def _inputs(state: State) -> tuple[object, ...]:
         None if ordered is None else (ordered.posture, ordered.reason, ordered.responses),
         state.self_isolated,
         state.damaged,
-        state.offline_s,
+        state.offline_s // _OFFLINE_STEP_S,
         state.controller_addresses,
     )
 
