@@ -8,9 +8,12 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 
+import pytest
 import pytest_asyncio
 
+from contract.envelope import open_directive
 from contract.messages import Order
+from controller import sessions
 from controller.policy import FleetSettings
 from controller.store import Transaction, holds, nodes
 from tests.controller.live import Live, next_message, running
@@ -38,6 +41,30 @@ async def test_c18_a_connected_node_is_told_at_once(live: Live) -> None:
     await node.exchange(node.report())
     await live.call("POST", "/api/v1/nodes/press-1/isolate", {"reason": "stolen"})
     assert isinstance(await next_message(node), Order)
+
+
+async def test_c18_every_node_of_a_large_push_gets_one_order_with_the_number_on_record(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "PUSH_AT_ONCE", 2)
+    names = [f"press-{number}" for number in range(5)]
+    fleet = {name: await live.node(name) for name in names}
+    for node in fleet.values():
+        await node.exchange(node.report())
+    before = {name: (await live.fleet.node(name)).directive_number for name in names}
+    await live.call("POST", "/api/v1/sites/factory/isolate", {"reason": "stolen"})
+    for name, node in fleet.items():
+        order = await next_message(node)
+        assert isinstance(order, Order)
+        said = open_directive(
+            order.directive,
+            live.services.keys.directive_public,
+            node=name,
+            now=time.time(),
+            highest_number=before[name],
+        )
+        assert said.posture == "isolated"
+        assert said.number == (await live.fleet.node(name)).directive_number > before[name]
 
 
 async def test_c18_no_report_that_waits_holds_up_an_isolation_or_its_orders(live: Live) -> None:
