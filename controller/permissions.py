@@ -48,6 +48,7 @@ Permission = Literal[
     "site.policy",
     "response.set",
     "outlet.retry",
+    "restore.confirm",
     "people.manage",
 ]
 Role = Literal["viewer", "auditor", "operator", "approver", "installer", "admin"]
@@ -80,6 +81,7 @@ MEANING: Final[Mapping[Permission, str]] = {
     "site.policy": "replace a site's policy",
     "response.set": "replace the rules of what is done by itself",
     "outlet.retry": "try a failing receiver of events at once",
+    "restore.confirm": "let a restored database go on as usual",
     "people.manage": "make, change and end people and tokens",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -17,6 +18,7 @@ from controller.app import store_url
 from controller.config import CONFIG_NAME, load_config
 from controller.fleet import Fleet
 from controller.policy import FleetSettings
+from controller.restore_records import AheadNode, WaitingRestore
 from controller.store import Store, copying
 
 SHOWN = 20
@@ -73,7 +75,7 @@ def restore(directory: Path, file: Path) -> None:
     """Write a backup into the empty database that the configuration names.
 
     The controller starts with it, but takes no node back: rollouts, older baselines and automatic isolation wait for
-    `ringfence-controller confirm-restore`.
+    `ringfence restore confirm`, or `ringfence-controller confirm-restore` here.
     """
     bar = _Bar()
     url = store_url(load_config(directory), directory)
@@ -82,7 +84,8 @@ def restore(directory: Path, file: Path) -> None:
     click.echo(
         f"restored {_rows(counts)}; start the controllers, let the nodes report, then look and confirm:"
     )
-    click.echo(f"  ringfence-controller confirm-restore --dir {directory} --actor YOU --reason ...")
+    click.echo("  ringfence restore show; ringfence restore confirm --reason ...")
+    click.echo(f"  or here: ringfence-controller confirm-restore --dir {directory} --actor YOU --reason ...")
 
 
 @click.command("confirm-restore")
@@ -92,12 +95,14 @@ def restore(directory: Path, file: Path) -> None:
 @click.option("--dry-run", is_flag=True, help="Only show which nodes are ahead of this database.")
 def confirm_restore(directory: Path, actor: str, reason: str, dry_run: bool) -> None:
     """Let controllers over a restored database go on as usual: choose baselines, roll out, isolate by themselves."""
-    ahead = asyncio.run(_confirm(store_url(load_config(directory), directory), actor, reason, dry_run))
-    for line in ahead[:SHOWN]:
-        click.echo(line)
-    if len(ahead) > SHOWN:
-        click.echo(f"and {len(ahead) - SHOWN} more")
-    click.echo(f"{len(ahead)} nodes hold a newer baseline than the one chosen for them, or another")
+    url = store_url(load_config(directory), directory)
+    waiting, ahead = asyncio.run(_confirm(url, actor, reason, dry_run))
+    for found in ahead:
+        click.echo(f"{found.node}: holds {found.holds}, chosen is {found.chosen}")
+    if waiting.ahead > len(ahead):
+        click.echo(f"and {waiting.ahead - len(ahead)} more")
+    click.echo(f"{waiting.ahead} nodes hold a newer baseline than the one chosen for them, or another")
+    click.echo(f"{waiting.unheard} nodes have not been heard since the restore")
     click.echo("nothing was changed" if dry_run else "confirmed")
 
 
@@ -127,12 +132,19 @@ def migrate_to(directory: Path, url: str) -> None:
     click.echo(f'now set [store] url = "..." in {directory / CONFIG_NAME} and start the controller')
 
 
-async def _confirm(url: str, actor: str, reason: str, dry_run: bool) -> list[str]:
+async def _confirm(
+    url: str, actor: str, reason: str, dry_run: bool
+) -> tuple[WaitingRestore, Sequence[AheadNode]]:
+    """Return what stood against it, and the first of the nodes that are ahead."""
     store = Store(url)
     try:
         fleet = Fleet(store, FleetSettings())
-        if dry_run:
-            return await fleet.ahead()
-        return await fleet.confirm_restore(actor=actor, reason=reason, now=time.time())
+        ahead = (await fleet.ahead(limit=SHOWN)).items
+        if not dry_run:
+            return await fleet.confirm_restore(actor=actor, reason=reason, now=time.time()), ahead
+        waiting = (await fleet.restore()).waiting
+        if waiting is None:
+            raise Rejected("restore.none", "no restore waits for confirmation")
+        return waiting, ahead
     finally:
         store.close()

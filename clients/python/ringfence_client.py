@@ -887,6 +887,26 @@ class Client:
             "GET", f"/outlets/{_segment(outlet)}/dead-letters", query={"cursor": cursor, "limit": limit}
         )
 
+    def get_restore(self) -> Answer:
+        """Whether a restored database waits for a person. Needs `fleet.read` (viewer, auditor, operator, approver, installer, admin) for the whole fleet."""
+        return self.call("GET", "/restore")
+
+    def get_restore_nodes(self, *, cursor: str | None = None, limit: int | None = None) -> Answer:
+        """List nodes that are ahead of a restored database. Needs `fleet.read` (viewer, auditor, operator, approver, installer, admin) for the whole fleet."""
+        return self.call("GET", "/restore/nodes", query={"cursor": cursor, "limit": limit})
+
+    def post_restore_confirm(
+        self, body: Mapping[str, object], *, dry_run: bool | None = None, key: str | None = None
+    ) -> Answer:
+        """Let a restored database go on as usual. Needs `restore.confirm` (admin) for the whole fleet."""
+        return self.call(
+            "POST",
+            "/restore/confirm",
+            query={"dry_run": dry_run},
+            body=body,
+            headers={"Idempotency-Key": _key(key)},
+        )
+
     def get_audit(self, *, after: int | None = None, limit: int | None = None) -> Answer:
         """List what was done, by whom and why. Needs `audit.read` (auditor, admin) for the whole fleet."""
         return self.call("GET", "/audit", query={"after": after, "limit": limit})

@@ -32,6 +32,7 @@ from controller.cli.nodes import label, nodes, relabel
 from controller.cli.outlets import outlets
 from controller.cli.references import reference
 from controller.cli.responses import drill, response, suppress, suppressions
+from controller.cli.restore import restore
 from controller.cli.rollouts import plan, rollout
 from controller.cli.show import harmless
 from controller.cli.tokens import tokens
@@ -85,6 +86,7 @@ for command in (
         breakglass,
         events,
         outlets,
+        restore,
         audit,
         users,
         tokens,

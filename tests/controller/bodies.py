@@ -76,6 +76,7 @@ BODIES: dict[str, Callable[[Live, Place], object]] = {
     "POST /nodes/{node}/break-glass": lambda live, at: {"count": 1, **REASON},
     "POST /nodes/{node}/break-glass/{code}/revoke": lambda live, at: REASON,
     "POST /outlets/{outlet}/retry": lambda live, at: REASON,
+    "POST /restore/confirm": lambda live, at: REASON,
     "POST /tokens": lambda live, at: {"name": "new-token", "rights": VIEWER},
     "POST /me/tokens": lambda live, at: {"name": "my-token", "rights": VIEWER},
     "PUT /tokens/{token}/rights": lambda live, at: {"rights": VIEWER, **REASON},
@@ -95,6 +96,7 @@ NOT_HERE = {
     "POST /incidents/{incident}/accept": "incident.closed",
     "POST /enrolments/{enrolment}/reject": "enrolment.decided",
     "POST /outlets/{outlet}/retry": "outlet.unknown",
+    "POST /restore/confirm": "restore.none",
     "POST /me/tokens": "token.nobodys",
     "POST /logout": "login.none",
 }

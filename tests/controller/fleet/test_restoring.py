@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections.abc import Callable
 
 import pytest
 
@@ -12,8 +14,9 @@ from controller.fleet import keysheld
 from controller.permissions import EVERYWHERE
 from controller.policy import SitePolicy
 from controller.records import ChangeTrust, NewBaseline, TrustChange
+from controller.restore_records import WaitingRestore
 from controller.rollout_records import NewPlan, NewRollout, Terms, Wave
-from controller.store import restores
+from controller.store import Store, restores, selecting
 from tests.parts.fleets import ACTOR, T0, FleetLab, finding
 from tests.parts.signing import minimal_baseline
 
@@ -63,14 +66,58 @@ async def test_c02_no_baseline_is_chosen_for_a_node_that_was_not_heard_since_or_
     await lab.report("press-3", number=2, now=BACK + 1, baseline=_ref(1, "other"))
     chosen = await fleet.directives_for([f"press-{n}" for n in (1, 2, 3)], now=BACK + 2)
     assert [chosen[f"press-{n}"].baseline is None for n in (1, 2, 3)] == [False, True, True]
-    ahead = await fleet.ahead()
-    assert [line.partition(":")[0] for line in ahead] == ["press-2", "press-3"]
-    assert await fleet.confirm_restore(actor=ACTOR, reason="looked", now=BACK + 3) == ahead
+    waiting = (await fleet.restore()).waiting
+    assert waiting == WaitingRestore(restored_at=BACK, backup_at=T0, ahead=2, unheard=0)
+    assert await fleet.confirm_restore(actor=ACTOR, reason="looked", now=BACK + 3) == waiting
     wanted = (await fleet.directive_for("press-2", now=BACK + 4)).baseline
     assert wanted is not None and wanted.version == 1
     with pytest.raises(Rejected, match=r"restore\.none"):
         await fleet.confirm_restore(actor=ACTOR, reason="again", now=BACK + 5)
     assert [note.act for note in await fleet.list_audit(limit=500)][-1] == "restore.confirmed"
+
+
+async def test_c02_who_is_ahead_is_told_page_by_page_and_who_was_not_heard_is_counted(lab: FleetLab) -> None:
+    fleet = (await _restored(lab)).fleet
+    assert (await fleet.ahead()).items == []
+    await lab.enrol("press-4")
+    for number, (version, name) in enumerate([(10, "factory"), (1, "factor"), (1, "factory")], 1):
+        await lab.report(f"press-{number}", number=2, now=BACK + 1, baseline=_ref(version, name))
+    waiting = (await fleet.restore()).waiting
+    assert waiting is not None and (waiting.ahead, waiting.unheard) == (2, 1)
+    first = await fleet.ahead(limit=1)
+    second = await fleet.ahead(after=first.next, limit=1)
+    told = [(one.node, one.site, one.holds, one.chosen) for one in (*first.items, *second.items)]
+    assert told == [
+        ("press-1", "factory", "factory/10", "factory/1"),
+        ("press-2", "factory", "factor/1", "factory/1"),
+    ]
+    assert second.next is None
+    await fleet.change_trust(_pushed(1, 10), actor=ACTOR, now=BACK)
+    await lab.store.run(lambda tx: selecting.choose_baseline(tx, ["press-1"], ("factory", 10), BACK))
+    assert [one.node for one in (await fleet.ahead()).items] == ["press-2"]
+
+
+async def test_c15_of_two_who_confirm_at_once_one_is_told_that_nothing_waits(
+    lab: FleetLab, open_store: Callable[[], Store]
+) -> None:
+    fleet = (await _restored(lab)).fleet
+    other = FleetLab(open_store()).fleet
+    told = await asyncio.gather(
+        *(each.confirm_restore(actor=ACTOR, reason="looked", now=BACK + 1) for each in (fleet, other) * 4),
+        return_exceptions=True,
+    )
+    assert sorted(getattr(each, "code", "") for each in told) == [""] + ["restore.none"] * 7
+    acts = [note.act for note in await fleet.list_audit(limit=500)]
+    assert acts.count("restore.confirmed") == 1
+
+
+async def test_c15_a_restore_that_somebody_has_confirmed_meanwhile_is_not_confirmed_again(
+    lab: FleetLab,
+) -> None:
+    """Where two have looked at the same moment, the row decides."""
+    await _restored(lab)
+    done = [await lab.store.run(lambda tx: restores.confirm(tx, actor=ACTOR, now=BACK)) for _ in range(2)]
+    assert done == [True, False]
 
 
 async def test_c02_a_node_that_is_ahead_is_not_held_to_be_disobedient(lab: FleetLab) -> None:
