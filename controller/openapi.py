@@ -42,6 +42,10 @@ _MATCH: dict[str, object] = {
     "description": "The ETag of what you have seen, or * to overwrite whatever it is.",
     "schema": {"type": "string", "maxLength": MAX_MATCH_CHARS},
 }
+_NONE_MATCH: dict[str, object] = {
+    "description": "Make it, where there is none; If-Match is for replacing one.",
+    "schema": {"type": "string", "enum": ["*"]},
+}
 _ETAG = {"ETag": {"description": "What If-Match wants.", "schema": {"type": "string"}}}
 _RETRY = {"Retry-After": {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}}
 _CODES = {404: "node.unknown", 409: "hold.exists", 422: "selector.malformed"}
@@ -178,7 +182,10 @@ def _header_parameters(route: AnyRoute) -> list[dict[str, object]]:
     if route.acts:
         found.append({"name": "Idempotency-Key", "in": "header", "required": False, **_KEY})
     if route.match:
-        found.append({"name": "If-Match", "in": "header", "required": route.match == "must", **_MATCH})
+        must = route.match == "must" and not route.makes
+        found.append({"name": "If-Match", "in": "header", "required": must, **_MATCH})
+    if route.makes:
+        found.append({"name": "If-None-Match", "in": "header", "required": False, **_NONE_MATCH})
     return found
 
 

@@ -719,6 +719,10 @@ class Client:
         """List the keys that a node has in escrow. Needs `fleet.read` (viewer, auditor, operator, approver, installer, admin) where the node is."""
         return self.call("GET", f"/nodes/{_segment(node)}/keys", query={"cursor": cursor, "limit": limit})
 
+    def get_nodes_node_keys_name(self, node: str, name: str) -> Answer:
+        """A key in escrow. Needs `fleet.read` (viewer, auditor, operator, approver, installer, admin) where the node is."""
+        return self.call("GET", f"/nodes/{_segment(node)}/keys/{_segment(name)}")
+
     def put_nodes_node_keys_name(
         self,
         node: str,
@@ -726,6 +730,8 @@ class Client:
         body: Mapping[str, object],
         *,
         dry_run: bool | None = None,
+        if_match: str | None = None,
+        if_none_match: str | None = None,
         key: str | None = None,
     ) -> Answer:
         """Put a sealed key in escrow. Needs `key.put` (installer, admin) where the node is."""
@@ -734,7 +740,7 @@ class Client:
             f"/nodes/{_segment(node)}/keys/{_segment(name)}",
             query={"dry_run": dry_run},
             body=body,
-            headers={"Idempotency-Key": _key(key)},
+            headers={"If-Match": if_match, "If-None-Match": if_none_match, "Idempotency-Key": _key(key)},
         )
 
     def post_nodes_node_keys_name_revoke(

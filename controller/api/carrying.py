@@ -1,7 +1,8 @@
 """How a mutation is carried out, whatever it is. Declared at the route, done here, known to no handler.
 
 - **Rehearsed** (`?dry_run=true`): the same checks and the same answer, in transactions that leave nothing, and with nobody told.
-- **Only on what the asker has seen** (`If-Match`): checked in the transaction of the act, where the route edits something whole.
+- **Only on what the asker has seen** (`If-Match`; `If-None-Match: *` where they have seen nothing there): checked in the
+  transaction of the act, where the route edits something whole.
 - **Once** (`Idempotency-Key`): the same key and the same request, the same answer, from the first time it was carried out.
 
 What proves who one is (`Route.proves`) takes none of them: a try that is not counted is a free guess, and its answer is no one else's.
@@ -22,7 +23,7 @@ from msgspec import Struct
 from contract.errors import Rejected
 from controller.api.problem import CONTENT_TYPE, Problem, problem_of
 from controller.api.route import AnyRoute, Call
-from controller.fleet.editing import check_match, parse_match, tag_of
+from controller.fleet.editing import Match, check_match, parse_match, tag_of
 from controller.fleet.once import Asked, Held
 from controller.store import StoreUnavailable, Transaction, rehearsed, under
 
@@ -61,8 +62,8 @@ class Wish(Struct, frozen=True, kw_only=True):
     """Idempotency-Key; empty: none."""
     request_sha256: bytes = b""
     """Of all that makes the request what it is."""
-    match: frozenset[str] | None = None
-    """Tags of what the asker has seen."""
+    match: Match | None = None
+    """What the asker has seen."""
 
 
 class _Terms:
@@ -116,16 +117,26 @@ def wanted_key(route: AnyRoute, untrusted_headers: Mapping[str, str]) -> str:
     return found["quoted"] or found["bare"]
 
 
-def wanted_match(route: AnyRoute, untrusted_headers: Mapping[str, str]) -> frozenset[str] | None:
-    """Return the tags of If-Match. Raises Rejected `match.malformed`, `match.none`, `match.missing`."""
-    text = untrusted_headers.get("If-Match")
+def wanted_match(route: AnyRoute, untrusted_headers: Mapping[str, str]) -> Match | None:
+    """Return the tags of If-Match, or what If-None-Match says. Raises Rejected `match.malformed`, `match.none`, `match.missing`."""
+    text, none = untrusted_headers.get("If-Match"), untrusted_headers.get("If-None-Match")
     if not route.mutates:
         return None
+    if none is not None:
+        if not route.makes:
+            raise Rejected("match.none", "If-None-Match: this makes nothing that could be there before")
+        if none.strip() != "*":
+            raise Rejected("match.malformed", "If-None-Match: wanted *")
+        if text is None:
+            return "absent"
+        parse_match(text)
+        return frozenset()  # nothing is there and is not: what is asked for fits nothing
     if text is None:
         if route.match == "must":
+            or_none = "; If-None-Match: * to make it" if route.makes else ""
             raise Rejected(
                 "match.missing",
-                "GET it first and send its ETag as If-Match, or * to overwrite whatever it is",
+                f"GET it first and send its ETag as If-Match, or * to overwrite whatever it is{or_none}",
             )
         return None
     if route.whole is None:

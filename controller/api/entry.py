@@ -211,7 +211,8 @@ def _body(route: AnyRoute, request: web.Request, untrusted: bytes) -> object:
 
 def _digest(request: web.Request, content: bytes) -> bytes:
     """Return a digest of all that makes a request what it is, but for who asks and by which key."""
-    parts = (request.method, request.path_qs, request.content_type, request.headers.get("If-Match", ""))
+    parts = [request.method, request.path_qs, request.content_type, request.headers.get("If-Match", "")]
+    parts += request.headers.getall("If-None-Match", [])
     found = hashlib.sha256()
     for part in (*(part.encode() for part in parts), content):
         found.update(len(part).to_bytes(8, "big") + part)

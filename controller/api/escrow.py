@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route
+from controller.api.route import AnyRoute, Call, Nothing, Paging, Reasoned, Route, shown_whole
 from controller.escrow_records import KeyView, NewKey, SealingView
+from controller.fleet import editing
 from controller.records import Page
 
 
@@ -60,6 +61,7 @@ ROUTES: tuple[AnyRoute, ...] = (
         body=Nothing,
         reply=Page[KeyView],
     ),
+    shown_whole("/nodes/{node}/keys/{name}", editing.key, editing.KeyHeld, "A key in escrow", about="node"),
     Route(
         method="PUT",
         path="/nodes/{node}/keys/{name}",
@@ -70,6 +72,9 @@ ROUTES: tuple[AnyRoute, ...] = (
         query=Nothing,
         body=NewKey,
         reply=KeyView,
+        whole=editing.key,
+        match="must",
+        makes=True,
     ),
     Route(
         method="POST",

@@ -186,6 +186,8 @@ class Route(Generic[Q, B]):
     """What it shows (GET), or edits, as one whole with an ETag."""
     match: Literal["", "may", "must"] = ""
     """Whether who edits it says what they have seen (If-Match): `must` where a lost update would hurt."""
+    makes: bool = False
+    """Where there is none it makes one: who wants that says so (If-None-Match: *)."""
     proves: bool = False
     """It tries a password, a code or a secret: each try counts, so it is neither rehearsed nor answered again."""
     max_body_bytes: int = MAX_JSON_BYTES
@@ -213,6 +215,8 @@ class Route(Generic[Q, B]):
             raise ValueError(f"{self.path}: its path names {inside}, its rule {self.about!r}")
         if (self.match != "") != (self.whole is not None and self.mutates):
             raise ValueError(f"{self.path}: what is edited as a whole says whether If-Match must be there")
+        if self.makes and not self.match:
+            raise ValueError(f"{self.path}: what it makes is a whole with an ETag")
         if self.about == "named" and self.names is None:
             raise ValueError(f"{self.path}: it does not say what its body names")
         if self.needs == "public" and self.mutates and not self.proves:

@@ -130,11 +130,18 @@ class Client:
                 return
 
     def send(
-        self, method: str, path: str, body: object = None, *, match: str = "", rehearse: bool = False
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        match: str = "",
+        new: bool = False,
+        rehearse: bool = False,
     ) -> dict[str, object]:
         """Send JSON, once whatever happens on the way; under `--dry-run`, or with `rehearse`, nothing comes of it. `match`: the tag
-        of what was seen. Raises Unreachable, Refused."""
-        headers = {"If-Match": match} if match else {}
+        of what was seen; `new`: there must be none. Raises Unreachable, Refused."""
+        headers = {"If-Match": match} if match else {"If-None-Match": "*"} if new else {}
         return self._act(method, path, json.dumps(body or {}).encode(), headers, rehearse)
 
     def prove(self, path: str, body: object = None, *, method: str = "POST") -> dict[str, object]:

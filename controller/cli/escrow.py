@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from contract.errors import Rejected
-from controller.cli.client import Client, dry_run_option, segment
+from controller.cli.client import Client, Refused, dry_run_option, segment
 from controller.cli.inputs import read_own
 from controller.cli.profile import load_profile
 from controller.cli.show import json_option, show_json, show_table, when
@@ -32,11 +32,22 @@ def key() -> None:
 )
 @click.option("--ek", help="SHA-256 (hex) of the EK that the node must have, known by another way.")
 @click.option("--allow-warning", is_flag=True, help="Release also when the node's tier is `warning`.")
+@click.option(
+    "--replace", is_flag=True, help="In place of the key NAME that is there: nobody gets that one any more."
+)
 @click.option("--reason", required=True)
 @json_option
 @dry_run_option
 def put(
-    *, node: str, name: str, file: Path, ek: str | None, allow_warning: bool, reason: str, as_json: bool
+    *,
+    node: str,
+    name: str,
+    file: Path,
+    ek: str | None,
+    allow_warning: bool,
+    replace: bool,
+    reason: str,
+    as_json: bool,
 ) -> None:
     """Seal a key to NODE's TPM and put it in escrow under NAME."""
     from contract.escrow import seal
@@ -44,7 +55,9 @@ def put(
     from contract.tpm import name_of
 
     content = read_own(file, MAX_KEY_BYTES)
+    path = f"/nodes/{segment(node)}/keys/{segment(name)}"
     with Client(load_profile()) as client:
+        seen = client.whole(path).tag if replace else ""
         found = client.get(f"/nodes/{segment(node)}/sealing")
         ek_public, ak_public = _decoded(found, "ek_public"), _decoded(found, "ak_public")
         _check_ek(ek_public, ek, str(found.get("ek_trust")))
@@ -60,7 +73,14 @@ def put(
             "least_tier": "warning" if allow_warning else "affirming",
             "reason": reason,
         }
-        held = client.send("PUT", f"/nodes/{segment(node)}/keys/{segment(name)}", body)
+        try:
+            held = client.send("PUT", path, body, match=seen, new=not replace)
+        except Refused as refused:
+            if refused.code != "match.stale" or replace:
+                raise
+            raise Rejected(
+                "key.exists", f"{node} has a key {name}: --replace puts this one in its place"
+            ) from None
     show_json(held) if as_json else click.echo(
         f"key {held['name']} of {held['node']}: version {held['version']}"
     )

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
+from contract.names import checked_name
+from controller.escrow_records import LeastTier
 from controller.fleet import responding, sites
 from controller.permissions import Right
 from controller.policy import SitePolicy
 from controller.records import Record
 from controller.response_records import ResponseView
 from controller.store import Store, Transaction, nodes, tokens, users
+from controller.store import escrow as escrow_rows
 from controller.store import responding as response_rows
 from controller.store import sites as site_rows
 
@@ -27,6 +30,12 @@ Path = Mapping[str, str]
 Whole = Callable[[Transaction, Path, bool], object]
 """What a path names, as it is now; locked for a change where that is wanted. Raises Rejected `*.unknown`."""
 MAX_MATCH_CHARS: Final = 1024
+Match = frozenset[str] | Literal["absent"]
+"""Tags of what the asker has seen; or that they have seen nothing there."""
+
+
+class NotThere(Rejected):
+    """There is none, but its place is there: whoever may replace it may make it."""
 
 
 class Labels(Record, frozen=True, kw_only=True):
@@ -51,6 +60,19 @@ class Held(Record, frozen=True, kw_only=True):
     """The rights of a person or a token."""
 
     rights: tuple[Right, ...]
+
+
+class KeyHeld(Record, frozen=True, kw_only=True):
+    """A key in escrow, by what people did with it: a release to its node changes nothing here."""
+
+    node: str
+    name: str
+    version: int
+    least_tier: LeastTier
+    put_at: float
+    put_by: str
+    revoked_at: float | None
+    revoked_by: str | None
 
 
 class Editing:
@@ -92,6 +114,17 @@ def responses(tx: Transaction, _: Path, lock: bool) -> ResponseView:
     return responding.in_force(tx)
 
 
+def key(tx: Transaction, path: Path, lock: bool) -> KeyHeld:
+    """Key of a node. Raises NotThere `key.unknown`."""
+    node, name = path["node"], checked_name(path["name"], "key")
+    if nodes.load(tx, node, lock=lock) is None:
+        raise Rejected("node.unknown", node)
+    row = escrow_rows.get(tx, node, name)
+    if row is None:
+        raise NotThere("key.unknown", f"{node} has no key {name}")
+    return KeyHeld(**{field: getattr(row, field) for field in KeyHeld.__struct_fields__})
+
+
 def rights_of_token(tx: Transaction, path: Path, lock: bool) -> Held:
     """Rights of a token."""
     if lock:
@@ -126,9 +159,16 @@ def parse_match(untrusted_header: str) -> frozenset[str]:
     return frozenset("*" if text == "*" else (part for part in parts if part != "*"))
 
 
-def check_match(tx: Transaction, whole: Whole, path: Path, wanted: frozenset[str]) -> None:
-    """Hold what is there against what the asker has seen (RFC 9110, clause 13.1.1), in the transaction that changes it.
-    Raises Rejected `match.stale`."""
-    found = tag_of(msgspec.json.encode(whole(tx, path, True)))
+def check_match(tx: Transaction, whole: Whole, path: Path, wanted: Match) -> None:
+    """Hold what is there against what the asker has seen (RFC 9110, clauses 13.1.1 and 13.1.2), in the transaction that
+    changes it. Raises Rejected `match.stale`."""
+    try:
+        found = tag_of(msgspec.json.encode(whole(tx, path, True)))
+    except NotThere as none:
+        if wanted == "absent":
+            return
+        raise Rejected("match.stale", f"{none.detail}: If-None-Match: * makes one") from None
+    if wanted == "absent":
+        raise Rejected("match.stale", "there is one: GET it, and send its ETag as If-Match to replace it")
     if "*" not in wanted and found not in wanted:
         raise Rejected("match.stale", "it has changed since you looked: GET it again, and send its ETag")

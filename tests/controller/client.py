@@ -52,6 +52,9 @@ def _method(document: dict[str, Any], path: str, verb: str, operation: dict[str,
     if "If-Match" in heads:
         named.append("if_match: str | None = None")
         headers.append('"If-Match": if_match')
+    if "If-None-Match" in heads:
+        named.append("if_none_match: str | None = None")
+        headers.append('"If-None-Match": if_none_match')
     if "Idempotency-Key" in heads:
         named.append("key: str | None = None")
         headers.append('"Idempotency-Key": _key(key)')

@@ -14,11 +14,14 @@ from controller.api.route import AnyRoute
 from controller.api.routes import ROUTES
 from controller.cli.client import Client, Refused
 from controller.cli.profile import Profile
+from controller.store import escrow
 from tests.controller.bodies import REASON, VIEWER, ask
 from tests.controller.live import TOKENS, Live, running
+from tests.controller.test_escrow import sealed_body
 from tests.controller.twosites import OWN, Place, place
 
 EDITED = {f"{route.method} {route.path}": route for route in ROUTES if route.match}
+MADE = [route.path for route in ROUTES if route.makes]
 SHOWN = {route.path: route for route in ROUTES if route.whole is not None and not route.mutates}
 OTHERS: dict[str, object] = {
     "/nodes/{node}/labels": {"labels": {"line": "9"}, **REASON},
@@ -27,8 +30,13 @@ OTHERS: dict[str, object] = {
     "/responses": {"document": "# another\n", "replaces": 0, **REASON},
     "/tokens/{token}/rights": {"rights": [{"role": "operator", "sites": "all"}], **REASON},
     "/users/{user}/rights": {"rights": [{"role": "operator", "sites": "all"}], **REASON},
+    "/nodes/{node}/keys/{name}": {},
 }
-"""What somebody else puts there meanwhile."""
+"""What somebody else puts there meanwhile; a key must be sealed to its node (`others`)."""
+
+
+def others(path: str, at: Place) -> object:
+    return OTHERS[path] or sealed_body(at.node, at.names["name"], least_tier="warning")
 
 
 @pytest_asyncio.fixture
@@ -52,7 +60,7 @@ async def test_c15_a_stale_tag_changes_nothing(live: Live, path: str) -> None:
     assert status == 200
     tag = headers["ETag"]
     assert (await ask(live, shown, at))[2]["ETag"] == tag, "it is the same as long as nothing changes"
-    assert (await put(live, route, at, OTHERS[path], tag))[0] == 200
+    assert (await put(live, route, at, others(path, at), tag))[0] == 200
     after, theirs = (await ask(live, shown, at))[1:]
     assert after != seen and theirs["ETag"] != tag
     for stale in (tag, f"W/{theirs['ETag']}", '"x", "y"'):
@@ -78,6 +86,7 @@ async def test_c15_what_would_hurt_is_not_edited_blindly(live: Live) -> None:
         "PUT /sites/{site}/policy",
         "PUT /tokens/{token}/rights",
         "PUT /users/{user}/rights",
+        "PUT /nodes/{node}/keys/{name}",
     }
     for key, route in EDITED.items():
         status, problem = await put(live, route, at, OTHERS.get(route.path), None)
@@ -94,7 +103,10 @@ async def test_every_whole_that_is_edited_is_shown_at_the_same_path() -> None:
             assert route.whole is SHOWN[route.path].whole
 
 
-@pytest.mark.parametrize("path", ["/nodes/{node}/labels", "/users/{user}/rights", "/sites/{site}/policy"])
+@pytest.mark.parametrize(
+    "path",
+    ["/nodes/{node}/labels", "/users/{user}/rights", "/sites/{site}/policy", "/nodes/{node}/keys/{name}"],
+)
 async def test_c15_of_many_at_once_who_saw_the_same_one_comes_first(
     live: Live, tmp_path: Path, path: str
 ) -> None:
@@ -105,7 +117,7 @@ async def test_c15_of_many_at_once_who_saw_the_same_one_comes_first(
     async with beside if several else contextlib.nullcontext(live) as second:
         for round_ in range(3):
             tag = (await ask(live, SHOWN[path], at))[2]["ETag"]
-            bodies = [_body(path, round_ * 100 + n) for n in range(16)]
+            bodies = [_body(path, at, round_ * 100 + n) for n in range(16)]
             answers = await asyncio.gather(
                 *(
                     put(each, EDITED[f"PUT {path}"], at, body, tag)
@@ -116,7 +128,60 @@ async def test_c15_of_many_at_once_who_saw_the_same_one_comes_first(
             assert statuses == [200] + [412] * 15, answers
 
 
-def _body(path: str, number: int) -> dict[str, object]:
+@pytest.mark.parametrize("path", MADE)
+async def test_c15_of_many_at_once_who_make_the_same_one_comes_first(live: Live, path: str) -> None:
+    at = await place(live, OWN)
+    at.names["name"] = "new"
+    route, headers = EDITED[f"PUT {path}"], {"If-None-Match": "*"}
+    body = sealed_body(at.node, "new")
+    url = f"/api/v1{at.path(path)}"
+    status, problem = await put(live, route, at, body, "*")
+    assert (status, problem["code"]) == (412, "match.stale"), "there is none to replace"
+    rehearsed = await live.call("PUT", f"{url}?dry_run=true", body, headers=headers)
+    assert rehearsed[0] == 200 and (await live.call("GET", url))[0] == 404
+    answers = await asyncio.gather(*(live.call("PUT", url, body, headers=headers) for _ in range(16)))
+    assert sorted(status for status, _ in answers) == [200] + [412] * 15, answers
+    assert {problem["code"] for status, problem in answers if status != 200} == {"match.stale"}
+    assert (await live.call("GET", url))[1]["version"] == 1
+
+
+async def test_c15_a_key_that_was_revoked_meanwhile_is_not_what_was_seen_and_one_that_was_given_out_is(
+    live: Live,
+) -> None:
+    at = await place(live, OWN)
+    shown, route = SHOWN["/nodes/{node}/keys/{name}"], EDITED["PUT /nodes/{node}/keys/{name}"]
+    path = {"node": at.names["node"], "name": at.names["name"]}
+    tag = (await ask(live, shown, at))[2]["ETag"]
+    key = await live.controller._store.run(lambda tx: escrow.get(tx, path["node"], path["name"]))
+    assert key is not None
+    await live.controller._store.run(lambda tx: escrow.released(tx, key, 1.0))
+    assert (await ask(live, shown, at))[2]["ETag"] == tag
+    url = f"/api/v1{at.path(route.path)}"
+    assert (await live.call("POST", f"{url}/revoke", REASON))[0] == 200
+    assert (await ask(live, route, at, If_Match=tag))[1]["code"] == "match.stale"
+
+
+@pytest.mark.parametrize(
+    ("headers", "wanted"),
+    [
+        ({"If-None-Match": '"x"'}, (400, "match.malformed")),
+        ({"If-None-Match": ""}, (400, "match.malformed")),
+        ({"If-None-Match": "*", "If-Match": "*"}, (412, "match.stale")),
+        ({}, (428, "match.missing")),
+    ],
+)
+async def test_what_is_not_there_is_said_clearly(
+    live: Live, headers: dict[str, str], wanted: tuple[int, str]
+) -> None:
+    at = await place(live, OWN)
+    url = f"/api/v1{at.path('/nodes/{node}/keys/new')}"
+    status, problem = await live.call("PUT", url, sealed_body(at.node, "new"), headers=headers)
+    assert (status, problem["code"]) == wanted
+
+
+def _body(path: str, at: Place, number: int) -> dict[str, object]:
+    if path in MADE:
+        return sealed_body(at.node, at.names["name"], reason=f"number {number}")
     if path.endswith("/labels"):
         return {"labels": {"line": str(number)}, **REASON}
     if path.endswith("/policy"):
@@ -136,9 +201,12 @@ async def test_c15_a_rehearsal_tells_of_a_stale_tag_too(live: Live) -> None:
 
 
 async def test_what_has_no_tag_is_not_held_against_one(live: Live) -> None:
-    headers = {"If-Match": '"x"'}
-    status, problem = await live.call("POST", "/api/v1/sites", {"site": "shop"}, headers=headers)
-    assert (status, problem["code"]) == (400, "match.none")
+    for headers in ({"If-Match": '"x"'}, {"If-None-Match": "*"}):
+        status, problem = await live.call("POST", "/api/v1/sites", {"site": "shop"}, headers=headers)
+        assert (status, problem["code"]) == (400, "match.none")
+    labels = "/api/v1/nodes/press-1/labels"
+    status, problem = await live.call("PUT", labels, {"labels": {}, **REASON}, headers={"If-None-Match": "*"})
+    assert (status, problem["code"]) == (400, "match.none"), "labels are always there"
 
 
 async def test_c15_the_command_overwrites_nothing_that_it_has_not_seen(live: Live) -> None:

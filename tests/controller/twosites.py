@@ -6,12 +6,14 @@ import hashlib
 import time
 from dataclasses import dataclass, field
 
+import msgspec
 from sqlalchemy import select
 
 from contract.grant import Access, CodeHash, Opening
 from contract.inventory import Fact, Facts
 from contract.messages import Drift
 from contract.references import ReferenceSet
+from controller.escrow_records import NewKey
 from controller.grant_records import GrantRequest
 from controller.permissions import EVERYWHERE, ON_THE_MACHINE, Right, Role
 from controller.policy import SitePolicy
@@ -20,6 +22,7 @@ from controller.rollout_records import NewPlan, NewRollout
 from controller.store import Transaction
 from controller.store.schema import metadata
 from tests.controller.live import Live, answer_to
+from tests.controller.test_escrow import sealed_body
 from tests.parts.fleets import finish_of, issue, request
 from tests.parts.simulator import Node
 
@@ -86,6 +89,8 @@ async def place(live: Live, site: str) -> Place:
         actor="tester",
         now=now,
     )
+    key = msgspec.convert(sealed_body(node, f"{site}-key"), NewKey)
+    await live.services.escrow.put(f"{site}-1", f"{site}-key", key, actor="tester", now=now)
     page = await live.fleet.list_incidents(scope=EVERYWHERE, site=site)
     return Place(
         site=site,
