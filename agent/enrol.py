@@ -120,7 +120,7 @@ async def enrol(
     """
     keys = await asyncio.to_thread(store.keys, lambda: make_keys(tpm))
     await asyncio.to_thread(tpm.use_ak, blobs_of(keys))
-    finish = await _proof(config, tpm, post, keys)
+    finish = await _proof(config, tpm, post, keys, waiting)
     while True:
         reply = await post(ENROL_FINISH_PATH, finish)
         if isinstance(reply, EnrolPending):
@@ -143,11 +143,18 @@ async def enrol(
         return enrolled
 
 
-async def _proof(config: AgentConfig, tpm: Tpm, post: Post, keys: Keys) -> EnrolFinish:
-    """Begin, have the TPM open the challenge, and return the proof. Raises as `enrol` does."""
-    from contract.enrolment import proof  # once in a node's life
+async def _proof(
+    config: AgentConfig, tpm: Tpm, post: Post, keys: Keys, waiting: Callable[[str], None]
+) -> EnrolFinish:
+    """Begin, have the TPM open the challenge, and return the proof. Raises as `enrol` does.
+
+    The EK's id is said here, at the machine: what a controller was told of it over the network may be a stranger's.
+    """
+    from contract.enrolment import ek_digest, proof  # once in a node's life
 
     ek_public, ek_certificate = await asyncio.to_thread(tpm.endorsement)
+    ek_id = f"the EK id of this machine is {ek_digest(ek_public)}"
+    waiting(ek_id)
     ek_chain = await asyncio.to_thread(tpm.endorsement_chain)
     if config.tpm.ek_certificate:
         ek_certificate, ek_chain = _from_file(Path(config.tpm.ek_certificate), ek_chain)
@@ -164,7 +171,7 @@ async def _proof(config: AgentConfig, tpm: Tpm, post: Post, keys: Keys) -> Enrol
     )
     challenge = await post(ENROL_BEGIN_PATH, begin)
     if isinstance(challenge, Refused):
-        raise Rejected(challenge.code, challenge.detail)
+        raise Rejected(challenge.code, f"{challenge.detail}; {ek_id}" if challenge.detail else ek_id)
     if not isinstance(challenge, EnrolChallenge):
         raise Rejected("enrol.unexpected", f"wanted enrol-challenge, found {type(challenge).__name__}")
     try:

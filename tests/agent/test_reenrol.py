@@ -195,3 +195,23 @@ async def test_a_device_identity_is_a_claim_of_the_enrolment(
     await node.close()
     bench.tpm.reboot()
     bench.clear(IDEVID)
+
+
+async def test_b06_a_machine_that_nothing_proves_says_its_ek_id_itself_and_knocking_leaves_nothing_to_approve(
+    live: Live, bench: Bench, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    live.services.device_trust = DeviceTrust(
+        ek=Trust(certificates=()), devid=DevIdTrust(idevid=Trust(certificates=()))
+    )
+    node = WholeNode(tmp_path / "disk", live, bench.tpm)
+    caplog.set_level("INFO", "ringfence")
+    with pytest.raises(Rejected) as refused:
+        await node.enrol()
+    assert refused.value.code == "enrolment.ek-untrusted"
+    said = refused.value.detail.rpartition("; the EK id of this machine is ")[2]
+    assert f"the EK id of this machine is {said}" in caplog.messages
+    assert (await live.fleet.list_enrolments(scope=EVERYWHERE)).items == []
+    [told] = [event for event in await live.events() if event.kind == "enrolment.ek-untrusted"]
+    assert told.detail["ek"] == said
+    await live.fleet.preregister(said, site="factory", node=NODE, actor="tester", now=time.time())
+    assert (await node.enrol()).site == "factory"
