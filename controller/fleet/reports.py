@@ -204,7 +204,7 @@ def _settle(
     )
     nodes.write(
         tx,
-        row,
+        fresh_row,
         tier=appraisal.tier,
         standing=stands,
         standing_since=now if stands != row.standing else row.standing_since,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import msgspec
@@ -117,11 +117,17 @@ _HOT = (
     "agent_version",
     "state",
 )
-_WRITE = Prepared(
-    update(nodes)
-    .where(nodes.c.node == bindparam("of_node"))
-    .values({name: bindparam("to_" + name) for name in _HOT})
-)
+_SELDOM = frozenset({"standing", "standing_since", "last_drift_at", "directive_due"})
+"""Left out of most reports' UPDATE: SQLite writes every index of a column that is set, whether or not it differs."""
+
+
+def _writing(columns: Iterable[str]) -> Prepared:
+    written: dict[str, object] = {name: bindparam("to_" + name) for name in columns}
+    return Prepared(update(nodes).where(nodes.c.node == bindparam("of_node")).values(written))
+
+
+_WRITE = _writing(_HOT)
+_WRITE_STEADY = _writing(name for name in _HOT if name not in _SELDOM)
 
 
 def _row(row: Sequence[object]) -> NodeRow:
@@ -191,26 +197,31 @@ def write(
     directive: tuple[int, float, bool],
     state: NodeState,
 ) -> None:
-    """Write what a report changed. `directive`: number, issued at, still due."""
+    """Write what a report changed. `before`: the row as it stands now, locked. `directive`: number, issued at, still due."""
     if state.addresses != before.state.addresses:
         neighbours.changed(tx)
-    _WRITE.run(
-        tx,
-        {
-            "of_node": before.node,
-            "to_tier": tier,
-            "to_standing": standing,
-            "to_standing_since": standing_since,
-            "to_last_report_at": last_report_at,
-            "to_last_drift_at": last_drift_at,
-            "to_directive_number": directive[0],
-            "to_directive_issued_at": directive[1],
-            "to_directive_due": directive[2],
-            "to_reported_baseline": reported_name(state.baseline),
-            "to_agent_version": state.agent_version,
-            "to_state": _encode(state).decode(),
-        },
-    )
+    number, issued_at, due = directive
+    values: dict[str, object] = {
+        "of_node": before.node,
+        "to_tier": tier,
+        "to_last_report_at": last_report_at,
+        "to_directive_number": number,
+        "to_directive_issued_at": issued_at,
+        "to_reported_baseline": reported_name(state.baseline),
+        "to_agent_version": state.agent_version,
+        "to_state": _encode(state).decode(),
+    }
+    seldom = (standing, standing_since, last_drift_at, due)
+    if seldom == (before.standing, before.standing_since, before.last_drift_at, before.directive_due):
+        _WRITE_STEADY.run(tx, values)
+        return
+    values |= {
+        "to_standing": standing,
+        "to_standing_since": standing_since,
+        "to_last_drift_at": last_drift_at,
+        "to_directive_due": due,
+    }
+    _WRITE.run(tx, values)
 
 
 def bound(tx: Transaction, *, node: str, ek_id: str, ak_name: str) -> list[tuple[str, str, str]]:

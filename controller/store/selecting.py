@@ -5,11 +5,24 @@ Relies on `controller.selector.matches` to mean the same: a test holds the two a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final, Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final, Literal, get_args
 
 import msgspec
-from sqlalchemy import ColumnElement, and_, delete, func, insert, not_, or_, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    and_,
+    delete,
+    func,
+    insert,
+    literal,
+    not_,
+    or_,
+    select,
+    true,
+    tuple_,
+    update,
+)
 from sqlalchemy.sql.elements import KeyedColumnElement
 
 from controller.permissions import Scope
@@ -61,6 +74,9 @@ def meant(tx: Transaction, selector: Selector, scope: Scope, limit: int) -> list
     return rows_of(tx, where, (nodes.c.node,), limit)
 
 
+_STANDINGS: Final = tuple(sorted(get_args(Standing)))
+
+
 def page(
     tx: Transaction,
     *,
@@ -72,22 +88,75 @@ def page(
     after: str | None,
     limit: int,
 ) -> list[NodeRow]:
-    """Nodes in this order, after the node that the cursor names, wherever it stands by now."""
-    conditions = [within(scope, nodes.c.site, nodes.c.node)]
-    if standing is not None:
-        conditions.append(nodes.c.standing == standing)
-    if selector is not None:
-        conditions.append(condition(selector))
+    """Nodes in this order, after the node that the cursor names, wherever it stands by now.
+
+    An index in that order is walked until the page is full. It holds site and standing, so that no row is read for its order, or to
+    learn that it is out of scope; and it is entered at the cursor. At worst that is one pass over an index.
+    """
     column = nodes.c[sort]
     key = func.coalesce(column, 0.0) if sort == "last_report_at" else column
+    order = (key.desc() if descending else key, nodes.c.node)
+    cursor: _Cursor | None = None
     if after is not None:
         # A cursor outside the scope is none: where a page begins after it would tell how it stands.
         inside = within(scope, nodes.c.site, nodes.c.node)
-        at = select(key).where(nodes.c.node == after, inside).scalar_subquery()
-        beyond = key < at if descending else key > at
-        conditions.append(or_(beyond, and_(key == at, nodes.c.node > after)))
-    order = (key.desc() if descending else key, nodes.c.node)
-    return rows_of(tx, and_(true(), *conditions), order, limit)
+        at = tx.execute(select(key).where(nodes.c.node == after, inside)).scalar()
+        if at is None:
+            return []
+        cursor = (at, after)
+    meant = true() if selector is None else condition(selector)
+    by_site = sort == "site" or (sort == "node" and standing is None)
+    where = and_(meant, within(scope, nodes.c.site if by_site else _read(nodes.c.site), nodes.c.node))
+    if sort in ("node", "site"):
+        stands = _read(nodes.c.standing) if sort == "site" else nodes.c.standing
+        where = and_(where, true() if standing is None else stands == standing)
+        return rows_of(tx, and_(where, _beyond(column, cursor, descending)), order, limit)
+    # Each of these indexes begins with the standing: one walk for each; what they find is little enough to sort.
+    found: list[str] = []
+    for walk in _walks(sort, (standing,) if standing else _STANDINGS, cursor, descending):
+        names = select(nodes.c.node).where(walk, where)
+        way = column.desc() if descending else column
+        found += tx.execute(names.order_by(way, nodes.c.node).limit(limit)).scalars()
+    return rows_of(tx, nodes.c.node.in_(found), order, limit) if found else []
+
+
+_Cursor = tuple[object, str]
+"""Key and name of the last node of the page before."""
+
+
+def _read(column: ColumnElement[str]) -> ColumnElement[str]:
+    """Return a column as a value by which the database looks up nothing: it must not leave the order for it."""
+    return column.concat("")
+
+
+def _walks(
+    sort: SortKey, standings: Sequence[str], cursor: _Cursor | None, descending: bool
+) -> Iterator[ColumnElement[bool]]:
+    for one in standings:
+        of_one = nodes.c.standing == one
+        if sort != "standing":
+            reported = true() if sort == "standing_since" else nodes.c.last_report_at.is_not(None)
+            yield and_(of_one, reported, _beyond(nodes.c[sort], cursor, descending))
+        elif cursor is not None and one == cursor[0]:
+            yield and_(of_one, nodes.c.node > cursor[1])
+        elif cursor is None or (one < str(cursor[0])) == descending:
+            yield of_one
+    if sort == "last_report_at" and (cursor is None or descending or cursor[0] == 0.0):
+        # Without a report: as if it had been long ago.
+        later = true() if cursor is None or cursor[0] != 0.0 else nodes.c.node > cursor[1]
+        yield and_(nodes.c.standing.in_(standings), nodes.c.last_report_at.is_(None), later)
+
+
+def _beyond(column: ColumnElement[object], cursor: _Cursor | None, descending: bool) -> ColumnElement[bool]:
+    """What comes after the cursor; names go upwards in either order. Said so that an index is entered at the cursor."""
+    if cursor is None:
+        return true()
+    at, after = cursor
+    if column is nodes.c.node:
+        return column < after if descending else column > after
+    if descending:
+        return and_(column <= at, or_(column < at, nodes.c.node > after))
+    return tuple_(column, nodes.c.node) > tuple_(literal(at), literal(after))
 
 
 def set_labels(tx: Transaction, node: str, labels: Mapping[str, str]) -> None:

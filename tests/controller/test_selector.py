@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import product
+from typing import get_args
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import update
 
 from contract.errors import Rejected
-from controller.permissions import EVERYWHERE
+from controller.permissions import EVERYWHERE, Part, Placed, Reach, Scope, at_sites
+from controller.records import Standing
 from controller.selector import MAX_TERMS, Selector, Term, checked_labels, matches, parse_selector
-from controller.store import selecting
+from controller.store import Transaction, selecting
+from controller.store.schema import nodes
 from tests.parts.fleets import ACTOR, T0, FleetLab
 
 FIELDS = {"node": "press-1", "site": "lyon", "standing": "healthy", "tier": "affirming"}
@@ -122,6 +128,60 @@ async def test_c11_the_database_means_the_same_as_the_rule(lab: FleetLab) -> Non
             )
             == meant
         ), str(selector)
+
+
+SCOPES = {
+    "everywhere": EVERYWHERE,
+    "a site": at_sites("factory"),
+    "two sites": at_sites("factory", "shop"),
+    "labels": Scope((Part(sites=None, labels="line=3"),)),
+    "a site, and labels": Scope((*at_sites("shop").parts, Part(sites=None, labels="line=3"))),
+}
+
+
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("sort", ["node", "site", "standing", "last_report_at", "standing_since"])
+async def test_c11_every_order_of_every_scope_is_that_of_the_values_and_pages_through_it_once(
+    lab: FleetLab, sort: selecting.SortKey, descending: bool
+) -> None:
+    """Equal values, values that are missing, and all five standings; the witness sorts what is there."""
+    for site in ("factory", "shop", "yard"):
+        await lab.site(site)
+    for number in range(15):
+        await lab.enrol(f"n{number:02}", site=("factory", "shop", "yard")[number * 7 % 3])
+        await lab.fleet.set_labels(
+            f"n{number:02}", {"line": str(number % 4)}, actor=ACTOR, reason="x", now=T0
+        )
+
+    def spread(tx: Transaction) -> None:
+        for number in range(15):
+            values = {
+                "standing": get_args(Standing)[number * 3 % 5],
+                "standing_since": T0 + number % 3,
+                "last_report_at": None if number % 5 == 2 else T0 + number * 2 % 4,
+            }
+            tx.execute(update(nodes).where(nodes.c.node == f"n{number:02}").values(values))
+
+    await lab.store.run(spread)
+    views = (await lab.fleet.list_nodes(scope=EVERYWHERE)).items
+    for (name, scope), standing in product(SCOPES.items(), (None, "healthy", "overdue")):
+        meant = [
+            view
+            for view in views
+            if scope.holds(Reach(nodes=(Placed(view.site, view.labels),)))
+            and standing in (None, view.standing)
+        ]
+        meant.sort(key=lambda view: getattr(view, sort) or 0.0, reverse=descending)  # which is stable
+        found: list[str] = []
+        after: str | None = None
+        while True:
+            page = await lab.fleet.list_nodes(
+                scope=scope, standing=standing, sort=sort, descending=descending, after=after, limit=4
+            )
+            found += [view.node for view in page.items]
+            if (after := page.next) is None:
+                break
+        assert found == [view.node for view in meant], (name, standing)
 
 
 @pytest.mark.parametrize("descending", [False, True])

@@ -56,11 +56,12 @@ nodes = Table(
     Column("session_holder", Text, nullable=False, server_default=""),
     Column("session_epoch", BigInteger, nullable=False, server_default="0"),
     Column("state", Text, nullable=False),
-    Index(None, "site", "node"),
-    Index(None, "standing", "last_report_at"),
+    # Each with all that a page in its order is told by (store.selecting).
+    Index(None, "site", "standing", "node"),
+    Index(None, "standing", "node", "site"),
+    Index(None, "standing", "last_report_at", "node", "site"),
+    Index(None, "standing", "standing_since", "node", "site"),
     Index(None, "site", "last_drift_at"),
-    Index(None, "site", "standing"),
-    Index(None, "standing", "node"),
     Index(None, "session_holder", "directive_due", "connected"),
 )
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import product
+from typing import get_args
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import func, insert, select, text
 
 from controller.fleet import isolation
 from controller.judge import COUNTED
-from controller.permissions import EVERYWHERE
+from controller.permissions import EVERYWHERE, Scope, at_sites
+from controller.records import Standing
 from controller.store import Transaction, counting, neighbours
 from controller.store import incidents as rows
 from controller.store import nodes as node_rows
-from controller.store.schema import incident_nodes
+from controller.store.schema import incident_nodes, nodes, sites
+from controller.store.selecting import SortKey
 from tests.parts.fleets import ACTOR, T0, FleetLab, finding
 
 _INCIDENT = 1
@@ -36,7 +41,11 @@ async def _crowd(lab: FleetLab, count: int) -> None:
 
 
 async def _steps(lab: FleetLab, node: str, *, findings: Sequence[object], now: float) -> int:
-    """Steps of SQLite's machine that one report takes, to the thousand."""
+    """Steps of SQLite's machine that one report takes, in hundreds."""
+    return await _counted(lab, lambda: lab.report(node, findings=findings, obey=False, reset=2, now=now))
+
+
+async def _counted(lab: FleetLab, what: Callable[[], Awaitable[object]]) -> int:
     seen = 0
 
     def count() -> int:
@@ -48,7 +57,7 @@ async def _steps(lab: FleetLab, node: str, *, findings: Sequence[object], now: f
         tx.connection.driver_connection.set_progress_handler(count, 100)
 
     await lab.store.run(listen)
-    await lab.report(node, findings=findings, obey=False, reset=2, now=now)
+    await what()
     return seen
 
 
@@ -86,6 +95,66 @@ async def test_c17_others_are_counted_up_to_a_bound_and_the_newest_incident_is_f
     others, there = await lab.store.run(look)
     assert others == {key: COUNTED}
     assert there == {key: _INCIDENT}
+
+
+async def _more_nodes(lab: FleetLab, count: int) -> Scope:
+    """So many more nodes like the first, 25 to a site; few are anything but healthy. Returns every other site."""
+
+    def add(tx: Transaction) -> Scope:
+        first = dict(tx.execute(select(nodes).limit(1)).mappings().one())
+        site = dict(tx.execute(select(sites).limit(1)).mappings().one())
+        there = tx.execute(select(func.count()).select_from(nodes)).scalar_one()
+        made = []
+        for number in range(there, there + count):
+            own = {name: f"{name}-{number:06}" for name in ("node", "ek_id", "ak_name")}
+            since, last = T0 + number * 7919 % 9973, T0 + number * 6007 % 9973
+            made.append(
+                first
+                | own
+                | {"standing_since": since, "last_report_at": last, "certificate_sha256": None}
+                | {"site": f"site-{number // 25:04}"}
+                | {"standing": "healthy" if number % 20 else ("overdue", "untrusted")[number // 20 % 2]}
+            )
+        tx.execute(insert(sites), [site | {"site": name} for name in sorted({each["site"] for each in made})])
+        tx.execute(insert(nodes), made)
+        return at_sites(*tx.execute(select(sites.c.site)).scalars().all()[::2])
+
+    return await lab.store.run(add)
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+async def test_a_page_of_nodes_in_any_order_costs_the_same_with_ten_times_as_many_nodes(
+    lab: FleetLab,
+) -> None:
+    await lab.site()
+    await lab.enrol("first")
+    asked = list(product(get_args(SortKey), (False, True), ("whole", "half"), (None, "healthy")))
+
+    async def cost(half: Scope, sort: SortKey, descending: bool, part: str, standing: Standing | None) -> int:
+        """Of the second page."""
+        list_ = functools.partial(
+            lab.fleet.list_nodes,
+            scope=half if part == "half" else EVERYWHERE,
+            standing=standing,
+            sort=sort,
+            descending=descending,
+            limit=20,
+        )
+        page = await list_()
+        assert len(page.items) == 20
+        return await _counted(lab, lambda: list_(after=page.next))
+
+    costs = []
+    for more in (999, 9000):
+        half = await _more_nodes(lab, more)
+        costs.append([await cost(half, *each) for each in asked])
+    grown = {
+        each: (small, large)
+        for each, small, large in zip(asked, *costs, strict=True)
+        if large > 3 * small + 5
+    }
+    # By name, within some sites: found by their site and sorted, which is little where sites are few.
+    assert grown.keys() <= {("node", False, "half", None), ("node", True, "half", None)}, grown
 
 
 async def test_a_fence_follows_what_changed_in_the_same_transaction(lab: FleetLab) -> None:
