@@ -153,6 +153,55 @@ def test_f07_open_flows_to_what_is_never_cut_live_on_and_all_others_die(
         assert f"{address}:8080 " not in sockets and f"{address}:{OTHER} " not in sockets
 
 
+YARD = f"""
+[zones.yard]
+interfaces = ["yard0"]
+addresses = ["0.0.0.0/0"]
+[[inbound]]
+zone = "yard"
+protocol = "udp"
+ports = [{FRAMES}]
+reason = "test"
+"""
+
+
+def test_f09_what_is_never_cut_is_so_on_its_own_interface_alone(node: FencedNode, topology: Topology) -> None:
+    """Somebody in the yard has given itself the safety controller's address. Who isolates loads the cut first: it must do alone."""
+    client = topology.sites["fw"].the_client.namespace
+    hardware = "02:00:00:00:77:01"
+    node.namespace.batch([f"link add yard0 address {hardware} type veth peer name yard0 netns {client.name}"])
+    try:
+        node.namespace.batch(["addr add 10.77.1.1/24 dev yard0", "link set yard0 up"])
+        node.namespace.sysctl(net__ipv4__conf__all__rp_filter="0", net__ipv4__conf__yard0__rp_filter="0")
+        client.batch(
+            [
+                f"addr add {SAFETY}/32 dev yard0",
+                "link set yard0 up",
+                "route add 10.77.1.1/32 dev yard0",
+                f"neigh add 10.77.1.1 lladdr {hardware} dev yard0",
+            ]
+        )
+        node.settle(text=BASELINE + RULES + YARD)
+        frames, forger = (each.socket(kind=socket.SOCK_DGRAM) for each in (node.namespace, client))
+        with frames, forger:
+            frames.bind(("0.0.0.0", FRAMES))
+            frames.settimeout(0.3)
+            forger.bind((SAFETY, 0))
+
+            def arrives() -> bool:
+                forger.sendto(b"frame", ("10.77.1.1", FRAMES))
+                try:
+                    return frames.recvfrom(100)[1][0] == SAFETY
+                except TimeoutError:
+                    return False
+
+            assert arrives(), "the rules let the yard in"
+            by_response(node)
+            assert not arrives()
+    finally:
+        node.namespace.batch(["link del yard0"])
+
+
 def packed(address: str) -> bytes:
     return ipaddress.ip_address(address).packed
 
