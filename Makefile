@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench fuzz contract chaos lab packages packages-twice packages-try repo image lock clean
+.PHONY: setup demo test check guards bench fuzz contract chaos lab lab-smoke packages packages-twice packages-try repo image lock clean
 V := .venv/bin
 
 setup:
@@ -28,10 +28,13 @@ chaos: setup     ## two controllers, 500 nodes, five minutes of killing: control
 	@RINGFENCE_CHAOS_S=$(or $(S),300) RINGFENCE_CHAOS_NODES=$(or $(NODES),500) \
 	    $(V)/python -m pytest -s tests/controller/test_chaos.py
 
-lab: setup       ## a Debian guest with a measured boot: dist/*.deb installed in it and looked at; ARGS="--keep"
+lab: setup       ## a Debian guest with a measured boot: dist/*.deb installed in it and looked at; ARGS="--rest 2 --record DIR --keep"
 	@packaging/setup/system-packages qemu-system-x86 ovmf mtools fdisk
 	@ls dist/ringfence-agent_*.deb >/dev/null 2>&1 || $(MAKE) --no-print-directory packages
 	@$(V)/python -m tests.lab $(ARGS)
+
+lab-smoke:       ## the same without the rows that change a boot: under eight minutes
+	@$(MAKE) --no-print-directory lab ARGS="--smoke $(ARGS)"
 
 fuzz: setup      ## every parser, guided by coverage; ARGS="NAME --inputs N --seconds S"
 	@$(V)/pip install -qq --require-hashes --no-deps --upgrade --target build/fuzz -r packaging/setup/fuzz.txt

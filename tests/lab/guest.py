@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.lab.image import LISTENER_PORT
+from tests.parts.cluster import free_port
 from tests.parts.swtpm import SoftwareTpm
 
 FIRMWARE = Path("/usr/share/OVMF")
@@ -91,6 +93,8 @@ class Guest:
         self.disk = folder / "disk.img"
         subprocess.run(["cp", "--sparse=always", "--reflink=auto", disk, self.disk], check=True)
         self.variables = folder / "vars.fd"
+        self.outside = free_port()
+        """Here on the loopback: leads to the guest's listener (`tests.lab.outside`)."""
         self.secure_boot(True)
         self._sockets = Path(tempfile.mkdtemp(prefix="rf-lab-"))
         self._qemu: subprocess.Popen[bytes] | None = None
@@ -140,7 +144,7 @@ class Guest:
             *(part for drive in drives for part in ("-drive", drive)),
             "-chardev", f"socket,id=tpm,path={self._sockets}/tpm",
             "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0",
-            "-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net",
+            "-netdev", f"user,id=net,ipv6=off,hostfwd=tcp:127.0.0.1:{self.outside}-:{LISTENER_PORT}", "-device", "virtio-net-pci,netdev=net",
             "-device", "qemu-xhci,id=usb", "-device", "virtio-serial",
             "-chardev", f"socket,id=inside,path={self._sockets}/inside,server=on,wait=off",
             "-device", "virtserialport,chardev=inside,name=org.qemu.guest_agent.0",

@@ -26,10 +26,24 @@ NETWORK = "[Match]\nName=en*\n[Network]\nDHCP=ipv4\nIPv6AcceptRA=no\nLinkLocalAd
 MENU = """\
 set timeout=0
 search --no-floppy --fs-uuid --set=root {uuid}
-linux /boot/vmlinuz root=UUID={uuid} {arguments}
-initrd /boot/initrd.img
+linuxefi /boot/vmlinuz root=UUID={uuid} {arguments}
+initrdefi /boot/initrd.img
 boot
 """
+"""`linuxefi`: started by GRUB's `linux` with Secure Boot off, the kernel has no firmware log."""
+LISTENER_PORT = 7070
+LISTENER = {
+    "lab-listener.socket": (
+        "[Unit]\nDefaultDependencies=no\n"
+        f"[Socket]\nListenStream=0.0.0.0:{LISTENER_PORT}\nAccept=yes\n"
+        "[Install]\nWantedBy=sysinit.target\n"
+    ),
+    "lab-listener@.service": (
+        "[Unit]\nDefaultDependencies=no\nCollectMode=inactive-or-failed\n"
+        "[Service]\nExecStart=/bin/echo open\nStandardOutput=socket\n"
+    ),
+}
+"""What listens openly from the first second of a boot, and says `open` to whoever reaches it (`tests.lab.outside`)."""
 
 
 def built(cache: Path, mirror: str) -> Path:
@@ -67,7 +81,10 @@ def _settle(root: Path) -> None:
     (root / "etc/hostname").write_text("press-1\n")
     (root / "etc/fstab").write_text(f"UUID={ROOT_UUID} / ext4 errors=remount-ro 0 1\n")
     (root / "etc/systemd/network/10-lab.network").write_text(NETWORK)
-    _run("chroot", str(root), "systemctl", "enable", "systemd-networkd.service", "serial-getty@ttyS0.service")
+    for name, text in LISTENER.items():
+        (root / "etc/systemd/system" / name).write_text(text)
+    started = ("systemd-networkd.service", "serial-getty@ttyS0.service", "lab-listener.socket")
+    _run("chroot", str(root), "systemctl", "enable", *started)
     _run("chroot", str(root), "systemctl", "mask", "systemd-networkd-wait-online.service", "apt-daily.timer")
     (root / "etc/machine-id").write_text("")
     for kind in ("vmlinuz", "initrd.img"):

@@ -29,6 +29,7 @@ mode = "enforce"
 [boot]
 reference = "enrolment"
 event_log = "required"
+secure_boot = "required"
 pcrs = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14]
 
 [firewall]
@@ -62,6 +63,7 @@ class Office:
     def __init__(self, folder: Path) -> None:
         self.folder, self.controller = folder, folder / "controller"
         self.nodes, self.admins = free_port(), free_port()
+        self.version = 0
         own = {"RINGFENCE_PROFILE": str(folder / "profile.json"), "PYTHONPATH": str(TREE)}
         self.env = {**os.environ, **own}
         folder.mkdir(parents=True)
@@ -105,17 +107,36 @@ class Office:
         """How the guest reaches it."""
         return f"https://{GATEWAY}:{self.nodes}"
 
-    def publish(self, version: int, more: str = "") -> None:
-        """Check, sign and push a version of the baseline, and choose it for the site."""
-        file = self.folder / f"lab-{version}.toml"
-        file.write_text(BASELINE.format(version=version, more=more))
+    def publish(self, more: str = "") -> int:
+        """Check, sign and push the next version of the baseline, and choose it for the site; returns its number."""
+        self.version += 1
+        file = self.folder / f"lab-{self.version}.toml"
+        file.write_text(BASELINE.format(version=self.version, more=more))
         offline = self.folder / "offline"
         self._run("ringfence-agent", "check", file)
         self.admin(
             "baseline", "sign", file, "--repository", offline / "repository", "--key", offline / "keys/targets-1.pem"
         )  # fmt: skip
         self.admin("baseline", "push", offline / "repository")
-        self.admin("baseline", "assign", "lab", "--site", SITE, "--version", version, "--reason", "the lab")
+        self.admin(
+            "baseline", "assign", "lab", "--site", SITE, "--version", self.version, "--reason", "the lab"
+        )
+        return self.version
+
+    def release(self, reason: str) -> None:
+        """Release what is held, as a person does: the site, then the node by itself."""
+        held = self.node()["holds"]
+        if any(each["node"] is None for each in held):
+            self.admin("release", "--site", SITE, "--reason", reason)
+        if any(each["node"] is not None for each in held):
+            self.admin("release", "--node", NODE, "--reason", reason)
+
+    def record(self, folder: Path) -> None:
+        """Export the first evidence of each boot that is stored, oldest first."""
+        stored = json.loads(self.admin("evidence", "list", NODE, "--json"))
+        boots = sorted(each["id"] for each in stored if each["kind"] == "boot")
+        for number, boot in enumerate(boots, 1):
+            self.admin("evidence", "export", NODE, "--id", boot, "--out", folder / f"boot-{number}")
 
     def admin(self, *arguments: object) -> str:
         """Run `ringfence`; returns its output. Raises RuntimeError."""
@@ -135,23 +156,44 @@ class Office:
             f"{NODE} is {wanted}",
             lambda: (seen := self.node()).get("summary", {}).get("standing") == wanted and seen,
             within_s,
-            lambda: str({k: self.node().get(k) for k in ("summary", "findings", "drifts")})[:1500],
+            self.said,
         )
         return found
 
-    def in_force(self, within_s: float) -> dict[str, Any]:
-        """Wait until evidence says that the guest is healthy under the baseline that is wanted. Raises TimeoutError."""
+    def in_force(self, within_s: float, *, since: float = 0.0) -> dict[str, Any]:
+        """Wait until evidence says that the guest is healthy under the baseline that is wanted. Raises TimeoutError.
+
+        `since`: by this machine's clock; evidence from before does not count.
+        """
         found: dict[str, Any] = self.until(
             f"{NODE} is healthy under the baseline that is wanted",
-            lambda: (
-                (seen := self.node()).get("summary", {}).get("standing") == "healthy"
-                and _version(seen["summary"]["baseline"]) == _version(seen["summary"]["wanted_baseline"])
-                and seen
-            ),
+            lambda: _in_force(seen := self.node(), since) and seen,
             within_s,
-            lambda: str({k: self.node().get(k) for k in ("summary", "findings", "drifts")})[:1500],
+            self.said,
         )
         return found
+
+    def isolated(self, named: str, within_s: float, *, since: float) -> str:
+        """Wait until the controller names what differs and the node has cut itself; returns what was found. Raises TimeoutError.
+
+        `since`: as in `in_force`.
+        """
+
+        def true() -> str:
+            found = self.node()
+            said = "; ".join(f"{each['code']}: {each['detail']}" for each in found.get("findings", ()))
+            cut = found and found["summary"]["posture"] == "isolated" and _reported(found, since)
+            return said if cut and named in said else ""
+
+        said: str = self.until(
+            f"the node is isolated and the finding names {named!r}", true, within_s, self.said
+        )
+        return said
+
+    def said(self) -> str:
+        """What the controller knows of the guest, in short."""
+        found = self.node()
+        return str({key: found.get(key) for key in ("summary", "findings", "drifts", "holds")})[:2500]
 
     def until(
         self,
@@ -165,7 +207,7 @@ class Office:
         while not (found := true()):
             if time.monotonic() > end:
                 raise TimeoutError(f"not within {within_s:g} s: {what}; {instead()}")
-            time.sleep(0.5)
+            time.sleep(1.5)  # what is asked may cost half a second of the processor that the guest needs
         return found
 
     def close(self) -> None:
@@ -187,6 +229,20 @@ class Office:
                 f"{program} {' '.join(map(str, arguments))}: exit {done.returncode}: {done.stderr}"
             )
         return done.stdout
+
+
+def _reported(found: dict[str, Any], since: float) -> bool:
+    return (found["summary"]["last_report_at"] or 0.0) > since
+
+
+def _in_force(found: dict[str, Any], since: float) -> bool:
+    summary = found.get("summary", {})
+    return (
+        summary.get("standing") == "healthy"
+        and summary["posture"] == "normal"
+        and _version(summary["baseline"]) == _version(summary["wanted_baseline"])
+        and _reported(found, since)
+    )
 
 
 def _version(baseline: dict[str, Any] | None) -> tuple[str, int] | None:

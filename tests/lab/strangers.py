@@ -1,0 +1,154 @@
+"""What nobody announced: a program, a command line, an initrd. Each is named, cuts the node off, and is put right."""
+
+from __future__ import annotations
+
+import re
+import time
+
+from tests.lab import image
+from tests.lab.checks import FIRST_S, NEXT_S, Site, check
+
+STRANGER = "/opt/press-tools/helper"
+_EXCLUDE = (
+    *("/var/lib/ringfence/", "/var/lib/dpkg/", "/var/lib/apt/", "/var/lib/systemd/"),
+    *("/var/cache/", "/var/log/"),
+)
+_LOG = "/sys/kernel/security/ima/binary_runtime_measurements"
+_LEARN = (
+    f"ringfence-agent learn --output /run/ima.toml ima --only-measured --ima-log {_LOG} "
+    f"{' '.join(f'--exclude {rule}' for rule in _EXCLUDE)}"
+)
+_USED_LATER = "cp /usr/bin/true /run/true; chmod 755 /run/true; mkdir -p /opt/press-tools; nft list tables; systemctl --version"
+_INITRD = "$(readlink -f /boot/initrd.img)"
+_ADDED = 4096
+"""Zeros behind an archive: the kernel passes over them, and they are measured."""
+
+
+def _learned(site: Site, mode: str) -> str:
+    """Learn the files of this boot by the product's own command; cut down as a person would. /run is not measured."""
+    site.guest.must(_USED_LATER)
+    site.guest.must(_LEARN)
+    text = site.guest.must("cat /run/ima.toml")
+    return text.replace("[ima]\n", f'[ima]\nmode = "{mode}"\nviolations = "warn"\n', 1)
+
+
+def _findings(site: Site) -> list[str]:
+    return [f"{each['code']}: {each['detail']}" for each in site.office.node()["findings"]]
+
+
+def _refused(site: Site) -> list[str]:
+    return [each for each in _findings(site) if each.startswith("ima.") and "-noted" not in each]
+
+
+@check(
+    "[ima], learned by `ringfence-agent learn ima`, observed, learned again and enforced, holds the guest's own files",
+    smoke=False,
+)
+def _allow_list(site: Site) -> str:
+    site.office.publish(_learned(site, "observe"))
+    site.office.in_force(NEXT_S, since=time.time())
+    noted = len(_findings(site))
+    text = _learned(site, "enforce")
+    since = time.time()
+    site.office.publish(text)
+    found = site.office.in_force(NEXT_S, since=since + 20)
+    assert not _refused(site), "\n".join(_refused(site))
+    (site.office.folder / "ima.toml").write_text(text)
+    return (
+        f"{text.count('[[ima.package]]')} packages, {len(text) / 1000:.0f} kB; {noted} lines noted while it was observed, none "
+        f"refused under {found['ima_lines']} measured lines; tier {found['summary']['tier']}"
+    )
+
+
+@check("a program that no package brought is named when it has run, and the node is isolated", smoke=False)
+def _stranger(site: Site) -> str:
+    since = time.time()
+    site.guest.must(f"(cat /usr/bin/true; echo stranger) > {STRANGER} && chmod 755 {STRANGER} && {STRANGER}")
+    said = site.office.isolated(STRANGER, FIRST_S, since=since)
+    named = [each for each in _refused(site) if STRANGER in each]
+    assert named and named[0].startswith("ima.unknown-file"), said
+    _cut(site)
+    return f"{named[0]}; refused besides: {len(_refused(site)) - len(named)}"
+
+
+@check("a person lets it in by the next baseline and releases the node, which is healthy", smoke=False)
+def _let_in(site: Site) -> str:
+    named = next(each for each in _refused(site) if STRANGER in each)
+    digest = re.search(r"sha256:[0-9a-f]{64}", named)
+    assert digest is not None, named
+    text = (site.office.folder / "ima.toml").read_text()
+    allowed = f'[ima.allow]\n"{STRANGER}" = ["{digest[0]}"]\n'
+    assert "[ima.allow]\n" in text, "nothing but packages was learned"
+    site.office.publish(text.replace("[ima.allow]\n", allowed, 1))
+    site.office.until("nothing is refused any more", lambda: not _refused(site), NEXT_S, site.office.said)
+    since = time.time()
+    site.office.release("it is ours")
+    found = site.office.in_force(NEXT_S, since=since)
+    site.office.publish()  # the rows below run programs that were not learned
+    site.office.in_force(NEXT_S, since=time.time())
+    return f"tier {found['summary']['tier']} {time.time() - since:.0f} s after the release"
+
+
+@check("another kernel command line is found and named, and the node is isolated", smoke=False)
+def _command_line(site: Site) -> str:
+    since = restarted(site, image.menu(f"{image.KERNEL_ARGUMENTS} lab.changed=1"))
+    return named_cut(site, "lab.changed=1", since)
+
+
+@check(
+    "released all the same, and with another initrd instead: found and named, and isolated again", smoke=False
+)
+def _initrd(site: Site) -> str:
+    since = time.time()
+    site.office.release("looked at")
+    site.office.until(
+        "the node is let go",
+        lambda: (
+            (seen := site.office.node()["summary"])["posture"] == "normal" and seen["last_report_at"] > since
+        ),
+        NEXT_S,
+        site.office.said,
+    )
+    site.guest.must(f"head -c {_ADDED} /dev/zero >> {_INITRD}")
+    since = restarted(site, image.menu())
+    said = named_cut(site, "initrd", since)
+    assert "lab.changed" not in said, said
+    return said
+
+
+@check("put back, a person closes the case and the node is healthy", smoke=False)
+def _put_back(site: Site) -> str:
+    site.guest.must(f"truncate -s -{_ADDED} {_INITRD}")
+    since = restarted(site, image.menu())
+    site.office.until(
+        "nothing is said against the boot",
+        lambda: site.office.node()["summary"]["last_report_at"] > since and not _findings(site),
+        NEXT_S,
+        site.office.said,
+    )
+    assert site.office.node()["summary"]["posture"] == "isolated", "released by itself"
+    since = time.time()
+    site.office.release("put back")
+    found = site.office.in_force(NEXT_S, since=since)
+    return f"isolated until then; tier {found['summary']['tier']}"
+
+
+def restarted(site: Site, menu: str) -> float:
+    """Boot with this menu; returns since when what is reported is of that boot, by this machine's clock."""
+    site.guest.stop()
+    since = time.time()
+    image.put_menu(site.guest.disk, menu)
+    site.guest.start()
+    return since
+
+
+def named_cut(site: Site, what: str, since: float) -> str:
+    """Wait until the node is isolated for it; returns what was found."""
+    said = site.office.isolated(what, FIRST_S, since=since)
+    _cut(site)
+    return said[:900]
+
+
+def _cut(site: Site) -> None:
+    site.cuts.append(time.time())
+    assert "ringfence_cut" in site.guest.must("nft list tables"), "no cut in the kernel"
