@@ -183,7 +183,7 @@ class Office:
             found = self.node()
             said = "; ".join(f"{each['code']}: {each['detail']}" for each in found.get("findings", ()))
             cut = found and found["summary"]["posture"] == "isolated" and _reported(found, since)
-            return said if cut and named in said else ""
+            return (said or "no finding") if cut and named in said else ""
 
         said: str = self.until(
             f"the node is isolated and the finding names {named!r}", true, within_s, self.said

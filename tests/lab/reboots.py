@@ -47,12 +47,12 @@ def _fence(site: Site) -> str:
     ).strip()
     assert re.search(r"fence: lab/[0-9]+ in posture normal", said) and "lock-down" not in said, said
     return (
-        f"'{said}'; {(ended - began) * 1000:.0f} ms, over {(early - ended) * 1000:.0f} ms before ringfence-early and "
+        f"'{said}'; {(ended - began) * 1000:.0f} ms, ended {(early - ended) * 1000:.0f} ms before ringfence-early and "
         f"{network - ended:.1f} s before the network's service began"
     )
 
 
-@check("the early rules are in force before anything listens")
+@check("the early rules are in force before the network's service starts")
 def _early(site: Site) -> str:
     early = _at(site, "ringfence-early.service", "ActiveEnter")
     network = _at(site, "network.target", "ActiveEnter")

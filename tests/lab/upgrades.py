@@ -33,7 +33,10 @@ def newer(deb: Path, folder: Path) -> None:
     bumped(deb, NEWER, folder)
 
 
-@check("an upgrade by apt while the agent runs: the rules stand all the time, and another agent comes")
+@check(
+    "an upgrade by apt while the agent runs: the rules stand all the time, and another agent comes",
+    smoke=False,
+)
 def _upgraded(site: Site) -> str:
     before, since = agent_pid(site), time.time()
     try:
@@ -55,7 +58,7 @@ def _upgraded(site: Site) -> str:
     )
 
 
-@check("apt-get remove leaves the fence; installed again, the node is itself")
+@check("apt-get remove leaves the fence; installed again, the node is itself", smoke=False)
 def _removed(site: Site) -> str:
     told = site.guest.must("apt-get remove -y ringfence-agent 2>&1", within_s=_APT_S)
     assert "stays in the kernel" in told, told[-1000:]
@@ -66,7 +69,7 @@ def _removed(site: Site) -> str:
     return f"no agent, the rules stand, the listener is shut; {_installed(site)}"
 
 
-@check("RINGFENCE_ON_REMOVE=open apt-get remove opens the fence")
+@check("RINGFENCE_ON_REMOVE=open apt-get remove opens the fence", smoke=False)
 def _opened(site: Site) -> str:
     told = site.guest.must("RINGFENCE_ON_REMOVE=open apt-get remove -y ringfence-agent 2>&1", within_s=_APT_S)
     assert "opened, as asked" in told, told[-1000:]
