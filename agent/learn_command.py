@@ -134,7 +134,11 @@ for _name in learners():
 @click.option(
     "--ima-log", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Of a good boot."
 )
-@click.option("--only-measured", is_flag=True, help="Of the packages' files only those that the log names.")
+@click.option(
+    "--only-measured",
+    is_flag=True,
+    help="Of the packages' files only those that the log names, and the fence's kernel modules.",
+)
 @click.pass_obj
 def learn_ima(asked: _Asked, exclude: tuple[str, ...], ima_log: Path | None, only_measured: bool) -> None:
     """[ima]: every file of this machine that is as its package brought it."""

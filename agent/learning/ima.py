@@ -8,6 +8,7 @@ stands by itself under `allow`, for nobody but that machine vouches for it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,6 +19,11 @@ from contract.imapolicy import MAX_PATH_CHARS, Package, pack
 from contract.pathrules import PathRules, refuse_too_wide
 
 _ALGORITHMS = (b"sha256", b"sha384", b"sha512")
+_OF_THE_FENCE = re.compile(
+    rb"(/usr)?/lib/modules/[^/]+/kernel/net/(.+/)?(netfilter/.+|[a-z0-9_]+_diag)\.ko(\.[a-z0-9]+)?"
+)
+"""Modules of the kernel that rules, and the cut of an isolation above all, may ask for: a good boot need not have used them, and they
+must not be strangers when they are."""
 
 
 class Learned(NamedTuple):
@@ -38,7 +44,8 @@ def learn(
     untrusted_log: bytes | None = None,
     only_measured: bool = False,
 ) -> Learned:
-    """Return what the package databases and one IMA log say. `only_measured` leaves out what the log does not name.
+    """Return what the package databases and one IMA log say. `only_measured` leaves out what the log does not
+    name, but for modules of the kernel that the fence may load later.
 
     Raises OSError, ValueError for a bad rule in `exclude`, Rejected `ima.*` for a log that cannot be read.
     """
@@ -52,7 +59,8 @@ def learn(
         files: dict[bytes, bytes] = {}
         for file in package.files:
             raw = file.path.encode("utf-8", "surrogateescape")
-            if excluded.match(raw) or (only_measured and raw not in measured):
+            seldom = only_measured and raw not in measured and not _OF_THE_FENCE.fullmatch(raw)
+            if seldom or excluded.match(raw):
                 continue
             sha256 = database.sha256_of(file)
             if sha256 is not None and len(raw) <= MAX_PATH_CHARS // 4:

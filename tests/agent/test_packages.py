@@ -105,6 +105,23 @@ def test_what_a_good_boot_measured_besides_is_learned_by_itself(tmp_path: Path) 
     assert (result.caught_up, result.findings) == (True, [])
 
 
+def test_modules_that_the_fence_may_load_are_learned_though_no_boot_has_used_them(tmp_path: Path) -> None:
+    dpkg, modules = Dpkg(tmp_path), "lib/modules/6.1.0-1-amd64/kernel"
+    wanted = [
+        f"/{modules}/net/{each}"
+        for each in ("netfilter/nft_limit.ko", "ipv4/udp_diag.ko.xz", "bridge/netfilter/nft_meta_bridge.ko")
+    ]
+    others = [
+        f"/{modules}/net/ipv4/tcp_bbr.ko",
+        f"/{modules}/drivers/usb/storage/uas.ko",
+        "/usr/lib/netfilter/x.ko",
+    ]
+    dpkg.install("linux-image", "6.1.0-1", {path[1:]: path.encode() for path in [*wanted, *others]})
+    learned = learn(PackageDatabase(dpkg.root), untrusted_log=b"", only_measured=True)
+    found = [raw.decode() for package in learned.packages for raw, _ in package.entries()]
+    assert sorted(found) == sorted(wanted)
+
+
 class Growing:
     """A log file that grows."""
 
