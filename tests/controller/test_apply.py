@@ -13,7 +13,8 @@ from click.testing import CliRunner, Result
 
 from controller.cli.apply import apply
 from controller.permissions import EVERYWHERE
-from tests.controller.live import TOKENS, Live, running
+from tests.controller.live import Live, running
+from tests.controller.terminal import environment
 
 FILES = {
     "lyon.toml": '[[site]]\nname = "lyon"\nbaseline = "factory/1"\npolicy = { interval_s = 30 }\n',
@@ -37,9 +38,7 @@ def written(folder: Path, files: dict[str, str]) -> Path:
 
 
 async def applied(live: Live, folder: Path, *arguments: str) -> Result:
-    ca = folder / "ca.pem"
-    ca.write_text(live.ca)
-    env = {"RINGFENCE_URL": live.admin_url, "RINGFENCE_CA": str(ca), "RINGFENCE_TOKEN": TOKENS["admin"]}
+    env = environment(live, folder)
     wanted = ["-f", str(folder), "--reason", "as reviewed", "--json", *arguments]
     return await asyncio.to_thread(CliRunner().invoke, apply, wanted, env=env)
 

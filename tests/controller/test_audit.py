@@ -21,7 +21,8 @@ from controller.cli.audit import audit
 from controller.fleet.auditlog import FILE_NAME, AuditLog
 from controller.store import Refused, Store, Transaction
 from controller.store import audit as rows
-from tests.controller.live import TOKENS, Live, running
+from tests.controller.live import Live, running
+from tests.controller.terminal import environment
 from tests.parts.fleets import T0
 
 
@@ -159,9 +160,7 @@ async def test_proofs_of_every_act(store: Store, log: AuditLog) -> None:
 
 async def command(live: Live, folder: Path, *arguments: str) -> Result:
     """`ringfence audit ...` in its own thread, against the running controller."""
-    ca = folder / "ca.pem"
-    ca.write_text(live.ca)
-    env = {"RINGFENCE_URL": live.admin_url, "RINGFENCE_CA": str(ca), "RINGFENCE_TOKEN": TOKENS["admin"]}
+    env = environment(live, folder)
     return await asyncio.to_thread(CliRunner().invoke, audit, list(arguments), env=env)
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
-import io
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,11 +17,11 @@ from contract.escrow import answer, ask, opened_share, seal, unseal
 from contract.messages import Answer, Challenge, Drift, KeyRefused, KeyReleased, KeyWanted, Message
 from contract.quote import Counters
 from contract.tpm import name_of
-from controller import cli as admin
 from controller.fleet import escrow as use_cases
 from controller.store import escrow as rows
 from controller.store import nodes
-from tests.controller.live import TOKENS, Live, answer_to, next_message, running
+from tests.controller.live import Live, answer_to, next_message, running
+from tests.controller.terminal import command, environment
 from tests.parts.simulator import Node
 
 KEY = b"the very secret key of a disk"
@@ -193,29 +191,21 @@ async def test_s07_a_key_of_another_node_or_of_another_name_is_unknown(live: Liv
 async def test_c15_the_command_puts_a_key_in_place_of_another_only_when_told_to(
     live: Live, node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "ca.pem").write_text(live.ca)
-    monkeypatch.setenv("RINGFENCE_URL", live.admin_url)
-    monkeypatch.setenv("RINGFENCE_CA", str(tmp_path / "ca.pem"))
-    monkeypatch.setenv("RINGFENCE_TOKEN", TOKENS["installer"])
+    for each, value in environment(live, tmp_path, "installer").items():
+        monkeypatch.setenv(each, value)
     (tmp_path / "key").write_bytes(KEY)
     ek = ek_digest(node.tpm.ek_public)
 
-    async def command(name: str, *more: str) -> tuple[int, str]:
-        said = io.StringIO()
+    async def entered(name: str, *more: str) -> tuple[int, str]:
         line = ["key", "put", "press-1", name, "--from-file", str(tmp_path / "key"), "--ek", ek]
+        return await command(*line, "--reason", "installed", *more)
 
-        def run() -> int:
-            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-                return admin.run([*line, "--reason", "installed", *more])
-
-        return await asyncio.to_thread(run), said.getvalue()
-
-    code, text = await command("disk")
+    code, text = await entered("disk")
     assert code == 1 and "key.exists" in text and "--replace" in text
-    code, text = await command("logs", "--replace")
+    code, text = await entered("logs", "--replace")
     assert code == 1 and "key.unknown" in text
-    assert await command("logs") == (0, "key logs of press-1: version 1\n")
-    assert await command("disk", "--replace") == (0, "key disk of press-1: version 2\n")
+    assert await entered("logs") == (0, "key logs of press-1: version 1\n")
+    assert await entered("disk", "--replace") == (0, "key disk of press-1: version 2\n")
 
 
 async def test_s08_a_revoked_key_opens_nothing_any_more(live: Live, node: Node) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import csv
 import io
 import json
@@ -17,29 +15,17 @@ import pytest_asyncio
 from contract.inventory import Fact, Facts
 from controller import cli as admin
 from controller.cli import show
-from tests.controller.live import TOKENS, Live, running
+from tests.controller.live import Live, running
+from tests.controller.terminal import command, environment
 from tests.parts.fleets import digest
 
 
 @pytest_asyncio.fixture
 async def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Live]:
     async with running(tmp_path) as controller:
-        (tmp_path / "ca.pem").write_text(controller.ca)
-        monkeypatch.setenv("RINGFENCE_URL", controller.admin_url)
-        monkeypatch.setenv("RINGFENCE_CA", str(tmp_path / "ca.pem"))
-        monkeypatch.setenv("RINGFENCE_TOKEN", TOKENS["viewer"])
+        for name, value in environment(controller, tmp_path, "viewer").items():
+            monkeypatch.setenv(name, value)
         yield controller
-
-
-async def command(*arguments: str) -> tuple[int, str]:
-    """Exit code and output of the admin command."""
-    out = io.StringIO()
-
-    def run() -> int:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            return admin.run(arguments)
-
-    return await asyncio.to_thread(run), out.getvalue()
 
 
 async def stock(live: Live, node: str, *facts: Sequence[str], ago_s: float = 0.0) -> None:

@@ -26,7 +26,8 @@ from contract.errors import Rejected
 from controller.config import GroupRight, Limits, OidcConfig, parse_config
 from controller.idtoken import MAX_AGE_S, SKEW_S
 from controller.oidc import MAX_DOCUMENT_BYTES
-from tests.controller.live import TOKENS, Live, running
+from tests.controller.live import Live, running
+from tests.controller.terminal import environment
 from tests.parts.issuer import CLIENT, Issuer, jwk_of, running_issuer
 
 COMMAND = str(Path(sys.executable).parent / "ringfence")
@@ -432,12 +433,7 @@ async def test_the_command_logs_in_with_the_issuer(plant: Plant, tmp_path: Path)
         subprocess.run, [COMMAND, "whoami", "--json"], env=env, capture_output=True, text=True, timeout=60
     )
     assert msgspec.json.decode(who.stdout)["name"] == "oidc:248289761001"
-    admin = {
-        **env,
-        "RINGFENCE_URL": plant.live.admin_url,
-        "RINGFENCE_CA": str(tmp_path / "ca.pem"),
-        "RINGFENCE_TOKEN": TOKENS["admin"],
-    }
+    admin = {**env, **environment(plant.live, tmp_path)}
     end = [COMMAND, "users", "end-sessions", "oidc:248289761001", "--reason", "left"]
     ended = await asyncio.to_thread(
         subprocess.run, end, env=admin, capture_output=True, text=True, timeout=60

@@ -21,6 +21,7 @@ from controller import lockout, passwords, totp
 from controller.config import Limits, PeopleConfig
 from controller.permissions import EVERYWHERE
 from tests.controller.live import TOKENS, Live, running
+from tests.controller.terminal import environment
 
 COMMAND = str(Path(sys.executable).parent / "ringfence")
 TREE = str(Path(__file__).resolve().parents[2])
@@ -300,16 +301,11 @@ async def command(
     live: Live, folder: Path, *argv: str, typed: str = "", token: str | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, its input from a pipe."""
-    (folder / "ca.pem").write_text(live.ca)
     env = {**os.environ, "PYTHONPATH": TREE, "RINGFENCE_PROFILE": str(folder / "profile.json")}
     for name in ("RINGFENCE_TOKEN", "RINGFENCE_URL", "RINGFENCE_CA"):
         env.pop(name, None)
     if token is not None:
-        env |= {
-            "RINGFENCE_URL": live.admin_url,
-            "RINGFENCE_CA": str(folder / "ca.pem"),
-            "RINGFENCE_TOKEN": token,
-        }
+        env |= {**environment(live, folder), "RINGFENCE_TOKEN": token}
     return await asyncio.to_thread(
         subprocess.run,
         [COMMAND, *argv],

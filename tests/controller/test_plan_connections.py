@@ -21,7 +21,8 @@ from controller.foretelling import Asked, Foretelling
 from controller.permissions import EVERYWHERE
 from controller.rollout_records import Impact
 from tests.agent.wholenode import until
-from tests.controller.live import TOKENS, Live, answer_to, next_message, running
+from tests.controller.live import Live, answer_to, next_message, running
+from tests.controller.terminal import environment
 from tests.parts.signing import minimal_baseline
 from tests.parts.simulator import Node
 
@@ -123,10 +124,8 @@ def test_what_is_not_known_is_counted_and_never_none() -> None:
 async def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Live]:
     monkeypatch.setattr(sessions, "SOCKETS_S", 1.0)
     async with running(tmp_path) as controller:
-        (tmp_path / "ca.pem").write_text(controller.ca)
-        monkeypatch.setenv("RINGFENCE_URL", controller.admin_url)
-        monkeypatch.setenv("RINGFENCE_CA", str(tmp_path / "ca.pem"))
-        monkeypatch.setenv("RINGFENCE_TOKEN", TOKENS["admin"])
+        for name, value in environment(controller, tmp_path).items():
+            monkeypatch.setenv(name, value)
         await controller.assign(2, extra=RULES.format(port=8080))
         await controller.push(3, extra=RULES.format(port=8081))
         yield controller

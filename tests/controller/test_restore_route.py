@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import io
 import json
 import time
 from collections.abc import AsyncIterator
@@ -14,10 +11,10 @@ import pytest
 import pytest_asyncio
 
 from contract.messages import BaselineRef
-from controller import cli as admin
 from controller.permissions import Right
 from controller.store import restores
-from tests.controller.live import TOKENS, Live, answer_to, digest, running
+from tests.controller.live import Live, answer_to, digest, running
+from tests.controller.terminal import command, environment
 from tests.controller.twosites import everything
 from tests.parts.signing import minimal_baseline
 
@@ -28,10 +25,8 @@ REASON = {"reason": "nobody is ahead"}
 async def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Live]:
     """A restored controller; press-1 has said since that it holds version 2, of press-2 nothing is known."""
     async with running(tmp_path) as controller:
-        (tmp_path / "ca.pem").write_text(controller.ca)
-        monkeypatch.setenv("RINGFENCE_URL", controller.admin_url)
-        monkeypatch.setenv("RINGFENCE_CA", str(tmp_path / "ca.pem"))
-        monkeypatch.setenv("RINGFENCE_TOKEN", TOKENS["admin"])
+        for name, value in environment(controller, tmp_path).items():
+            monkeypatch.setenv(name, value)
         await controller.fleet.assign_baseline(
             "factory", "factory", 1, actor="tester", reason="test", now=time.time()
         )
@@ -42,17 +37,6 @@ async def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator
         await answer_to(node, node.report(baseline=newer))
         await controller.node("press-2", connect=False)
         yield controller
-
-
-async def command(*arguments: str) -> tuple[int, str]:
-    """Exit code and output of the admin command."""
-    out = io.StringIO()
-
-    def run() -> int:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            return admin.run(arguments)
-
-    return await asyncio.to_thread(run), out.getvalue()
 
 
 async def test_c02_an_admin_of_the_fleet_looks_rehearses_and_confirms(live: Live) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.controller.live import TOKENS, Live, running
+from tests.controller.live import Live, running
+from tests.controller.terminal import environment
 
 COMMAND = str(Path(sys.executable).parent / "ringfence")
 TREE = str(Path(__file__).resolve().parents[2])
@@ -25,11 +26,8 @@ def _interruptible() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def environment(live: Live, folder: Path) -> dict[str, str]:
-    ca = folder / "ca.pem"
-    ca.write_text(live.ca)
-    own = {"RINGFENCE_URL": live.admin_url, "RINGFENCE_CA": str(ca), "RINGFENCE_TOKEN": TOKENS["admin"]}
-    return {**os.environ, **own, "TERM": "xterm", "PYTHONPATH": TREE}
+def on_a_screen(live: Live, folder: Path) -> dict[str, str]:
+    return {**os.environ, **environment(live, folder), "TERM": "xterm", "PYTHONPATH": TREE}
 
 
 async def seen(screen: int, wanted: bytes, so_far: bytes = b"") -> bytes:
@@ -47,7 +45,7 @@ async def test_a_list_is_painted_anew_and_ctrl_c_ends_it(tmp_path: Path) -> None
         screen, terminal = pty.openpty()
         looking = await asyncio.create_subprocess_exec(
             COMMAND, "sites", "--watch", "0.5",
-            env=environment(live, tmp_path), stdin=terminal, stdout=terminal, stderr=terminal,
+            env=on_a_screen(live, tmp_path), stdin=terminal, stdout=terminal, stderr=terminal,
             preexec_fn=_interruptible,
         )  # fmt: skip
         os.close(terminal)
@@ -87,6 +85,6 @@ async def test_what_would_act_again_and_again_is_refused(tmp_path: Path, argumen
     (tmp_path / "controller").mkdir()
     async with running(tmp_path / "controller") as live:
         done = await asyncio.to_thread(
-            subprocess.run, [COMMAND, *arguments], env=environment(live, tmp_path), capture_output=True
+            subprocess.run, [COMMAND, *arguments], env=on_a_screen(live, tmp_path), capture_output=True
         )
     assert done.returncode == 2, done
