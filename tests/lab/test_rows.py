@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
-from collections.abc import Iterator
-
-import pytest
+from itertools import chain, repeat
 
 from tests.lab.__main__ import chosen
 from tests.lab.checks import CHECKS
@@ -26,24 +25,29 @@ def test_a_chosen_row_brings_those_that_it_stands_on() -> None:
     assert len(few) == 3 and few[-1].startswith("a USB stick") and "installs" in few[1]
 
 
-@pytest.fixture
-def listener() -> Iterator[socket.socket]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server
+def listening() -> socket.socket:
+    return socket.create_server(("127.0.0.1", 0))
 
 
-def test_open_is_who_answers_and_not_who_takes_a_connection(listener: socket.socket) -> None:
-    port = listener.getsockname()[1]
-    assert not is_open(port, 0.5)
+def test_who_only_takes_connections_is_not_open() -> None:
+    with listening() as listener:
+        assert not is_open(listener.getsockname()[1], 0.5)
+
+
+def test_who_answers_as_an_open_one_is_open() -> None:
+    said = chain((b"", b"shut\n"), repeat(b"open\n"))
 
     def answer() -> None:
-        for said in (b"", b"shut\n", b"open\n"):
-            connection, _ = listener.accept()
-            connection.sendall(said)
-            connection.close()
+        with contextlib.suppress(TimeoutError):  # nobody comes any more
+            while True:
+                connection, _ = listener.accept()
+                connection.sendall(next(said))
+                connection.close()
 
-    answering = threading.Thread(target=answer)
-    answering.start()
-    opened = is_open(port, 10)
-    answering.join()
+    with listening() as listener:
+        listener.settimeout(2)
+        answering = threading.Thread(target=answer)
+        answering.start()
+        opened = is_open(listener.getsockname()[1], 10)
+        answering.join()
     assert opened
