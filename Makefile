@@ -9,8 +9,8 @@ setup:
 demo: setup      ## two sites on one machine, the whole promise; KEEP=1 leaves it running
 	@$(V)/python -m tests.flow.demo $(if $(KEEP),--keep)
 
-test: setup      ## all tests
-	@$(V)/python -m pytest $(ARGS)
+test: setup      ## all tests, in two processes; ARGS="tests/agent -k usb" runs some, in one
+	@$(V)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile)
 
 check: setup     ## style, strict types, import arrows
 	@$(V)/ruff check .

@@ -45,6 +45,17 @@ def built() -> Iterator[Topology]:
         yield lab
 
 
+def configured(topology: Topology, folder: Path) -> Iterator[Path]:
+    """A folder with the node's `agent.toml`; what the node's kernel holds is gone at the end."""
+    addresses = ", ".join(f'"{each}"' for each in topology.controller.uplink)
+    (folder / "agent.toml").write_text(
+        f'node = "{NODE}"\nstate_dir = "{folder}/state"\n[controller]\nurl = "https://controller:8443"\n'
+        f'ca = "/nowhere"\naddresses = [{addresses}]\n'
+    )
+    yield folder
+    topology.nodes[0].namespace.run("nft", "flush", "ruleset")
+
+
 @pytest.fixture(scope="module")
 def topology() -> Iterator[Topology]:
     yield from built()
@@ -52,13 +63,7 @@ def topology() -> Iterator[Topology]:
 
 @pytest.fixture
 def folder(topology: Topology, tmp_path: Path) -> Iterator[Path]:
-    addresses = ", ".join(f'"{each}"' for each in topology.controller.uplink)
-    (tmp_path / "agent.toml").write_text(
-        f'node = "{NODE}"\nstate_dir = "{tmp_path}/state"\n[controller]\nurl = "https://controller:8443"\n'
-        f'ca = "/nowhere"\naddresses = [{addresses}]\n'
-    )
-    yield tmp_path
-    topology.nodes[0].namespace.run("nft", "flush", "ruleset")
+    yield from configured(topology, tmp_path)
 
 
 def raw() -> bytes:
@@ -270,6 +275,7 @@ def _worked_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
+@pytest.mark.alone
 def test_f12_early_is_quick(topology: Topology, folder: Path) -> None:
     Store(folder / "state", NODE).save_state(normal())
     took_s = []

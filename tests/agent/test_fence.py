@@ -24,7 +24,7 @@ from contract.directive import Response as Request
 from contract.messages import Drift
 from tests.agent.firewall.lab import opens
 from tests.agent.rig import Rig, baseline, in_own_namespace
-from tests.agent.test_early import NODE, STATES, TREE, built, normal, observing, passes
+from tests.agent.test_early import NODE, STATES, TREE, built, configured, normal, observing, passes
 from tests.agent.test_early import early as early_step
 from tests.agent.test_hold import until
 from tests.parts.topology import Topology
@@ -48,13 +48,7 @@ def lockdown(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(topology: Topology, tmp_path: Path) -> Iterator[Path]:
-    addresses = ", ".join(f'"{each}"' for each in topology.controller.uplink)
-    (tmp_path / "agent.toml").write_text(
-        f'node = "{NODE}"\nstate_dir = "{tmp_path}/state"\n[controller]\nurl = "https://controller:8443"\n'
-        f'ca = "/nowhere"\naddresses = [{addresses}]\n'
-    )
-    yield tmp_path
-    topology.nodes[0].namespace.run("nft", "flush", "ruleset")
+    yield from configured(topology, tmp_path)
 
 
 def left_behind(folder: Path, state: State) -> Path:
@@ -168,6 +162,7 @@ def test_f12_the_fence_loads_nothing_where_the_baseline_only_observes(
     assert opens(topology.sites["early"].the_client.namespace, node.enclave[0], 9090, 2.0)
 
 
+@pytest.mark.alone
 def test_f12_the_fence_stands_within_300_ms(topology: Topology, folder: Path, lockdown: Path) -> None:
     path = left_behind(folder, normal())
     took_s = []
@@ -278,13 +273,18 @@ def test_f12_an_order_that_comes_while_a_look_takes_long_is_in_the_file_before_i
     in_own_namespace(job)
 
 
+def adopted(folder: Path) -> tuple[Rig, Path]:
+    """A loop that holds its first baseline, and the file it has left for the next boot."""
+    rig = Rig(folder)
+    rig.start()
+    rig.adopt(baseline(1, 8080), 1, 1)
+    until(lambda: is_right(rig) and "8080" in kept(rig))
+    return rig, Path(rig.config.state_dir) / NAME
+
+
 def test_f12_the_file_is_written_when_it_changes_and_when_somebody_has_touched_it(tmp_path: Path) -> None:
     def job() -> None:
-        rig = Rig(tmp_path)
-        rig.start()
-        rig.adopt(baseline(1, 8080), 1, 1)
-        until(lambda: is_right(rig) and "8080" in kept(rig))
-        path = Path(rig.config.state_dir) / NAME
+        rig, path = adopted(tmp_path)
         before = path.stat()
         wanted = rig.loop.hold.state.directive.baseline  # type: ignore[union-attr]
         rig.direct(rig.signed(2, wanted=wanted))
@@ -304,11 +304,7 @@ def test_f12_the_file_is_written_when_it_changes_and_when_somebody_has_touched_i
 
 def test_f12_where_the_file_cannot_be_written_no_old_one_is_left(tmp_path: Path) -> None:
     def job() -> None:
-        rig = Rig(tmp_path)
-        rig.start()
-        rig.adopt(baseline(1, 8080), 1, 1)
-        until(lambda: is_right(rig) and "8080" in kept(rig))
-        path = Path(rig.config.state_dir) / NAME
+        rig, path = adopted(tmp_path)
         path.with_name(f"{NAME}.new").mkdir()
         rig.direct(rig.signed(2, posture="isolated"))
         until(lambda: "early.unwritable" in rig.kinds())

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
 from agent.host import Host
 from agent.probes import Surroundings
@@ -229,6 +230,7 @@ def _models() -> str:
     return text
 
 
+@pytest.mark.alone
 def test_a_look_at_20000_files_lets_the_firewall_in_within_20_ms(tmp_path: Path) -> None:
     """The stretch between two breaths is what a change of the firewall can wait at most."""
     _many_files(tmp_path)
@@ -251,6 +253,7 @@ def test_a_look_at_20000_files_lets_the_firewall_in_within_20_ms(tmp_path: Path)
     probe.undo()
 
 
+@pytest.mark.alone
 def test_f05_a_change_of_the_firewall_is_healed_while_20000_files_are_looked_at(tmp_path: Path) -> None:
     root = tmp_path / "root"
     _many_files(root)

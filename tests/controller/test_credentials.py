@@ -43,6 +43,7 @@ def test_many_are_hashed_at_once() -> None:
         assert all(pool.map(passwords.matches, [GOOD] * 8, kept, timeout=60))
 
 
+@pytest.mark.alone
 def test_nobodys_password_takes_as_long_as_somebodys() -> None:
     def seconds(kept: str | None) -> float:
         times = []

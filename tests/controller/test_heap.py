@@ -6,6 +6,8 @@ import gc
 import time
 import weakref
 
+import pytest
+
 from controller.heap import LEAST_ENDED, Heap, short_pauses
 
 
@@ -20,6 +22,7 @@ def took_s() -> float:
     return time.perf_counter() - begun
 
 
+@pytest.mark.alone
 def test_a_full_collection_passes_over_what_an_earlier_one_left_alive() -> None:
     kept = [{n: [n]} for n in range(300_000)]
     gc.collect()

@@ -166,6 +166,7 @@ async def test_c06_a_huge_frame_ends_the_session_and_compression_is_not_offered(
         assert (await answer_to(again, again.report())).tier == "affirming"  # type: ignore[attr-defined]
 
 
+@pytest.mark.alone
 async def test_c08_the_loop_does_not_stall_while_bad_tokens_and_garbage_flood_in(tmp_path: Path) -> None:
     async with running(tmp_path, limits=Limits(failures_per_minute=10_000, per_address=1000)) as live:
         node = await live.node("press-1")

@@ -71,6 +71,7 @@ def many(count: int, change: int = 0) -> str:
     return BASELINE.replace('"10.10.1.0/24"', listed)
 
 
+@pytest.mark.alone
 def test_f02_of_ten_thousand_addresses_only_the_changed_ones_are_loaded(
     node: FencedNode, topology: Topology
 ) -> None:
