@@ -106,7 +106,7 @@ def test_who_loses_the_controller_and_who_isolates_itself() -> None:
     silent = rules(8080, version=2).replace(
         b"[firewall.zones", b"[baseline.offline]\nisolate_after_s = 20\n[firewall.zones", 1
     )
-    impact = foretold(rules(8080, version=1), silent, (asked(), "it is not connected here"))
+    impact = foretold(rules(8080, version=1), silent, (asked(), "it is not connected"))
     assert list(impact.would_isolate) == ["press-1"]
     assert (
         foretold(silent.replace(b"version = 2", b"version = 1"), silent, (asked(), SAID)).would_isolate == {}
@@ -114,7 +114,7 @@ def test_who_loses_the_controller_and_who_isolates_itself() -> None:
 
 
 def test_what_is_not_known_is_counted_and_never_none() -> None:
-    told = [(asked(f"n-{n:03}"), "it is not connected here") for n in range(150)]
+    told = [(asked(f"n-{n:03}"), "it is not connected") for n in range(150)]
     impact = foretold(rules(8080, version=1), rules(8081, version=2), *told, (asked(), SAID))
     (unknown,) = impact.unknown
     assert (impact.known, unknown.count, len(unknown.nodes)) == (1, 150, 100)
@@ -178,7 +178,7 @@ async def test_a_plan_asks_the_nodes_and_says_of_whom_it_does_not_know(live: Liv
         "it did not answer in time": ["press-2"],
         "what it told was refused: sockets.malformed": ["press-3"],
         "its agent does not tell, or not yet": ["press-4"],
-        "it is not connected here": ["press-5"],
+        "it is not connected": ["press-5"],
     }
     assert (impact["known"], impact["cut"], impact["cut_nodes"], impact["cut_sites"]) == (
         1,
