@@ -43,6 +43,17 @@ async def _forget(addresses: list[str]) -> None:
     """Do nothing with what was resolved."""
 
 
+def trusting(ca: str) -> ssl.SSLContext:
+    """Return a context for TLS 1.2 and later that believes this PEM file only. Raises OSError, which names the file."""
+    try:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
+    except OSError as error:  # OpenSSL's own is one, and says neither which file nor that it is one
+        why = "no certificate is in it" if isinstance(error, ssl.SSLError) else error.strerror
+        raise OSError(f"{ca}: {why} ([controller] ca in the configuration)") from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context
+
+
 class Dialler:
     """Makes connections to the controller of one configuration."""
 
@@ -80,8 +91,7 @@ class Dialler:
     @contextlib.asynccontextmanager
     async def client(self, enrolled: Enrolled | None, keys: Keys | None) -> AsyncIterator[Client]:
         """Give an HTTPS client that believes the configured CA only; with the node's certificate once there is one."""
-        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=self._config.controller.ca)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context = trusting(self._config.controller.ca)
         if enrolled is not None and keys is not None:
             path = Path(self._config.state_dir) / "client.pem"  # OpenSSL takes it from a file only
             await asyncio.to_thread(replace_file, path, keys.tls_key + enrolled.chain)

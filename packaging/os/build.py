@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,18 @@ def epoch() -> int:
     return int(given or provenance.git(TREE, "log", "-1", "--format=%ct"))
 
 
+def forget_build_id(library: Path) -> None:
+    """Write zeros over a library's build id. objcopy(1), which could take the note out, takes PT_GNU_RELRO with it."""
+    told = subprocess.run(["readelf", "-n", library], check=True, capture_output=True, text=True).stdout
+    ids = [bytes.fromhex(each) for each in re.findall(r"Build ID: ([0-9a-f]+)", told)]
+    content = library.read_bytes()
+    for each in ids:
+        if content.count(each) != 1:
+            raise SystemExit(f"{library}: its build id stands there {content.count(each)} times, wanted once")
+        content = content.replace(each, bytes(len(each)))
+    library.write_bytes(content)
+
+
 def freeze(program: str, work: Path) -> Path:
     """Build one program's folder and return it."""
     own = work / f"ringfence-{VERSION}.dist-info"
@@ -81,7 +94,7 @@ def freeze(program: str, work: Path) -> Path:
     )  # fmt: skip
     frozen = work / "dist" / program
     for path in frozen.glob(COMPILED_HERE):
-        run("objcopy", "--remove-section=.note.gnu.build-id", path)
+        forget_build_id(path)
     for path in sorted(frozen.rglob("*")):
         if path.is_symlink():
             continue

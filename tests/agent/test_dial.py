@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from agent.config import AgentConfig, ControllerConfig, TpmConfig
-from agent.dial import Dialler
+from agent.dial import Dialler, trusting
 from agent.store import Store
 from agent.tpm import Tpm
 from contract.errors import Rejected
@@ -194,3 +194,19 @@ async def test_enrolment_takes_nothing_but_the_protocol(tmp_path: Path, case: st
         assert caught.value.code == "enrol.malformed"
     assert server.asked == 1
     assert Store(tmp_path / "state", "press-1").enrolled() is None
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file"),
+        (b"", "no certificate"),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n", "no certificate"),
+    ],
+)
+def test_a_ca_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None, why: str) -> None:
+    ca = tmp_path / "ca.pem"
+    if content is not None:
+        ca.write_bytes(content)
+    with pytest.raises(OSError, match=rf"{ca}: {why}.*\[controller\] ca"):
+        trusting(str(ca))

@@ -104,7 +104,12 @@ def main() -> int:
     parser.add_argument(
         "--rest", type=float, metavar="MINUTES", help=f"{REST_MIN:g}; --smoke: {SMOKE_REST_MIN:g}"
     )
-    parser.add_argument("--record", type=Path, metavar="DIR", help="a new folder for each boot's evidence")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="DIR",
+        help="a new folder for the evidence of each boot and of each changed verdict",
+    )
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and disks")
     options = parser.parse_args()
     if not list(options.packages.glob("ringfence-agent_*.deb")):

@@ -132,11 +132,11 @@ class Office:
             self.admin("release", "--node", NODE, "--reason", reason)
 
     def record(self, folder: Path) -> None:
-        """Export the first evidence of each boot that is stored, oldest first."""
+        """Export the first evidence of each boot, and what changed a verdict within one, oldest first."""
         stored = json.loads(self.admin("evidence", "list", NODE, "--json"))
-        boots = sorted(each["id"] for each in stored if each["kind"] == "boot")
-        for number, boot in enumerate(boots, 1):
-            self.admin("evidence", "export", NODE, "--id", boot, "--out", folder / f"boot-{number}")
+        wanted = sorted((each["id"], each["kind"]) for each in stored if each["kind"] in ("boot", "change"))
+        for number, (which, kind) in enumerate(wanted, 1):
+            self.admin("evidence", "export", NODE, "--id", which, "--out", folder / f"{number:02}-{kind}")
 
     def admin(self, *arguments: object) -> str:
         """Run `ringfence`; returns its output. Raises RuntimeError."""
