@@ -162,7 +162,7 @@ class Session:
     async def told_sockets(self, wait_s: float) -> bytes | None:
         """Return what the node tells of its connections, just now or when asked; None when it does not within `wait_s`."""
         told, now = self.sockets, time.monotonic()
-        if told is None or (told.done() and now - self.sockets_at > SOCKETS_FRESH_S):
+        if told is None or now - self.sockets_at > (SOCKETS_FRESH_S if told.done() else SOCKETS_S):
             told = self.sockets = asyncio.get_running_loop().create_future()
             self.sockets_at = now
             await self.send(SocketsWanted())

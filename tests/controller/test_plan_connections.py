@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,14 +13,13 @@ import pytest_asyncio
 from contract.messages import BaselineRef, Refused, Sockets, SocketsWanted
 from contract.sockets import Connection, Endpoint, Listening, SocketReport
 from contract.wire import encode
-from controller import cli as admin
 from controller import session as sessions
 from controller.foretelling import Asked, Foretelling
 from controller.permissions import EVERYWHERE
 from controller.rollout_records import Impact
 from tests.agent.wholenode import until
 from tests.controller.live import Live, answer_to, next_message, running
-from tests.controller.terminal import environment
+from tests.controller.terminal import command, environment
 from tests.parts.signing import minimal_baseline
 from tests.parts.simulator import Node
 
@@ -150,13 +147,7 @@ async def tell(made: Node, report: bytes) -> None:
 
 
 async def plan(*arguments: str) -> tuple[int, str]:
-    out = io.StringIO()
-
-    def run() -> int:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            return admin.run(["plan", "factory", "-l", "all", *arguments])
-
-    return await asyncio.to_thread(run), out.getvalue()
+    return await command("plan", "factory", "-l", "all", *arguments)
 
 
 async def test_a_plan_asks_the_nodes_and_says_of_whom_it_does_not_know(live: Live) -> None:
@@ -188,6 +179,17 @@ async def test_a_plan_asks_the_nodes_and_says_of_whom_it_does_not_know(live: Liv
     )
     for each in (here, silent, liar, old):  # nobody's session has suffered
         assert (await live.fleet.node(each.identity.name)).summary.connected
+
+
+async def test_who_did_not_answer_is_asked_again_by_the_next_plan(live: Live) -> None:
+    here = await node(live, "press-1")
+    _, text = await plan("--json")
+    assert json.loads(text)["impact"]["unknown"][0]["why"] == "it did not answer in time"
+    assert isinstance(await next_message(here), SocketsWanted)
+    telling = asyncio.create_task(tell(here, encode(SAID)))
+    _, text = await plan("--json")
+    await telling
+    assert json.loads(text)["impact"]["known"] == 1
 
 
 async def test_the_command_shows_counts_first_and_each_connection_when_asked(live: Live) -> None:
