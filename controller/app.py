@@ -24,6 +24,7 @@ from controller import outlets
 from controller.api.entry import add_routes, problems
 from controller.api.outside import OUTSIDE, VERSION
 from controller.api.routes import ROUTES
+from controller.asking import Asking
 from controller.bell import Bell
 from controller.budget import Budget
 from controller.config import Config, listen_address, outlets_of, url_host
@@ -77,6 +78,8 @@ class Controller:
         session_s = config.people.session_hours * 3600
         oidc = None if config.oidc is None else Oidc(self._store, config.oidc, directory, session_s=session_s)
         issuing = Issuing(keys, config.certificates.node_hours * 3600)
+        sessions = Sessions(fleet, escrow, issuing, metrics, bell)
+        asking = Asking(fleet, sessions, own=self._store.identity)
         self.services = Services(
             config=config,
             fleet=fleet,
@@ -94,7 +97,8 @@ class Controller:
             once=Once(self._store, keys.people),
             oidc=oidc,
             keys=keys,
-            sessions=Sessions(fleet, escrow, issuing, metrics, bell),
+            sessions=sessions,
+            asking=asking,
             signed_files=SignedFiles(fleet, Repository(keys.online)),
             metrics=metrics,
             bell=bell,
@@ -103,14 +107,8 @@ class Controller:
             tries=Failures(config.limits.logins_per_minute),
             device_trust=load_device_trust(directory, config.enrolment),
         )
-        self.replica = Replica(
-            fleet,
-            self.services.sessions,
-            bell,
-            name=config.name,
-            own=self._store.identity,
-            url=self._store.url,
-        )
+        own, url = self._store.identity, self._store.url
+        self.replica = Replica(fleet, sessions, asking, bell, name=config.name, own=own, url=url)
         certificate, key = str(keys.server_certificate), str(keys.server_key)
         self._node_tls = server_context(certificate, key, node_trust=keys.node_trust)
         self._admin_tls = server_context(certificate, key, node_trust=None)
@@ -149,6 +147,7 @@ class Controller:
             duties.create_task(_every(ROLLOUT_S, self._roll))
             duties.create_task(_every(BEAT_S, self.replica.beat))
             duties.create_task(self.replica.hear())
+            duties.create_task(self.services.asking.answer())
             duties.create_task(_every(RENEWAL_S, self._renew))
             for delivery in self._deliveries:
                 duties.create_task(delivery.run())
@@ -191,6 +190,7 @@ class Controller:
             add_trust(self._node_tls, self._keys.node_trust)
         await self.services.archive.prune(now=time.time())
         await self.services.once.sweep(now=time.time())
+        await self.services.fleet.forget_questions(now=time.time())
         await self.services.fleet.prune_inventories(now=time.time())
         await self.services.audit.checkpoint(now=time.time())
         await self.services.signed_files.refresh(time.time())

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 
+from controller.asking import Asking
 from controller.bell import Bell
 from controller.fleet import Fleet
 from controller.sessions import Sessions
@@ -28,11 +29,20 @@ class Replica:
     """`hear` for as long as the process runs, `beat` every BEAT_S."""
 
     def __init__(
-        self, fleet: Fleet, sessions: Sessions, bell: Bell, *, name: str, own: str, url: str
+        self,
+        fleet: Fleet,
+        sessions: Sessions,
+        asking: Asking,
+        bell: Bell,
+        *,
+        name: str,
+        own: str,
+        url: str,
     ) -> None:
         """`own` as the store has it (Store.identity), `url` its database's."""
         self._fleet = fleet
         self._sessions = sessions
+        self._asking = asking
         self._bell = bell
         self._name = name
         self._own = own
@@ -42,6 +52,7 @@ class Replica:
         """Act on what other controllers tell. Ends at once on SQLite, where there is no other."""
         async for heard in hearing.hear(self._url, own=self._own):
             self._bell.ring()
+            self._asking.heard(heard)
             notice = heard
             while True:
                 try:

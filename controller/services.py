@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contract.sockets import SocketReport
+from controller.asking import Asking
 from controller.bell import Bell
 from controller.budget import Budget
 from controller.config import Config
@@ -41,6 +42,7 @@ class Services:
     oidc: Oidc | None
     keys: Keys
     sessions: Sessions
+    asking: Asking
     signed_files: SignedFiles
     metrics: Metrics
     bell: Bell
@@ -68,10 +70,10 @@ class Services:
         return await self.sessions.rehearse(nodes, wait_s=0.0 if self.quiet else wait_s, ask=not self.quiet)
 
     async def sockets_of(self, nodes: Sequence[str]) -> dict[str, SocketReport | str]:
-        """What nodes have open, as `Sessions.sockets_of`; in a rehearsal nobody is asked."""
+        """What nodes have open, as `Asking.sockets_of`; in a rehearsal nobody is asked."""
         if self.quiet:
             return dict.fromkeys(nodes, "not asked in a dry run")
-        return await self.sessions.sockets_of(nodes)
+        return await self.asking.sockets_of(nodes)
 
     async def tell(self, change: Change, now: float, *, ask_for_report: bool = False) -> None:
         """Give every connected node that a change of ours touches its new directive at once."""

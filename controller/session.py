@@ -18,7 +18,6 @@ from contract.binding import QUOTED_PCRS
 from contract.errors import Rejected
 from contract.messages import Challenge, KeyWanted, Message, Report, SocketsWanted
 from contract.quote import Counters
-from contract.sockets import SocketReport, read_sockets
 from contract.wire import encode
 from controller.appraisal import Appraiser, Asked, parsed_body
 from controller.authority import CertifiedNode
@@ -35,6 +34,8 @@ SOCKETS_FRESH_S = 2.0
 """Who asks again within this time gets the same answer."""
 SOCKETS_S = 5.0
 """So long a node may take to tell what it has open."""
+NOT_CONNECTED = "it is not connected"
+NOT_IN_TIME = "it did not answer in time"
 SEND_S = 10.0
 """A node that does not take a frame for so long has its connection closed."""
 CLOSE_REPLACED = 4001
@@ -161,7 +162,7 @@ class Session:
     async def told_sockets(self, wait_s: float) -> bytes | None:
         """Return what the node tells of its connections, just now or when asked; None when it does not within `wait_s`."""
         told, now = self.sockets, time.monotonic()
-        if told is None or (told.done() and now - self.sockets_at > SOCKETS_FRESH_S):
+        if told is None or now - self.sockets_at > (SOCKETS_FRESH_S if told.done() else SOCKETS_S):
             told = self.sockets = asyncio.get_running_loop().create_future()
             self.sockets_at = now
             await self.send(SocketsWanted())
@@ -225,16 +226,11 @@ class Session:
         return evidence
 
 
-async def sockets_of(session: Session | None) -> SocketReport | str:
-    """What a node has open now, or in words why that is not known."""
+async def sockets_of(session: Session | None) -> bytes | str:
+    """What a node tells that it has open now, as it came, or in words why it tells nothing."""
     if session is None or not session.greeted:
-        return "it is not connected here"
+        return NOT_CONNECTED
     if not session.tells_sockets:
         return "its agent does not tell, or not yet"
     told = await session.told_sockets(SOCKETS_S)
-    try:
-        if told is None:
-            return "it did not answer in time"
-        return await asyncio.to_thread(read_sockets, told)  # milliseconds where it is long
-    except Rejected as rejected:
-        return f"what it told was refused: {rejected.code}"
+    return NOT_IN_TIME if told is None else told

@@ -38,7 +38,6 @@ from contract.messages import (
 )
 from contract.quote import Counters
 from contract.sealing import directive_signer, sign_directive
-from contract.sockets import SocketReport
 from contract.wire import decode, encode
 from controller.appraisal import LogWanted
 from controller.authority import CertifiedNode
@@ -165,10 +164,9 @@ class Sessions:
         took = await asyncio.gather(*(session.challenged(wait_s) for session in sessions))
         return {session.node: each for session, each in zip(sessions, took, strict=True)}
 
-    async def sockets_of(self, nodes: Sequence[str]) -> dict[str, SocketReport | str]:
-        """What these nodes have open now; in words why it is not known of those that do not tell."""
-        found = await asyncio.gather(*(sockets_of(self._open.get(node)) for node in nodes))
-        return dict(zip(nodes, found, strict=True))
+    async def sockets_of(self, node: str) -> bytes | str:
+        """What a node that is connected here tells that it has open now, as it came; in words why it tells nothing."""
+        return await sockets_of(self._open.get(node))
 
     async def drop(self, node: str) -> None:
         """Close the session of a node that has enrolled anew: its certificate is no longer bound."""

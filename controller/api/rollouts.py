@@ -24,7 +24,7 @@ class RolloutQuery(Paging, frozen=True, kw_only=True):
 
 async def make_plan(call: Call[Nothing, NewPlan]) -> PlanView:
     """Say what a baseline would change, node by node, and which open connections its rules would cut. The nodes that are
-    connected here are asked for those; nothing else is sent. The selector means nodes in scope."""
+    connected are asked for those, at whichever controller; nothing else is sent. The selector means nodes in scope."""
     return await call.services.fleet.make_plan(
         call.body,
         scope=call.scope,

@@ -6,12 +6,16 @@ one that was only cut off from the database comes back, and shows its sessions a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
 
 from controller.fleet import isolation, restoring
 from controller.fleet.isolation import Written
 from controller.policy import FleetSettings
-from controller.store import Store, Transaction, events, replicas, restores
+from controller.store import Store, Transaction, events, questions, replicas, restores
+
+WRITTEN_AT_ONCE: Final = 4 * 1024 * 1024
+"""Bytes of answers in one transaction: others wait for the store meanwhile."""
 
 
 class Replicating:
@@ -60,6 +64,57 @@ class Replicating:
             ),
             urgent=urgent,
         )
+
+    async def ask_elsewhere(self, question: str, nodes: Sequence[str], *, now: float) -> set[str]:
+        """Ask of those of these nodes that are connected to other controllers what they have open; returns which.
+
+        Nobody on SQLite, where there is no other controller. No part of an act: a plan is made or not, whoever was asked.
+        """
+        if not nodes or self._store.dialect != "postgresql":
+            return set()
+        own = self._store.identity
+        return set(
+            await self._store.look(
+                lambda tx: questions.ask(tx, question, nodes, own, replicas.clock(tx, now))
+            )
+        )
+
+    async def asked_here(self, *, now: float) -> dict[str, list[str]]:
+        """Which nodes we are to ask for other controllers, by question."""
+        own = self._store.identity
+        return await self._store.look(lambda tx: questions.asked_of(tx, own, replicas.clock(tx, now)))
+
+    async def answer_question(self, question: str, told: Mapping[str, bytes | str]) -> None:
+        """What nodes told of which another controller asked us: as it came, or in words why they told nothing."""
+        own = self._store.identity
+        for some in _portions(told):
+            await self._store.look(lambda tx, some=some: questions.answer(tx, question, some, own))  # type: ignore[misc]
+
+    async def take_answers(self, question: str) -> dict[str, bytes | str]:
+        """Some of the answers that are there, not to be had again; nothing when there is none."""
+        return await self._store.look(lambda tx: questions.take(tx, question))
+
+    async def drop_question(self, question: str) -> None:
+        """Nobody waits for its answers any more."""
+        await self._store.look(lambda tx: questions.drop(tx, question))
+
+    async def forget_questions(self, *, now: float) -> None:
+        """Drop what controllers asked that have died since. Call every hour."""
+        await self._store.run(lambda tx: questions.forget(tx, replicas.clock(tx, now)))
+
+
+def _portions(told: Mapping[str, bytes | str]) -> Iterator[dict[str, bytes | str]]:
+    """Cut into what is written at once."""
+    some: dict[str, bytes | str] = {}
+    size = 0
+    for node, said in told.items():
+        if some and size + len(said) > WRITTEN_AT_ONCE:
+            yield some
+            some, size = {}, 0
+        some[node] = said
+        size += len(said)
+    if some:
+        yield some
 
 
 def _enter(tx: Transaction, own: str, settings: FleetSettings, name: str, now: float) -> None:

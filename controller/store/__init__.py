@@ -249,7 +249,7 @@ class Store:
         return cast(T, await self.look(fn if terms is None else terms.on(fn), urgent=urgent))
 
     async def look(self, fn: Callable[[Transaction], T | Refused], *, urgent: bool = False) -> T:
-        """As `run`, on no terms: for a job that only reads."""
+        """As `run`, on no terms: for a job that only reads, or writes what is no part of any act."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[object] = loop.create_future()
         with self._news:

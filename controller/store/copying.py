@@ -31,8 +31,8 @@ CHUNK_ROWS = 1000
 MAX_FRAME_BYTES = 1 << 30
 EVENT_GAP = 1_000_000
 """After a restore event ids go on so much higher: a receiver's cursor is never ahead of what it has not seen."""
-LEFT_OUT = frozenset({"controllers"})
-"""Leases of processes."""
+LEFT_OUT = frozenset({"controllers", "socket_questions"})
+"""Leases of processes, and what they ask each other at this moment."""
 
 Progress = Callable[[str, int], None]
 """Told a table's name and how many of its rows are done."""

@@ -30,6 +30,10 @@ class Notice(Struct, omit_defaults=True):
     """Nodes whose session record changed: they should report now."""
     taken: dict[str, int] = {}
     """Nodes whose session is held by `by` now, and its epoch."""
+    asked: list[str] = []
+    """Controllers that are asked what nodes of theirs have open."""
+    told: list[str] = []
+    """Such questions to which there are answers."""
     everything: bool = False
 
 
@@ -85,6 +89,18 @@ def taken(tx: Connection, sessions: Mapping[str, int]) -> None:
         notice.taken.update(sessions)
 
 
+def asked(tx: Connection, holders: Iterable[str]) -> None:
+    """These controllers are asked what nodes of theirs have open."""
+    if (notice := _collecting(tx)) is not None:
+        notice.asked.extend(holders)
+
+
+def told(tx: Connection, question: str) -> None:
+    """There are answers to this question."""
+    if (notice := _collecting(tx)) is not None:
+        notice.told.append(question)
+
+
 def send(tx: Connection, by: str) -> None:
     """Notify with this transaction: PostgreSQL delivers it at commit, or not at all."""
     notice: Notice | None = tx.info.pop(_KEY, None)
@@ -92,6 +108,7 @@ def send(tx: Connection, by: str) -> None:
         return
     notice.by = by
     notice.due, notice.ask = list(dict.fromkeys(notice.due)), list(dict.fromkeys(notice.ask))
+    notice.asked, notice.told = list(dict.fromkeys(notice.asked)), list(dict.fromkeys(notice.told))
     payload = msgspec.json.encode(notice)
     if len(payload) > MAX_BYTES:
         payload = msgspec.json.encode(Notice(by=by, everything=True))

@@ -68,9 +68,9 @@ async def test_an_upgrade_is_in_the_history_and_a_node_at_rest_names_its_invento
             assert len(brought) == 1
             dpkg.install("tool", "2.0", {"usr/bin/tool": b"two"})
             await until("the upgrade", lambda: has("2.0"), within_s=60)
-            told = await live.services.sessions.sockets_of([NODE, "nobody"])
+            told = await live.services.asking.sockets_of([NODE, "nobody"])
             assert isinstance(told[NODE], SocketReport)
-            assert told["nobody"] == "it is not connected here"
+            assert told["nobody"] == "it is not connected"
         page = await live.fleet.inventory_history(NODE, kind="package")
         await node.close()
     machine.close()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import io
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,14 +13,13 @@ import pytest_asyncio
 from contract.messages import BaselineRef, Refused, Sockets, SocketsWanted
 from contract.sockets import Connection, Endpoint, Listening, SocketReport
 from contract.wire import encode
-from controller import cli as admin
 from controller import session as sessions
 from controller.foretelling import Asked, Foretelling
 from controller.permissions import EVERYWHERE
 from controller.rollout_records import Impact
 from tests.agent.wholenode import until
 from tests.controller.live import Live, answer_to, next_message, running
-from tests.controller.terminal import environment
+from tests.controller.terminal import command, environment
 from tests.parts.signing import minimal_baseline
 from tests.parts.simulator import Node
 
@@ -106,7 +103,7 @@ def test_who_loses_the_controller_and_who_isolates_itself() -> None:
     silent = rules(8080, version=2).replace(
         b"[firewall.zones", b"[baseline.offline]\nisolate_after_s = 20\n[firewall.zones", 1
     )
-    impact = foretold(rules(8080, version=1), silent, (asked(), "it is not connected here"))
+    impact = foretold(rules(8080, version=1), silent, (asked(), "it is not connected"))
     assert list(impact.would_isolate) == ["press-1"]
     assert (
         foretold(silent.replace(b"version = 2", b"version = 1"), silent, (asked(), SAID)).would_isolate == {}
@@ -114,7 +111,7 @@ def test_who_loses_the_controller_and_who_isolates_itself() -> None:
 
 
 def test_what_is_not_known_is_counted_and_never_none() -> None:
-    told = [(asked(f"n-{n:03}"), "it is not connected here") for n in range(150)]
+    told = [(asked(f"n-{n:03}"), "it is not connected") for n in range(150)]
     impact = foretold(rules(8080, version=1), rules(8081, version=2), *told, (asked(), SAID))
     (unknown,) = impact.unknown
     assert (impact.known, unknown.count, len(unknown.nodes)) == (1, 150, 100)
@@ -150,13 +147,7 @@ async def tell(made: Node, report: bytes) -> None:
 
 
 async def plan(*arguments: str) -> tuple[int, str]:
-    out = io.StringIO()
-
-    def run() -> int:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-            return admin.run(["plan", "factory", "-l", "all", *arguments])
-
-    return await asyncio.to_thread(run), out.getvalue()
+    return await command("plan", "factory", "-l", "all", *arguments)
 
 
 async def test_a_plan_asks_the_nodes_and_says_of_whom_it_does_not_know(live: Live) -> None:
@@ -178,7 +169,7 @@ async def test_a_plan_asks_the_nodes_and_says_of_whom_it_does_not_know(live: Liv
         "it did not answer in time": ["press-2"],
         "what it told was refused: sockets.malformed": ["press-3"],
         "its agent does not tell, or not yet": ["press-4"],
-        "it is not connected here": ["press-5"],
+        "it is not connected": ["press-5"],
     }
     assert (impact["known"], impact["cut"], impact["cut_nodes"], impact["cut_sites"]) == (
         1,
@@ -188,6 +179,17 @@ async def test_a_plan_asks_the_nodes_and_says_of_whom_it_does_not_know(live: Liv
     )
     for each in (here, silent, liar, old):  # nobody's session has suffered
         assert (await live.fleet.node(each.identity.name)).summary.connected
+
+
+async def test_who_did_not_answer_is_asked_again_by_the_next_plan(live: Live) -> None:
+    here = await node(live, "press-1")
+    _, text = await plan("--json")
+    assert json.loads(text)["impact"]["unknown"][0]["why"] == "it did not answer in time"
+    assert isinstance(await next_message(here), SocketsWanted)
+    telling = asyncio.create_task(tell(here, encode(SAID)))
+    _, text = await plan("--json")
+    await telling
+    assert json.loads(text)["impact"]["known"] == 1
 
 
 async def test_the_command_shows_counts_first_and_each_connection_when_asked(live: Live) -> None:

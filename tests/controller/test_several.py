@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import time
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -16,23 +15,10 @@ import pytest_asyncio
 from contract.messages import Challenge, Order
 from controller.permissions import EVERYWHERE
 from controller.store import StoreUnavailable
-from tests.controller.live import Live, answer_to, next_message, node_of, running
+from tests.controller.live import Live, answer_to, next_message
+from tests.controller.several import DEADLINE_S, at, heard, two_over
 from tests.parts.postgres import Postgres
-from tests.parts.simulator import Identity, Node
-
-_names = itertools.count()
-DEADLINE_S = 60.0
-
-
-@contextlib.asynccontextmanager
-async def duties(live: Live) -> AsyncIterator[None]:
-    """Let a controller do what it does again and again."""
-    running_ = asyncio.create_task(live.controller.run_duties())
-    try:
-        yield
-    finally:
-        running_.cancel()
-        await asyncio.gather(running_, return_exceptions=True)
+from tests.parts.simulator import Node
 
 
 @pytest_asyncio.fixture
@@ -42,23 +28,8 @@ async def two(
     monkeypatch.setattr(
         "controller.app.BEAT_S", 1000.0
     )  # what is told counts, not what is looked up now and then
-    database = postgres_server.create(f"several{next(_names)}", "ready")
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-    async with (
-        running(tmp_path / "one", database=database) as one,
-        running(tmp_path / "two", database=database, beside=one) as other,
-        duties(one),
-        duties(other),
-    ):
-        yield one, other
-
-
-async def at(live: Live, identity: Identity) -> Node:
-    """A session of an enrolled node at this controller."""
-    node = node_of(identity)
-    await node.connect(live.http, live.node_url, live.ca)
-    return node
+    async with two_over(postgres_server, tmp_path) as both:
+        yield both
 
 
 async def told(node: Node) -> Order:
@@ -85,22 +56,6 @@ async def there_is_a_database(live: Live) -> None:
         except StoreUnavailable:
             assert time.monotonic() < end
             await asyncio.sleep(0.1)
-
-
-async def heard(live: Live) -> None:
-    """Wait until this controller hears the others."""
-    end = time.monotonic() + DEADLINE_S
-    while time.monotonic() < end:
-        async with asyncio.timeout(DEADLINE_S):
-            listening = await live.controller._store.run(
-                lambda tx: tx.exec_driver_sql(
-                    "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%%' OR query = 'SELECT 1'"
-                ).scalar_one()
-            )
-        if listening >= 2:
-            return
-        await asyncio.sleep(0.05)
-    raise TimeoutError("nobody listens")
 
 
 async def test_an_isolation_ordered_at_one_controller_reaches_the_socket_at_the_other(

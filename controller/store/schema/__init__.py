@@ -34,7 +34,7 @@ from controller.store.schema.people import (
     recovery_codes,
     users,
 )
-from controller.store.schema.replicas import controller_keys, controllers, restores
+from controller.store.schema.replicas import controller_keys, controllers, restores, socket_questions
 from controller.store.schema.response import (
     events,
     holds,
@@ -92,6 +92,7 @@ __all__ = [
     "rollout_nodes",
     "rollouts",
     "sites",
+    "socket_questions",
     "suppressions",
     "trust_files",
     "users",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, Table, Text
+from sqlalchemy import Column, Float, LargeBinary, Table, Text
 
 from controller.store.schema.base import metadata
 
@@ -24,6 +24,19 @@ controller_keys = Table(
     Column("name", Text, primary_key=True),
     Column("sha256", Text, nullable=False),
     Column("at", Float, nullable=False),
+)
+
+# What plans ask of nodes that are connected to another controller than the one that makes the plan: gone within seconds.
+socket_questions = Table(
+    "socket_questions",
+    metadata,
+    Column("question", Text, primary_key=True),
+    Column("node", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("expires_at", Float, nullable=False),
+    # What the node told, not read yet; or in words why it told nothing. Neither: not answered.
+    Column("report", LargeBinary),
+    Column("why", Text),
 )
 
 restores = Table(
