@@ -77,6 +77,7 @@ def _outside(site: Site) -> str:
 def _sandbox(site: Site) -> str:
     # The controller is not installed here: its unit is read as its package brings it.
     unit = "ringfence-controller.service"
+    site.guest.must("mountpoint -q /media/stick || mount -o ro /dev/vdb /media/stick")
     site.guest.must(
         f"dpkg-deb --fsys-tarfile /media/stick/ringfence-controller_*.deb "
         f"| tar -xO ./usr/lib/systemd/system/{unit} > /run/{unit}"
