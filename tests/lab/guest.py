@@ -159,7 +159,10 @@ class Guest:
             try:
                 if self._inside is None:
                     self._inside = _Line(self._sockets / "inside", 30)
-                self._inside.ask("guest-sync", {"id": time.monotonic_ns() % 2**31}, within_s=5)
+                mark = time.monotonic_ns() % 2**31
+                answer = self._inside.ask("guest-sync", {"id": mark}, within_s=5)
+                while answer != mark:  # to a try before this one
+                    answer = self._inside.answer(5)
                 return
             except (TimeoutError, ConnectionError):
                 if self._inside is not None:
