@@ -265,8 +265,10 @@ async def test_a_receiver_that_another_authority_vouches_for_gets_nothing(
 async def test_syslog_is_framed_and_resent_after_a_broken_connection(open_store: OpenStore, pki: Pki) -> None:
     store = open_store()
     got: list[bytes] = []
+    open_ones: list[asyncio.StreamWriter] = []
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        open_ones.append(writer)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError, ValueError):
             while True:
                 length = int((await reader.readuntil(b" "))[:-1])
@@ -279,7 +281,8 @@ async def test_syslog_is_framed_and_resent_after_a_broken_connection(open_store:
     async with going(delivery(store, pki, "syslog", host="localhost", port=port, ca="ca.pem", batch=3)):
         await until(lambda: len(got) == 7)
         server.close()
-        await server.wait_closed()
+        for writer in open_ones:
+            writer.transport.abort()
         ids += await happened(store, 2)
         await wait_row(store, lambda row: row.failing_since is not None or row.cursor >= ids[-1])
         server = await asyncio.start_server(take, "127.0.0.1", port, ssl=pki.context)
