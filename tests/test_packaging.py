@@ -15,7 +15,7 @@ import pytest
 TREE = Path(__file__).resolve().parents[1]
 CONTROLLERS = {"ringfence-controller.service", "ringfence-backup.timer"}
 UNITS = sorted((TREE / "packaging/systemd").iterdir())
-SCRIPTS = sorted(path for path in (TREE / "packaging/os").glob("*/p*") if path.is_file())
+SCRIPTS = sorted(path for path in (TREE / "packaging/os").glob("[!_]*/p*") if path.is_file())
 
 
 def started(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
