@@ -205,7 +205,18 @@ def test_the_grub_setting_adds_to_what_is_there() -> None:
 # ---- under umockdev
 
 inside = pytest.mark.skipif(not under_umockdev(), reason="runs in the process that another test starts")
-needs_udev = pytest.mark.skipif(shutil.which("udevadm") is None, reason="udev is not installed")
+
+
+def udev_plays() -> bool:
+    """Whether `udevadm test` writes what its rules say: from systemd 257 on it only tells."""
+    if shutil.which("udevadm") is None:
+        return False
+    return (
+        int(subprocess.run(["udevadm", "--version"], capture_output=True, text=True).stdout.split()[0]) < 257
+    )
+
+
+needs_udev = pytest.mark.skipif(not udev_plays(), reason="there is no udev, or none that can be tried")
 HUB = "devices/pci0000:00/0000:00:14.0/usb1"
 
 
@@ -218,7 +229,7 @@ def test_d03_under_umockdev() -> None:
         timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
-    assert ".." in done.stdout
+    assert (".." if udev_plays() else ".") in done.stdout
 
 
 @pytest.fixture
