@@ -6,6 +6,7 @@ systemd-nspawn is the machine: PID 1 is systemd, seccomp filters, capabilities a
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import time
@@ -73,8 +74,8 @@ def booted(root: Path) -> Iterator[Booted]:
     container = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+    children = Path(f"/proc/{container.pid}/task/{container.pid}/children")
     try:
-        children = Path(f"/proc/{container.pid}/task/{container.pid}/children")
         until = time.monotonic() + _WAIT_S
         while not (found := children.read_text().split()):
             if container.poll() is not None or time.monotonic() > until:
@@ -84,7 +85,11 @@ def booted(root: Path) -> Iterator[Booted]:
         machine.until("systemctl is-system-running 2>&1", "running")
         yield machine
     finally:
-        container.send_signal(signal.SIGKILL)
+        # The machine's PID 1 first, with which everything in it ends: nspawn alone would leave it behind.
+        with contextlib.suppress(OSError):
+            for child in children.read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+        container.kill()
         container.wait()
 
 
