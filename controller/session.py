@@ -69,6 +69,7 @@ class Session:
         "socket",
         "sockets",
         "sockets_at",
+        "sockets_due",
         "stale",
         "tells_sockets",
         "wanted",
@@ -110,6 +111,8 @@ class Session:
         self.sockets: asyncio.Future[bytes] | None = None
         """What it told last of its connections, or will tell."""
         self.sockets_at = 0.0
+        self.sockets_due = 0
+        """Answers that it owes: who was too slow is asked again, and may answer both times."""
         self.pcrs: dict[int, bytes] = {}
         """Values of the last report that was answered: what the next one leaves out. Worth nothing but under a quote."""
         self.shown: dict[int, bytes] = {}
@@ -165,6 +168,7 @@ class Session:
         if told is None or now - self.sockets_at > (SOCKETS_FRESH_S if told.done() else SOCKETS_S):
             told = self.sockets = asyncio.get_running_loop().create_future()
             self.sockets_at = now
+            self.sockets_due += 1
             await self.send(SocketsWanted())
         try:
             async with asyncio.timeout(wait_s):
@@ -174,9 +178,11 @@ class Session:
 
     def tell_sockets(self, report: bytes) -> None:
         """The node has told. Raises Rejected `sockets.unasked`."""
-        if self.sockets is None or self.sockets.done():
+        if not self.sockets_due:
             raise Rejected("sockets.unasked", "nobody asked for it")
-        self.sockets.set_result(report)
+        self.sockets_due -= 1
+        if self.sockets is not None and not self.sockets.done():
+            self.sockets.set_result(report)
 
     async def close(self, code: int) -> None:
         """Close without waiting for long; a socket that is not open yet sees by itself that it was replaced."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from contract.messages import BaselineRef, Refused, Sockets, SocketsWanted
+from contract.messages import Answer, BaselineRef, Refused, Sockets, SocketsWanted
 from contract.sockets import Connection, Endpoint, Listening, SocketReport
 from contract.wire import encode
 from controller import session as sessions
@@ -190,6 +190,14 @@ async def test_who_did_not_answer_is_asked_again_by_the_next_plan(live: Live) ->
     _, text = await plan("--json")
     await telling
     assert json.loads(text)["impact"]["known"] == 1
+    late = here.report(inventory_sha256=b"n" * 32)
+    assert here._socket is not None
+    await here._socket.send_bytes(
+        encode(Sockets(report=encode(SAID)))
+    )  # the first question's answer, at last
+    assert isinstance(await answer_to(here, late), Answer)
+    refused = await answer_to(here, Sockets(report=encode(SAID)))
+    assert isinstance(refused, Refused) and refused.code == "sockets.unasked"
 
 
 async def test_the_command_shows_counts_first_and_each_connection_when_asked(live: Live) -> None:

@@ -9,8 +9,8 @@ from tests.lab.checks import NEXT_S, SHUT_S, Site, check
 from tests.lab.outside import Knocking, is_open
 
 MAX_EXPOSURE = 4.9
+"""Of the agent. Lower would take repairs away: docs/adr/0060."""
 MAX_CONTROLLER_EXPOSURE = 1.5
-"""Lower would take repairs away: docs/adr/0060."""
 
 
 def _at(site: Site, unit: str, what: str) -> float:
