@@ -29,6 +29,8 @@ _SUM = "# sha256 "
 _UNPRINTED = re.compile(r"[^A-Za-z0-9 .,:;/()_-]")
 """A reason may hold anything: of the text that is loaded it gets no more than a comment, and of letters no more than these."""
 _MOST_SAID = 200
+_NEVER = (-1,)
+"""What no file looks like: the next look writes it anew."""
 _OFFLINE_STEP_S = 600.0
 """Time offline decides when its limit is reached, and grows with every pass before that."""
 
@@ -58,8 +60,8 @@ class EarlyFile:
 
     def _write(self, text: str) -> None:
         content = text.encode()
-        if self._stat() and self._stands(content):
-            self._seen, self._unwritten = self._stat(), ""
+        if self._stands(content):
+            self._unwritten = ""
             return
         try:
             replace_file(self._path, content)
@@ -69,7 +71,8 @@ class EarlyFile:
                 self._tell(Told(kind="early.unwritable", severity="warning", summary=summary))
             self._unwritten = text
             return
-        self._seen, self._unwritten = self._stat(), ""
+        self._unwritten = ""
+        self._stands(content)
 
     def _removed(self) -> str:
         """Take the old one away, which may open more than is right now; say for people what the next boot begins with."""
@@ -91,10 +94,16 @@ class EarlyFile:
         return (found.st_ino, found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
     def _stands(self, content: bytes) -> bool:
+        """Whether the file is as it is to be. What is remembered of it was looked at before it was read: who touches it as it
+        is written is found now, or by the next look.
+        """
+        seen = self._stat()
         try:
-            return stat.S_IMODE(self._path.stat().st_mode) == 0o600 and self._path.read_bytes() == content
+            right = bool(seen) and stat.S_IMODE(seen[1]) == 0o600 and self._path.read_bytes() == content
         except OSError:
-            return False
+            right = False
+        self._seen = seen if right else _NEVER
+        return right
 
 
 def _inputs(state: State) -> tuple[object, ...]:

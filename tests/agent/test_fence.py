@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event
 
@@ -19,7 +19,7 @@ from agent import early
 from agent.config import load_config
 from agent.earlyfile import NAME, EarlyFile, text_of
 from agent.responses import Told
-from agent.store import State, Store
+from agent.store import State, Store, fresh_state, replace_file
 from contract.directive import Response as Request
 from contract.messages import Drift
 from tests.agent.firewall.lab import opens
@@ -300,6 +300,29 @@ def test_f12_the_file_is_written_when_it_changes_and_when_somebody_has_touched_i
         rig.stop()
 
     in_own_namespace(job)
+
+
+@pytest.mark.parametrize(
+    "touch", [Path.unlink, lambda path: path.chmod(0o666), lambda path: path.write_text("")]
+)
+def test_f12_who_touches_the_file_as_it_is_being_written_is_found_by_the_next_look(
+    tmp_path: Path, touch: Callable[[Path], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    path = Path(rig.config.state_dir) / NAME
+    path.parent.mkdir(parents=True)
+
+    def late(where: Path, content: bytes) -> None:
+        replace_file(where, content)
+        touch(where)
+
+    file, state = EarlyFile(rig.config, lambda _: None), fresh_state(1.0)
+    monkeypatch.setattr("agent.earlyfile.replace_file", late)
+    file.follow(state)
+    monkeypatch.undo()
+    file.follow(state)
+    assert path.read_text() == text_of(early.of_state(rig.config, state))
+    assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_f12_where_the_file_cannot_be_written_no_old_one_is_left(tmp_path: Path) -> None:
