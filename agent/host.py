@@ -38,6 +38,7 @@ from agent.sysctls import MAX_SYSCTL_BYTES, KernelSettings
 from agent.sysfsbuses import Disks, PciBus, ThunderboltBus
 from agent.tree import Tree
 from agent.uevents import DeviceEvents
+from agent.upgrade import Upgrade
 from agent.userdb import group_name, user_name
 
 __all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "Watched", "printable"]
@@ -103,6 +104,7 @@ class Host(KernelSettings):
         self.mounts = MountTable(proc_root, mounts_of)
         self.tree = Tree(root, self.breathe)
         self.packages = PackageDatabase(root, self.breathe)
+        self.upgrade = Upgrade(root)
         self.nodes = DeviceNodes(root, sysfs_root, self.processes)
         self.pci = PciBus(sysfs_root)
         self.thunderbolt = ThunderboltBus(sysfs_root)

@@ -355,6 +355,9 @@ class Loop:
             self._look("firewall", "order" if silent else "routine")
         if granted:
             self.wake()
+        if (on_trial := self.hold.state.pending is not None) != self.machine.around.on_trial:
+            self.machine.surround(on_trial=on_trial)
+            self.wake("agent")
         if stance.posture != before.posture and not fresh:
             self.tell(
                 Told(

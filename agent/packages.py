@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
+from agent.versions import compare_debian, compare_rpm
+
 RPM_TIMEOUT_S: Final = 120.0
 _RPM_PAUSE_S: Final = 0.005
 _RPM_READ_BYTES: Final = 65536
@@ -63,6 +65,12 @@ class PackageVersion(NamedTuple):
     """Whose order of versions holds."""
     state: str
     """`installed`, or how far dpkg came with it: `unpacked`, `half-configured` and the like."""
+
+
+def compare(package: PackageVersion, version: str) -> int:
+    """Return below, at or above 0 as the package is older than, the same as or newer than `version`."""
+    order = compare_debian if package.kind == "dpkg" else compare_rpm
+    return order(package.version, version)
 
 
 class PackageDatabase:

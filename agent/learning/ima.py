@@ -15,7 +15,7 @@ from typing import NamedTuple
 from agent.packages import PackageDatabase
 from contract.errors import Rejected
 from contract.imalog import BOOT_AGGREGATE, VIOLATION, read_lines, shown
-from contract.imapolicy import MAX_PATH_CHARS, Package, pack
+from contract.imapolicy import MAX_PATH_CHARS, Package, pack, toml_lines
 from contract.pathrules import PathRules, refuse_too_wide
 
 _ALGORITHMS = (b"sha256", b"sha384", b"sha512")
@@ -111,7 +111,7 @@ def _besides(
 
 
 def toml_of(learned: Learned) -> str:
-    """Return the `[ima]` section. Literal strings: they need no escapes and are read ten times as fast."""
+    """Return the `[ima]` section."""
     lines = ["[ima]"]
     if learned.exclude:
         lines.append(
@@ -126,7 +126,5 @@ def toml_of(learned: Learned) -> str:
         for path, digests in learned.allow.items():
             lines.append(f"{json.dumps(path)} = {json.dumps(digests)}")
     for package in learned.packages:
-        lines += ["", "[[ima.package]]", f"name = '{package.name}'", f"version = '{package.version}'"]
-        lines += ["files = [", *(f"  '{text}'," for text in package.files), "]"]
-        lines += ["sha256 = [", *(f"  '{text}'," for text in package.sha256), "]"]
+        lines += ["", *toml_lines(package)]
     return "\n".join(lines) + "\n"

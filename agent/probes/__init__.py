@@ -71,6 +71,8 @@ class Surroundings:
     fenced: tuple[str, ...] = ()
     grants: tuple[OpenGrant, ...] = ()
     """Open now."""
+    on_trial: bool = False
+    """The baseline in force is not confirmed yet: it may be taken back within seconds."""
     remembered: MutableMapping[str, str] = field(default_factory=dict)
     event_log: str = "/sys/kernel/security/tpm0/binary_bios_measurements"
     """Where the firmware's log is read."""

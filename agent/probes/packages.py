@@ -14,10 +14,9 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct, field
 
 from agent import probes
-from agent.packages import PackageVersion
+from agent.packages import PackageVersion, compare
 from agent.probes import Difference, could_not_look
 from agent.probes._bounds import bounded
-from agent.versions import compare_debian, compare_rpm
 from contract.messages import Drift
 
 PackageName = Annotated[str, Meta(pattern=r"\A[A-Za-z0-9][A-Za-z0-9+._-]{0,127}\Z")]
@@ -139,12 +138,6 @@ class Probe(probes.Probe[Section]):
             patterns = (pattern for allow in self.section.allow for pattern in allow.names)
             self._allowed[name] = any(fnmatchcase(name, pattern) for pattern in patterns)
         return self._allowed[name]
-
-
-def compare(package: PackageVersion, version: str) -> int:
-    """Return below, at or above 0 as the package is older than, the same as or newer than `version`."""
-    order = compare_debian if package.kind == "dpkg" else compare_rpm
-    return order(package.version, version)
 
 
 def _missing(want: Want, found: list[PackageVersion]) -> Iterator[Difference]:

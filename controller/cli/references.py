@@ -21,6 +21,7 @@ from contract.authenticode import MAX_IMAGE_BYTES, authenticode_sha256, is_image
 from contract.bootpolicy import REVOCATION
 from contract.corim import encode_corim, parse_corim
 from contract.errors import Rejected
+from contract.imapolicy import toml_lines
 from contract.references import (
     MAX_IMPORT_BYTES,
     ExpectedStage,
@@ -31,6 +32,7 @@ from contract.references import (
 from contract.revocations import MAX_VARIABLE_BYTES, variable_sha256
 from controller.cli.client import Client, dry_run_option
 from controller.cli.each import fail_where_refused, refusal
+from controller.cli.packagefiles import files_of
 from controller.cli.profile import load_profile
 from controller.cli.show import at, harmless, items, json_option, show_json, show_table, when
 
@@ -188,6 +190,16 @@ def list_references(site: str | None, all_: bool, as_json: bool) -> None:
             for r in found
         ],
     )
+
+
+@reference.command("package")
+@click.argument("files", type=FILE, nargs=-1, required=True)
+def of_packages(files: tuple[Path, ...]) -> None:
+    """Write what debs and rpms will put on nodes, as `[[ima.package]]` for a baseline: announce an upgrade before it comes.
+
+    Needs no controller. It does not check a package's signature: take the file from where the nodes take it."""
+    for package in map(files_of, files):
+        click.echo("\n".join(["", *toml_lines(package)]))
 
 
 def _values(value: object) -> str:

@@ -155,6 +155,7 @@ def contents(program: str, frozen: Path, work: Path) -> list[dict[str, object]]:
             _file(TREE / "packaging/udev" / usb, f"/usr/lib/udev/rules.d/{usb}"),
             _file(TREE / "packaging/grub.d/ringfence-usb.cfg", f"{doc}/examples/ringfence-usb.cfg"),
             _file(HERE / "agent/fence", "/usr/lib/ringfence-agent/fence", 0o755),
+            _file(HERE / "agent/upgrade", "/usr/lib/ringfence-agent/upgrade", 0o755),
             _file(work / "lockdown.nft", "/usr/lib/ringfence-agent/lockdown.nft"),
             _file(HERE / "agent/agent.toml.example", f"{doc}/examples/agent.toml"),
             {"dst": "/etc/ringfence", "type": "dir", "file_info": {"mode": 0o755, "mtime": stamp()}},

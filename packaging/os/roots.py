@@ -3,7 +3,8 @@
     python packaging/os/roots.py [--from DIR] [--base 12=FOLDER] [--base 13=FOLDER] [--only WORD]
 
 A base is a bare root of a Debian (made by mmdebstrap when none is given); every case gets a copy, in namespaces of its own: nothing of
-this machine's firewall, processes or mounts is touched. What is tried: `roots_cases.py`, `roots_repository.py` and `roots_booted.py`, a function each.
+this machine's firewall, processes or mounts is touched. What is tried: `roots_cases.py`, `roots_repository.py`,
+`roots_booted.py` and `roots_upgrade.py`, a function each.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -101,10 +102,13 @@ def copied(base: Path, work: Path, debs: dict[str, Path], *, full: int | None = 
         shutil.rmtree(over)
 
 
-def bumped(deb: Path, version: str, work: Path) -> Path:
-    """Return the same package under another version, as a later release would bring it."""
+def bumped(
+    deb: Path, version: str, work: Path, change: Callable[[Path], object] = lambda folder: None
+) -> Path:
+    """Return the package under another version, as a later release would bring it. `change` is given its unpacked files."""
     folder = Path(tempfile.mkdtemp(dir=work))
     subprocess.run(["dpkg-deb", "-R", deb, folder], check=True)
+    change(folder)
     control = folder / "DEBIAN/control"
     old = next(
         line for line in control.read_text().splitlines() if line.startswith("Version: ")
@@ -136,8 +140,9 @@ def bare(suite: str, given: dict[str, Path], work: Path) -> Path:
 
 def main() -> int:
     """Run every case in every Debian; 1 when one failed."""
-    import_module("roots_repository")
-    cases = import_module("roots_booted").CASES
+    for name in ("roots_repository", "roots_booted"):
+        import_module(name)
+    cases = import_module("roots_upgrade").CASES
 
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--from", dest="source", type=Path, default=TREE / "dist")

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roots import Failed, Root
-from roots_cases import CASES, case
+from roots_cases import case
 
-_SETUP = """
+SETUP = """
 set -e
 apt-get -qq update && apt-get -qq install -y --no-install-recommends systemd dbus procps >/dev/null
 : > /etc/machine-id
@@ -29,7 +29,6 @@ cp $made/controller-ca.pem /etc/ringfence/
 printf 'node = "press-1"\\nsite = "factory"\\n[controller]\\nurl = "https://127.0.0.1:8440"\\nca = "/etc/ringfence/controller-ca.pem"\\n' > /etc/ringfence/agent.toml
 """
 _WAIT_S = 90
-__all__ = ["CASES"]
 
 
 class Booted:
@@ -99,7 +98,7 @@ def under_systemd(root: Root, source: Path) -> None:
     names = {
         name.rpartition("-")[2]: root.debs[name].name for name in ("ringfence-agent", "ringfence-controller")
     }
-    root.run(_SETUP.format(**names), network=True)
+    root.run(SETUP.format(**names), network=True)
     with booted(root.path) as machine:
         machine.until(
             "systemctl is-active ringfence-fence ringfence-early ringfence-agent ringfence-controller | xargs",

@@ -26,8 +26,9 @@ WITHOUT = {
 }
 """A list of files comes from the very machine; nothing proves the boot of a machine without a TPM; access by grants, and limits of
 buses and interfaces that nobody has listed for an old machine, come with another profile."""
-NOWHERE = {"chassis"}
-"""Sensors are of the very machine, and many machines have none: `ringfence-agent learn chassis` writes the section."""
+NOWHERE = {"agent", "chassis"}
+"""Sensors are of the very machine, and many machines have none: `ringfence-agent learn chassis` writes the section. A release of the agent
+is named when there is one to go to."""
 _ROW = re.compile(r"^\| `([a-z_0-9]+)` \| (.*?) \| (.*?) \| (.*) \|$")
 
 

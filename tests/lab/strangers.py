@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import time
 
-from tests.lab import image
+from tests.lab import image, releases
 from tests.lab.checks import FIRST_S, NEXT_S, Site, check
 from tests.lab.office import NODE
 
 STRANGER = "/opt/press-tools/helper"
 _EXCLUDE = (
+    "/media/stick/",
     *("/var/lib/ringfence/", "/var/lib/dpkg/", "/var/lib/apt/", "/var/lib/systemd/"),
     *("/var/cache/", "/var/log/"),
 )
@@ -47,6 +48,7 @@ def _refused(site: Site) -> list[str]:
     smoke=False,
 )
 def _allow_list(site: Site) -> str:
+    site.guest.must(f"{releases.SOURCE}{releases.USED}", within_s=NEXT_S)
     site.office.publish(_learned(site, "observe"))
     site.office.in_force(NEXT_S, since=time.time())
     noted = len(_findings(site))
@@ -71,6 +73,21 @@ def _drill(site: Site) -> None:
     since = time.time()
     site.office.release("learned")
     site.office.in_force(NEXT_S, since=since)
+
+
+@check(
+    "the next baseline names another release of the agent and announces its files: apt brings it, the fence stands, nothing is refused",
+    smoke=False,
+)
+def _release(site: Site) -> str:
+    text = releases.asked_for(site, (site.office.folder / "ima.toml").read_text())
+    seen = releases.brought(site, text)
+    (site.office.folder / "ima.toml").write_text(text)
+    site.office.in_force(NEXT_S, since=time.time())
+    found = _findings(site, "ima.")
+    assert not [each for each in found if "violation" not in each], "\n".join(found)
+    assert not site.office.node()["holds"], "it was isolated"
+    return seen
 
 
 @check("a program that no package brought is named when it has run, and the node is isolated", smoke=False)

@@ -1,61 +1,18 @@
-"""Upgrade and removal by apt while the agent runs: the fence stays, and opens when that was asked for."""
+"""Removal by apt while the agent runs: the fence stays, and opens when that was asked for. And what the technician's stick holds."""
 
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from pathlib import Path
 
-from tests.lab.checks import NEXT_S, SHUT_S, Site, agent_pid, check, rules_stand
-from tests.lab.outside import Knocking, is_open
+from tests.lab import releases
+from tests.lab.checks import NEXT_S, SHUT_S, Site, check, rules_stand
+from tests.lab.outside import is_open
 
-TREE = Path(__file__).resolve().parents[2]
 NEWER = "99.0-1"
 _APT_S = 420.0
 _DEB = f"/media/stick/newer/ringfence-agent_{NEWER}_*.deb"
-_UPGRADE = f"""
-rm -f /run/lab-apt
-( apt-get install -y {_DEB} >/run/lab-apt.log 2>&1; echo $? >/run/lab-apt ) &
-looked=0 gone=0
-until [ -e /run/lab-apt ] && p=$(systemctl show -P MainPID ringfence-agent) && [ $p != 0 ] && [ $p != %d ]; do
-    looked=$((looked + 1)); nft list table inet ringfence >/dev/null 2>&1 || gone=$((gone + 1))
-done
-echo $(cat /run/lab-apt) $looked $gone
-"""
-
-
-def newer(deb: Path, folder: Path) -> None:
-    """Make a later release of a package: the same files under a higher version."""
-    sys.path.insert(0, str(TREE / "packaging/os"))
-    from roots import bumped  # type: ignore[import-not-found,unused-ignore]
-
-    bumped(deb, NEWER, folder)
-
-
-@check(
-    "an upgrade by apt while the agent runs: the rules stand all the time, and another agent comes",
-    smoke=False,
-)
-def _upgraded(site: Site) -> str:
-    before, since = agent_pid(site), time.time()
-    try:
-        with Knocking(site.guest.outside) as knocking:
-            told = site.guest.must(_UPGRADE % before, within_s=_APT_S)
-    except (RuntimeError, TimeoutError) as error:
-        raise RuntimeError(f"{error}\n{site.guest.run('tail -20 /run/lab-apt.log').out}") from None
-    code, looked, gone = map(int, told.split())
-    assert code == 0, site.guest.must("tail -20 /run/lab-apt.log")
-    version = site.guest.must("dpkg-query -W -f '${Version}' ringfence-agent")
-    assert version == NEWER, version
-    assert looked > 0 and gone == 0, f"the rules were gone {gone} of {looked} times"
-    assert not knocking.answered, f"reached from outside {knocking.answered} times"
-    came_s = time.time() - since
-    site.office.in_force(NEXT_S, since=time.time())
-    return (
-        f"to {version} (the same files) and another agent within {came_s:.0f} s: the rules stood each of {looked} times that "
-        f"they were looked at, {knocking.tried} tries from outside shut; healthy"
-    )
 
 
 @check("apt-get remove leaves the fence; installed again, the node is itself", smoke=False)
@@ -88,11 +45,13 @@ def _installed(site: Site) -> str:
 
 
 def stick(folder: Path, packages: Path) -> Path:
-    """Return a disk that holds the packages, and in `newer` a later agent: the technician's stick."""
+    """Return a disk that holds the packages, in `newer` a later agent of the same files, and in `apt` the repository of releases."""
     files, disk = folder / "stick", folder / "stick.img"
     (files / "newer").mkdir(parents=True)
     for each in packages.glob("*.deb"):
         (files / each.name).write_bytes(each.read_bytes())
-    newer(next(packages.glob("ringfence-agent_*.deb")), files / "newer")
+    deb = next(packages.glob("ringfence-agent_*.deb"))
+    releases.later(deb, NEWER, files / "newer")
+    releases.publish(deb, files, folder)
     subprocess.run(["mke2fs", "-q", "-q", "-t", "ext4", "-d", files, "-F", disk, "512M"], check=True)
     return disk
