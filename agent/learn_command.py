@@ -137,17 +137,38 @@ for _name in learners():
 @click.option(
     "--only-measured",
     is_flag=True,
-    help="Of the packages' files only those that the log names, and the fence's kernel modules.",
+    help="Of the packages' files only those that the log names, the fence's kernel modules and the agent's own.",
+)
+@click.option(
+    "--package",
+    "whole",
+    multiple=True,
+    help="With --only-measured: all files of this package, measured or not. Repeatable.",
 )
 @click.pass_obj
-def learn_ima(asked: _Asked, exclude: tuple[str, ...], ima_log: Path | None, only_measured: bool) -> None:
+def learn_ima(
+    asked: _Asked,
+    *,
+    exclude: tuple[str, ...],
+    ima_log: Path | None,
+    only_measured: bool,
+    whole: tuple[str, ...],
+) -> None:
     """[ima]: every file of this machine that is as its package brought it."""
     if only_measured and ima_log is None:
         raise click.UsageError("--only-measured needs --ima-log")
+    if whole and not only_measured:
+        raise click.UsageError(
+            "--package goes with --only-measured: without it all packages are learned whole"
+        )
     log = ima_log.read_bytes() if ima_log else None
     try:
         learned = ima.learn(
-            PackageDatabase(asked.root), exclude=exclude, untrusted_log=log, only_measured=only_measured
+            PackageDatabase(asked.root),
+            exclude=exclude,
+            untrusted_log=log,
+            only_measured=only_measured,
+            whole=whole,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import NamedTuple
 
 from agent.packages import PackageDatabase
@@ -24,6 +24,8 @@ _OF_THE_FENCE = re.compile(
 )
 """Modules of the kernel that rules, and the cut of an isolation above all, may ask for: a good boot need not have used them, and they
 must not be strangers when they are."""
+_OWN = "ringfence-agent"
+"""It runs some of its files once in a year."""
 
 
 class Learned(NamedTuple):
@@ -43,11 +45,12 @@ def learn(
     exclude: tuple[str, ...] = (),
     untrusted_log: bytes | None = None,
     only_measured: bool = False,
+    whole: Collection[str] = (),
 ) -> Learned:
     """Return what the package databases and one IMA log say. `only_measured` leaves out what the log does not
-    name, but for modules of the kernel that the fence may load later.
+    name, but for modules of the kernel that the fence may load later, the agent's own package and those in `whole`.
 
-    Raises OSError, ValueError for a bad rule in `exclude`, Rejected `ima.*` for a log that cannot be read.
+    Raises OSError, ValueError for a bad rule in `exclude` or a name in `whole` that is no package here, Rejected `ima.*` for a log that cannot be read.
     """
     refuse_too_wide(exclude)
     excluded = PathRules(exclude)
@@ -55,11 +58,14 @@ def learn(
     measured = _measured(untrusted_log, left_out) if untrusted_log is not None else {}
     packages: list[Package] = []
     known: dict[bytes, set[bytes]] = {}
+    missing = set(whole)
     for package in database.installed():
+        missing.discard(package.name)
+        all_of_it = not only_measured or package.name == _OWN or package.name in whole
         files: dict[bytes, bytes] = {}
         for file in package.files:
             raw = file.path.encode("utf-8", "surrogateescape")
-            seldom = only_measured and raw not in measured and not _OF_THE_FENCE.fullmatch(raw)
+            seldom = not all_of_it and raw not in measured and not _OF_THE_FENCE.fullmatch(raw)
             if seldom or excluded.match(raw):
                 continue
             sha256 = database.sha256_of(file)
@@ -71,6 +77,8 @@ def learn(
             packages.append(pack(package.name, package.version, files))
             for raw, digest in files.items():
                 known.setdefault(raw, set()).add(digest)
+    if missing:
+        raise ValueError(f"not installed: {', '.join(sorted(missing))}")
     return Learned(packages, dict(_besides(measured, known, excluded, left_out)), exclude, left_out)
 
 

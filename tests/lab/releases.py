@@ -35,7 +35,7 @@ cd /run && apt-get -q download {TRIAL} && dpkg --configure -a
 rm -rf /run/x && mkdir /run/x && echo x | tee /run/x/y | tail -n 3 | tr a b | cut -c 1-9
 mv /run/x/y /run/x/z && sleep 0.1
 systemd-run --quiet --collect --on-active=1 systemctl --version
-systemctl is-active ringfence-agent
+systemctl show -P InvocationID ringfence-agent; systemctl is-active ringfence-agent; journalctl -u ringfence-agent -n 1 -o cat --no-pager
 """
 """What an upgrade runs besides the package's own: learned before it is judged."""
 _WATCHED = f"""
