@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Final
+
+ANSWERED: Final = "STATUS=the controller answers"
+"""As `systemctl status` shows it. Also in packaging/os/agent/upgrade: an agent that it never says may not stay."""
+NOT_ANSWERED: Final = "STATUS=rules are in force; no session with the controller"
 
 
 def notify(state: str) -> None:

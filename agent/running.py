@@ -26,7 +26,7 @@ from agent.frugal import few_arenas
 from agent.host import Host
 from agent.loop import Loop
 from agent.netfilter import Events, Netfilter
-from agent.notify import notify, watchdog_interval_s
+from agent.notify import NOT_ANSWERED, notify, watchdog_interval_s
 from agent.probes import subsystems
 from agent.spool import Spool
 from agent.store import Store
@@ -95,7 +95,7 @@ async def serve(config: AgentConfig) -> int:
     tasks: list[asyncio.Task[None]] = []
     try:
         await asyncio.to_thread(loop.start)
-        notify("READY=1")
+        notify(f"READY=1\n{NOT_ANSWERED}")
         log.info("rules are in force")
         tasks = [asyncio.create_task(uplink.run()), asyncio.create_task(_watchdog(loop))]
         stop = asyncio.create_task(ending.wait())

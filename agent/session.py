@@ -16,6 +16,7 @@ import msgspec
 
 from agent.channel import ANSWER_S, WebSocket
 from agent.enrol import Identity, identity_of, signing_request
+from agent.notify import ANSWERED, notify
 from agent.report import Prepared
 from agent.store import Enrolled, Keys
 from contract import wire
@@ -93,6 +94,7 @@ class Session:
         self._sent_at = 0.0
         self._next = 0.0
         self._renewing = False
+        self._answered = False
         self._reader: asyncio.Task[object]
 
     async def run(self) -> None:
@@ -232,6 +234,9 @@ class Session:
             log.info("controller: %s: %s", finding.code, finding.detail)
         self._up.packages.reported(sent.measured.packages)
         loop, number = self._up.loop, self._number
+        if not self._answered:
+            self._answered = True
+            notify(ANSWERED)
         await self._up.ask(lambda: self._up.reporter.arrived(sent))
         await self._up.ask(
             lambda: loop.answered(

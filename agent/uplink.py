@@ -26,6 +26,7 @@ from agent.dial import Dialler
 from agent.enrol import Identity, blobs_of, identity_of
 from agent.ima import UNMEASURED, ImaLog
 from agent.loop import Loop
+from agent.notify import NOT_ANSWERED, notify
 from agent.package_watch import PackageWatch
 from agent.packages import PackageDatabase
 from agent.probes import models
@@ -137,6 +138,7 @@ class Uplink:
                 turned_away = await self._dial.turned_away(error, identity.not_after)
             finally:
                 self._http = None
+                notify(NOT_ANSWERED)
                 await self.ask(self.loop.session_closed)
             enrolled = await self._again(enrolled, identity, turned_away)
             if self.redial.is_set():

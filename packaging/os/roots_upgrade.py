@@ -25,7 +25,8 @@ _WATCHED = "while sleep 0.1; do nft list table inet ringfence >/dev/null 2>&1 ||
 
 @case()
 def release_by_order(root: Root, source: Path) -> None:
-    """A release that does not come up is taken back, a good one comes, an older one when it is asked for; the fence stands all the time."""
+    """A release that does not come up, or that the controller does not answer, is taken back; a good one comes, an older one when
+    it is asked for; the fence stands all the time."""
     _published(root)
     names = {
         name.rpartition("-")[2]: root.debs[name].name for name in ("ringfence-agent", "ringfence-controller")
@@ -41,6 +42,10 @@ def release_by_order(root: Root, source: Path) -> None:
         _ordered(machine, BROKEN, "newer", f"{BROKEN}\n{first}\nback\n", first)
         _ordered(machine, NEWER, "newer", f"{NEWER}\n{first}\ndone\n", NEWER)
         _ordered(machine, first, "newer", f"{first}\n{NEWER}\nfailed\n", NEWER)
+        machine.tell(_IMPATIENT)
+        machine.supervisor_hears("ringfence-agent", "STATUS=the controller answers")
+        unheard = f"{first}\n{NEWER}\nfailed\nit came up and had no answer from the controller within 30 s, so {NEWER} was put back"
+        _ordered(machine, first, "older", unheard, NEWER)
         _ordered(machine, first, "older", f"{first}\n{NEWER}\ndone\n", first)
         if watched := machine.tell("cat /run/watched"):
             raise Failed(f"the rules were gone, {watched.count('gone')} times")

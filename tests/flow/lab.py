@@ -116,10 +116,10 @@ class Node:
             file.write(lines)
         self.tpm.extend(imalog.measurements(lines))
 
-    def start_agent(self) -> None:
+    def start_agent(self, **environment: str) -> None:
         """Run `ringfence-agent run`."""
         self.agent = self.host.namespace.start(
-            BIN / "ringfence-agent", "run", "--config", self.config, log=self.log
+            BIN / "ringfence-agent", "run", "--config", self.config, log=self.log, env=environment
         )
 
     def stop_agent(self, how: signal.Signals = signal.SIGTERM) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import random
 import signal
+import socket
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from agent.notify import ANSWERED, NOT_ANSWERED
 from tests.flow.lab import Failed, Lab, Node, wait_until
 from tests.flow.traffic import Outside
 from tests.parts import inference
@@ -107,6 +110,27 @@ def test_a06_what_happens_while_the_controller_is_away_is_told_afterwards_in_ord
     wait_until("five events are told", healed)
     assert in_order_and_once(agents_events(lab, node))
     lab.wait_in_force(lab.site("east"), "east", 1)
+
+
+def test_systemd_is_told_whether_the_controller_answers(lab: Lab, tmp_path: Path) -> None:
+    """An upgrade of the agent stays only if it does: see packaging/os/agent/upgrade."""
+    node = lab.node("east-2")
+    node.stop_agent()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor:
+        supervisor.bind(str(tmp_path / "notify"))
+        supervisor.settimeout(20)
+        node.start_agent(NOTIFY_SOCKET=str(tmp_path / "notify"))
+        assert supervisor.recv(500).decode() == f"READY=1\n{NOT_ANSWERED}"
+        while (said := supervisor.recv(500).decode()) != ANSWERED:
+            assert said == NOT_ANSWERED  # a dial that came to nothing
+        lab.stop_controller()
+        assert supervisor.recv(500).decode() == NOT_ANSWERED
+        lab.start_controller()
+        while supervisor.recv(500).decode() != ANSWERED:
+            pass
+    node.stop_agent()
+    node.start_agent()
+    lab.wait_in_force([node], "east", 1)
 
 
 def test_c04_a_controller_killed_at_any_instant_loses_nothing_and_opens_nothing(lab: Lab) -> None:
