@@ -61,7 +61,8 @@ class Keys:
     def close(self) -> None:
         """Forget the keys."""
         subprocess.run(["gpgconf", "--homedir", self.home, "--kill", "all"], check=False)
-        shutil.rmtree(self.home)
+        # rm, for which a socket that the ending agent takes away meanwhile is no fault.
+        subprocess.run(["rm", "-rf", self.home], check=True)
 
 
 def apt(packages: list[Path], out: Path, keys: Keys, valid_days: int) -> None:
