@@ -41,6 +41,7 @@ def release_by_order(root: Root, source: Path) -> None:
         _ordered(machine, "98.7-1", "newer", f"98.7-1\n{first}\nfailed\n", first)
         _ordered(machine, BROKEN, "newer", f"{BROKEN}\n{first}\nback\n", first)
         _ordered(machine, NEWER, "newer", f"{NEWER}\n{first}\ndone\n", NEWER)
+        _ordered(machine, NEWER, "newer", f"{NEWER}\n{NEWER}\ndone\n", NEWER)
         _ordered(machine, first, "newer", f"{first}\n{NEWER}\nfailed\n", NEWER)
         machine.tell(_IMPATIENT)
         machine.supervisor_hears("ringfence-agent", "STATUS=the controller answers")
