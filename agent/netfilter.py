@@ -24,6 +24,7 @@ from agent.firewall.events import Culprit, Events
 from agent.firewall.fast import render_fast
 from agent.firewall.foreign import ForeignChain
 from agent.firewall.granted import seen_set
+from agent.firewall.holds import owner
 from agent.firewall.kept import Kept
 from agent.firewall.library import NetfilterError, context, parsed, run
 from agent.firewall.listing import NOTHING, Loaded, foreign, in_own_namespace, loaded, own
@@ -322,6 +323,12 @@ class Netfilter:
                 each for each in netlink.tables(self._talk) if (each.family, each.name) == (family, table)
             ]
             netlink.delete_tables(self._talk, found)
+
+    def owners(self, family: str, table: str) -> list[str]:
+        """Return who owns tables of that name: nobody else can change those. Raises OSError."""
+        with self._lock:
+            listed = netlink.tables(self._talk)
+        return [owner(each) for each in listed if each.owner and (each.family, each.name) == (family, table)]
 
     def remove_rules(self, rules: Sequence[netlink.Rule], generation: int) -> None:
         """Delete rules in one commit. Raises OSError: ERESTART where somebody has committed since `generation`."""

@@ -4,14 +4,16 @@ Whoever may do that is never left standing while the firewall is enforced, whate
 their handles, so that a manager whose chains stand in the same table goes on (docs/adr/0025-foreign-rewriting.md). Whole tables
 are deleted with `foreign = "remove"`, in posture `isolated` those that send frames elsewhere below IP, and such as cannot be read.
 
-Refuses to touch what the section names under `known`, and the tables of the manager of the node's containers as a whole.
+Refuses to touch what the section names under `known`, and the tables of the manager of the node's containers as a whole. What another
+process owns the kernel lets nobody else change: then it is said who that is.
 Relies on: `agent.netfilter`; `agent.firewall.foreign` for what a chain does.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from agent.firewall import managers
@@ -62,10 +64,10 @@ class Foreigners:
         whole = {place for place in whole if not managers.is_managers(self._section.containers, *place)}
         parts = Apart()
         for place in sorted(whole):
-            with parts.each():
+            with parts.each(), _naming_the_owner(netfilter, *place):
                 netfilter.remove_named(*place)
         for place in sorted({table_of(key) for key in leading} - whole):
-            with parts.each():
+            with parts.each(), _naming_the_owner(netfilter, *place):
                 self._take_out(netfilter, {key for key in leading if table_of(key) == place})
         parts.end()
 
@@ -86,6 +88,19 @@ class Foreigners:
                     continue  # somebody has committed since: a handle may mean another rule by now
                 raise
             return
+
+
+@contextmanager
+def _naming_the_owner(netfilter: Netfilter, family: str, table: str) -> Iterator[None]:
+    """Say who owns a table, where that is why the kernel refuses to change it: firewalld owns its own since 2.1."""
+    try:
+        yield
+    except PermissionError as error:
+        owners = netfilter.owners(family, table)
+        if not owners:
+            raise
+        said = f"table {family} {table} can be changed by its owner alone, {' and '.join(owners)}"
+        raise PermissionError(error.errno, said) from None
 
 
 def leads_past(drift: Drift) -> bool:

@@ -1,4 +1,4 @@
-"""Who holds a table under a name of ours: the process that owns it, as far as the kernel and /proc tell. Reads only.
+"""Who holds a table, above all one under a name of ours: the process that owns it, as far as the kernel and /proc tell. Reads only.
 
 The kernel names the netlink socket (NFTA_TABLE_OWNER); /proc/net/netlink has its inode, and the descriptors of processes lead from
 there to whoever has it open. No event tells that a hold has ended, so every look asks again; who it is, is asked once.
@@ -32,25 +32,37 @@ class Holds:
 
     def differences(self, held: Iterable[Table]) -> list[Difference]:
         """Return one difference for each table that is held."""
-        self._known = {each: self._known[each] if each in self._known else self._who(each) for each in held}
+        self._known = {
+            each: self._known[each] if each in self._known else _who(each, self._proc) for each in held
+        }
         return [
             Difference(
                 f"{each.family} {each.name[:_SHOWN_CHARS]}{_HOLD}",
                 "owned by nobody",
-                f"owned by {culprit.describe() if culprit else f'netlink port {each.owner}'}",
+                f"owned by {_said(each, culprit)}",
                 culprit.describe() if culprit else "",
             )
             for each, culprit in self._known.items()
         ]
 
-    def _who(self, table: Table) -> Culprit | None:
-        pid = process(table.owner, self._proc)
-        if pid is None:
-            return None
-        name = ""
-        with contextlib.suppress(OSError):
-            name = (self._proc / str(pid) / "comm").read_text(errors="replace").strip()
-        return described(pid, name, frozenset({(table.family, table.name)}), self._proc)
+
+def owner(table: Table, proc: Path = Path("/proc")) -> str:
+    """Return one line for people on who owns a table, whatever its name."""
+    return _said(table, _who(table, proc))
+
+
+def _who(table: Table, proc: Path) -> Culprit | None:
+    pid = process(table.owner, proc)
+    if pid is None:
+        return None
+    name = ""
+    with contextlib.suppress(OSError):
+        name = (proc / str(pid) / "comm").read_text(errors="replace").strip()
+    return described(pid, name, frozenset({(table.family, table.name)}), proc)
+
+
+def _said(table: Table, culprit: Culprit | None) -> str:
+    return culprit.describe() if culprit else f"netlink port {table.owner}"
 
 
 def process(port: int, proc: Path = Path("/proc")) -> int | None:

@@ -12,6 +12,7 @@ from tests.parts.debs import Unpacked
 from tests.parts.namespace import Namespace
 
 PACKAGES = ("firewalld",)
+_OWNS = "\nNftablesTableOwner=yes\n"
 _BUS = """\
 <!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -25,14 +26,18 @@ _BUS = """\
 
 
 class Firewalld:
-    """The daemon and its command. `zone` is the one that every interface is in."""
+    """The daemon and its command. `zone` is the one that every interface is in; `owns`: nobody else may change its table."""
 
-    def __init__(self, node: Namespace, folder: Path, programs: Unpacked, *, zone: str = "public") -> None:
+    def __init__(
+        self, node: Namespace, folder: Path, programs: Unpacked, *, zone: str = "public", owns: bool = True
+    ) -> None:
         self._node, self._folder, self._programs = node, folder, programs
         self._settings = folder / "etc"
         shutil.copytree(programs.root / "etc/firewalld", self._settings)
         main = self._settings / "firewalld.conf"
-        main.write_text(main.read_text().replace("DefaultZone=public", f"DefaultZone={zone}"))
+        text = main.read_text().replace("DefaultZone=public", f"DefaultZone={zone}")
+        self.can_own = _OWNS in text  # since 2.1
+        main.write_text(text if owns else text.replace(_OWNS, _OWNS.replace("yes", "no")))
         (folder / "bus.conf").write_text(_BUS.format(folder=folder))
         self._env = {**programs.env(), "DBUS_SYSTEM_BUS_ADDRESS": f"unix:path={folder}/bus"}
         self._bus: subprocess.Popen[bytes] | None = None
@@ -73,6 +78,13 @@ class Firewalld:
         """End the daemon, as its unit does: it takes its rules away."""
         if self._daemon is not None:
             self._daemon.terminate()
+            self._daemon.wait(30)
+            self._daemon = None
+
+    def kill(self) -> None:
+        """End the daemon as a fault does: its rules stay."""
+        if self._daemon is not None:
+            self._daemon.kill()
             self._daemon.wait(30)
             self._daemon = None
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -20,7 +21,12 @@ KNOWN = "".join(
     # The second one stands for a moment, while firewalld loads the first anew.
     for table in ("firewalld", "firewalld_policy_drop")
 )
-Start = Callable[[str], Firewalld]
+
+
+class Start(Protocol):
+    """Starts the daemon."""
+
+    def __call__(self, zone: str, *, owns: bool = True) -> Firewalld: ...
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +41,8 @@ def programs() -> Unpacked:
 def start(node: FencedNode, programs: Unpacked, tmp_path: Path) -> Iterator[Start]:
     made: list[Firewalld] = []
 
-    def begin(zone: str) -> Firewalld:
-        made.append(Firewalld(node.namespace, tmp_path, programs, zone=zone))
+    def begin(zone: str, *, owns: bool = True) -> Firewalld:
+        made.append(Firewalld(node.namespace, tmp_path, programs, zone=zone, owns=owns))
         made[-1].start()
         return made[-1]
 
@@ -114,7 +120,7 @@ def test_f11_firewalld_is_taken_away_where_the_baseline_says_so_and_its_restart_
     node: FencedNode, topology: Topology, start: Start
 ) -> None:
     node.settle(text='foreign = "remove"\n' + BASELINE)
-    firewalld = start("public")
+    firewalld = start("public", owns=False)
     for again in (True, False):
         assert {drift.key.partition(":")[0] for drift in node.observe()} == {"foreign"}
         node.repair(node.observe())
@@ -124,6 +130,27 @@ def test_f11_firewalld_is_taken_away_where_the_baseline_says_so_and_its_restart_
         if again:  # its own reload fails without its table
             firewalld.stop()
             firewalld.start()
+
+
+def test_f11_firewalld_that_owns_its_table_is_named_where_it_cannot_be_taken_away(
+    node: FencedNode, topology: Topology, start: Start
+) -> None:
+    node.settle(text='foreign = "remove"\n' + BASELINE)
+    firewalld = start("public")
+    if not firewalld.can_own:
+        pytest.skip("this firewalld owns no table")
+    for _ in range(2):
+        with pytest.raises(
+            PermissionError, match=r"table inet firewalld .* owner alone, .*\(pid \d+, uid 0.*/firewalld "
+        ):
+            node.repair(node.observe())
+        assert {drift.key.partition(":")[0] for drift in node.observe()} == {"foreign"}
+    assert passes(node, topology) == [(False, False)] * 2
+    firewalld.kill()  # the kernel keeps its table, which is nobody's then
+    node.repair(node.observe())
+    assert "firewalld" not in node.namespace.ruleset()
+    assert node.observe() == []
+    assert passes(node, topology) == [(True, False)] * 2
 
 
 def test_f11_a_table_that_goes_while_tables_are_listed_is_no_failed_look(

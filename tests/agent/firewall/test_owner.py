@@ -106,6 +106,29 @@ def test_f01_whoever_owns_every_table_of_ours_opens_nothing(
         each.close()
 
 
+@pytest.mark.parametrize("effect", ["accept", "udp dport set 5353"])
+def test_f11_who_owns_a_foreign_table_that_cannot_be_taken_out_is_named(
+    node: FencedNode, holder: Holder, effect: str
+) -> None:
+    """Rules that can lead past ours are to go whatever the section says, all others where it says so."""
+    foreign = "remove" if effect == "accept" else "report"
+    node.settle(text=f'foreign = "{foreign}"\n' + BASELINE)
+    holder.own("inet theirs", flush=False)
+    chains = [
+        f"add chain inet {table} c {{ type filter hook input priority 5; }}; add rule inet {table} c {effect}"
+        for table in ("theirs", "zz_free")
+    ]
+    holder.type("add table inet zz_free", *chains)
+    with pytest.raises(PermissionError) as refused:
+        node.repair(node.observe())
+    assert "table inet theirs can be changed by its owner alone" in str(refused.value)
+    assert f"nft (pid {holder.process.pid}, uid 0" in str(refused.value)
+    assert {drift.key for drift in node.observe()} == {"foreign:inet theirs c"}, "the other one went"
+    holder.close()
+    node.repair(node.observe())  # no event tells that the table has gone with its owner
+    assert node.observe() == []
+
+
 @pytest.mark.parametrize("table", ["inet ringfence_guard", "arp ringfence", "inet ringfence_cut"])
 def test_f01_one_owned_table_keeps_none_of_the_others_from_healing(
     node: FencedNode, holder: Holder, table: str
