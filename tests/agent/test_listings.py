@@ -30,7 +30,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 def settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let so much time pass by the wall clock that nothing can follow within one tick."""
+    """Let so much time pass by the wall clock that nothing can follow within one tick, and one tick in truth.
+
+    Without that a tmpfs may give a folder the same ctime again: what is taken out of it bears the time of the last tick.
+    """
+    time.sleep(0.02)
     now = time.time_ns() + DAY_NS
     monkeypatch.setattr(trees.time, "time_ns", lambda: now)
 
