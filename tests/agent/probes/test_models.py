@@ -24,6 +24,7 @@ from agent.probes import models as models_probe
 from contract.errors import Rejected
 from contract.messages import Drift
 from tests.agent.probes.case import Case, probe_of, section_of, tree_state, tree_trace
+from tests.parts.ondisk import on_disk
 
 WEIGHTS = b"weights " * 1000
 GUARDRAILS = "refuse: everything\nthreshold: 0.9\n"
@@ -523,9 +524,15 @@ def _cached_pages(path: Path) -> int:
     return int(done.stdout)
 
 
+@pytest.fixture
+def disk_folder() -> Iterator[Path]:
+    with on_disk() as folder:
+        yield folder
+
+
 @pytest.mark.skipif(shutil.which("fincore") is None, reason="fincore is the witness")
-def test_the_page_cache_is_left_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "w.onnx"
+def test_the_page_cache_is_left_as_it_was(disk_folder: Path) -> None:
+    path = disk_folder / "w.onnx"
     path.write_bytes(os.urandom(16 * MIB))
     with path.open("rb") as file:
         os.fsync(file.fileno())
@@ -537,7 +544,7 @@ def test_the_page_cache_is_left_as_it_was(tmp_path: Path) -> None:
         used = quiet.resident(file.fileno(), 0, 16 * MIB)
         assert used is not None
         assert used.count(1) == 3 * MIB // quiet.PAGE_BYTES == _cached_pages(path)
-        digest = hashing.hash_now(Host(root=tmp_path), "/w.onnx").sha256
+        digest = hashing.hash_now(Host(root=disk_folder), "/w.onnx").sha256
         assert quiet.resident(file.fileno(), 0, 16 * MIB) == used
         assert _cached_pages(path) == used.count(1)
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()

@@ -15,6 +15,7 @@ from agent.probes._vital import Vital, vital_parts
 from tests.agent.probes.case import probe_of
 from tests.parts.bustree import SPY, PciTree
 from tests.parts.namespace import Namespace
+from tests.parts.ondisk import on_disk
 
 CONTROLLER = (ControllerEndpoint("10.9.0.1", 8440),)
 DOWN = '[netdevs]\nunknown = "down"\n'
@@ -25,6 +26,12 @@ def kernel() -> Iterator[Namespace]:
     made = Namespace("vital")
     yield made
     made.remove()
+
+
+@pytest.fixture
+def disk_folder() -> Iterator[Path]:
+    with on_disk() as folder:
+        yield folder
 
 
 def _up(kernel: Namespace) -> set[str]:
@@ -110,8 +117,8 @@ class SystemDisk:
 
 
 @pytest.mark.parametrize("unknown", ["remove", "read-only"])
-def test_d05_the_systems_own_disk_is_told_and_stays(tmp_path: Path, unknown: str) -> None:
-    system = SystemDisk(tmp_path)
+def test_d05_the_systems_own_disk_is_told_and_stays(disk_folder: Path, unknown: str) -> None:
+    system = SystemDisk(disk_folder)
     probe = probe_of("blocks", f'[blocks]\nunknown = "{unknown}"\n', system.around)
     drifts = probe.observe(1.0)
     assert [drift.key for drift in drifts] == ["sda"]
@@ -120,8 +127,8 @@ def test_d05_the_systems_own_disk_is_told_and_stays(tmp_path: Path, unknown: str
     assert dict(system.around.remembered) == {}
 
 
-def test_d05_the_card_before_the_systems_disk_is_told_and_stays(tmp_path: Path) -> None:
-    system = SystemDisk(tmp_path)
+def test_d05_the_card_before_the_systems_disk_is_told_and_stays(disk_folder: Path) -> None:
+    system = SystemDisk(disk_folder)
     probe = probe_of("pci", '[pci]\nunknown = "remove"\n', system.around)
     drifts = probe.observe(1.0)
     assert {drift.key for drift in drifts} == {"0000:05:00.0", "0000:06:00.0"}
