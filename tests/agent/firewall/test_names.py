@@ -149,9 +149,10 @@ def test_a01_when_the_agent_is_killed_the_kernel_ends_what_a_name_opened(
     agent.kill()
     killed_at = time.monotonic()
     assert agent.reaches(), "a crash closes nothing at once"
-    until(lambda: not agent.reaches(), LIFETIME_S + 2)
+    # Asked of the kernel: on a busy machine a connection may also fail while it is still let out.
+    until(lambda: "elements" not in elements(node) + elements(node, 6), LIFETIME_S + 2)
     assert time.monotonic() - killed_at <= LIFETIME_S + 1.5
-    assert "elements" not in elements(node) and "elements" not in elements(node, 6)
+    assert not agent.reaches()
     agent.again()
     until(agent.reaches)
 
