@@ -7,6 +7,8 @@ import contextlib
 import gzip
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -166,9 +168,27 @@ async def test_c06_a_huge_frame_ends_the_session_and_compression_is_not_offered(
         assert (await answer_to(again, again.report())).tier == "affirming"  # type: ignore[attr-defined]
 
 
+FLOOD = """
+import asyncio, ssl, sys, aiohttp
+admins, nodes, ca = sys.argv[1:]
+async def main():
+    tls = ssl.create_default_context(cafile=ca)
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls, limit=0, force_close=True)) as http:
+        async def call(method, url, **what):
+            async with http.request(method, url, **what) as reply:
+                return reply.status
+        wrong = {"Authorization": "Bearer rfa_wrong"}
+        calls = [call("GET", admins, headers=wrong) for _ in range(400)]
+        posts = [call("POST", nodes, data=bytes([0xC1]) * 5000) for _ in range(200)]
+        print(*sorted(set(await asyncio.gather(*calls, *posts))))
+asyncio.run(main())
+"""
+"""A process of its own: what the clients of a flood cost is not the loop's."""
+
+
 @pytest.mark.alone
 async def test_c08_the_loop_does_not_stall_while_bad_tokens_and_garbage_flood_in(tmp_path: Path) -> None:
-    async with running(tmp_path, limits=Limits(failures_per_minute=10_000, per_address=1000)) as live:
+    async with running(tmp_path, limits=Limits(failures_per_minute=10_000)) as live:
         node = await live.node("press-1")
         worst = 0.0
         done = False
@@ -181,16 +201,19 @@ async def test_c08_the_loop_does_not_stall_while_bad_tokens_and_garbage_flood_in
                 await asyncio.sleep(0.005)
                 worst = max(worst, time.thread_time() - before)
 
+        (tmp_path / "ca.pem").write_text(live.ca)
+        urls = (live.admin_url + "/api/v1/me", live.node_url + ENROL_BEGIN_PATH)
         watcher = asyncio.create_task(watch())
-        wrong = {"Authorization": "Bearer rfa_wrong"}
-        calls = [live.call("GET", "/api/v1/me", role=None, headers=wrong) for _ in range(150)]
-        posts = [post(live, b"\xc1" * 5000) for _ in range(100)]
-        await asyncio.gather(*calls, *posts)
+        flood = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", FLOOD, *urls, tmp_path / "ca.pem", stdout=subprocess.PIPE
+        )
+        told, _ = await flood.communicate()
+        assert told == b"401 422\n"
         assert (await answer_to(node, node.report())).tier == "affirming"  # type: ignore[attr-defined]
         done = True
         await watcher
-        # The clients of this flood run on the same loop, so the bound is wider than the promise of 50 ms.
-        assert worst < 0.5
+        # Wider than the promise of 50 ms: some sixty to eighty are seen where two other processes keep this machine busy.
+        assert worst < 0.3
 
 
 async def test_c08_a_long_log_is_read_beside_the_loop(

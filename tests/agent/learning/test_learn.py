@@ -26,7 +26,7 @@ TREE = Path(__file__).resolve().parents[3]
 HASH = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$tnSYvahCwPBHKZUspmcxMfb0.WiB9W.zEaKlOBL35rC"
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKRlc8uYmJHhEsP7hTgRw0LEm5bUcCk1jGxqKmiS0d2q ops@plant"
 SECRET = "hunter2-of-the-till"
-NOT_LEARNED = {"access", "boot", "ima", "models"}
+NOT_LEARNED = {"access", "agent", "boot", "ima", "models"}
 
 
 class Learned(NamedTuple):
