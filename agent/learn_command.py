@@ -137,7 +137,7 @@ for _name in learners():
 @click.option(
     "--only-measured",
     is_flag=True,
-    help="Of the packages' files only those that the log names, the fence's kernel modules and the agent's own.",
+    help="Of the packages' files only those that the log names, the fence's kernel modules, and packages that an upgrade of the agent runs.",
 )
 @click.option(
     "--package",

@@ -24,8 +24,8 @@ _OF_THE_FENCE = re.compile(
 )
 """Modules of the kernel that rules, and the cut of an isolation above all, may ask for: a good boot need not have used them, and they
 must not be strangers when they are."""
-_OWN = "ringfence-agent"
-"""It runs some of its files once in a year."""
+_FOR_UPGRADES = frozenset({"ringfence-agent", "apt", "dpkg", "coreutils", "grep"})
+"""What runs when another release of the agent comes, and perhaps in no boot before."""
 
 
 class Learned(NamedTuple):
@@ -48,7 +48,7 @@ def learn(
     whole: Collection[str] = (),
 ) -> Learned:
     """Return what the package databases and one IMA log say. `only_measured` leaves out what the log does not
-    name, but for modules of the kernel that the fence may load later, the agent's own package and those in `whole`.
+    name, but for modules of the kernel that the fence may load later, what an upgrade of the agent runs, and the packages in `whole`.
 
     Raises OSError, ValueError for a bad rule in `exclude` or a name in `whole` that is no package here, Rejected `ima.*` for a log that cannot be read.
     """
@@ -61,7 +61,7 @@ def learn(
     missing = set(whole)
     for package in database.installed():
         missing.discard(package.name)
-        all_of_it = not only_measured or package.name == _OWN or package.name in whole
+        all_of_it = not only_measured or package.name in _FOR_UPGRADES or package.name in whole
         files: dict[bytes, bytes] = {}
         for file in package.files:
             raw = file.path.encode("utf-8", "surrogateescape")

@@ -122,21 +122,22 @@ def test_modules_that_the_fence_may_load_are_learned_though_no_boot_has_used_the
     assert sorted(found) == sorted(wanted)
 
 
-def test_the_agents_own_package_and_those_that_are_named_are_learned_whole(tmp_path: Path) -> None:
+def test_what_an_upgrade_runs_and_packages_that_are_named_are_learned_whole(tmp_path: Path) -> None:
     dpkg = Dpkg(tmp_path)
     own = {"usr/lib/ringfence-agent/upgrade": b"u", "usr/lib/ringfence-agent/fence": b"f"}
     dpkg.install("ringfence-agent", "1-1", own)
     dpkg.install("dpkg", "1.21", {"usr/bin/dpkg-query": b"q"})
     dpkg.install("tool", "1.0", ONE)
+    own["usr/bin/dpkg-query"] = b"q"
 
     def found(*whole: str) -> set[str]:
         learned = learn(PackageDatabase(dpkg.root), untrusted_log=b"", only_measured=True, whole=whole)
         return {raw.decode() for package in learned.packages for raw, _ in package.entries()}
 
     assert found() == {f"/{path}" for path in own}
-    assert found("dpkg") == {*(f"/{path}" for path in own), "/usr/bin/dpkg-query"}
+    assert found("tool") == {f"/{path}" for path in (*own, *ONE)}
     with pytest.raises(ValueError, match="not installed: apt, dnf"):
-        found("dnf", "dpkg", "apt")
+        found("dnf", "tool", "apt")
 
 
 class Growing:

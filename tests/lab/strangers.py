@@ -17,7 +17,7 @@ _EXCLUDE = (
 )
 _LOG = "/sys/kernel/security/ima/binary_runtime_measurements"
 _LEARN = (
-    f"ringfence-agent learn --output /run/ima.toml ima --only-measured --package apt --package dpkg --ima-log {_LOG} "
+    f"ringfence-agent learn --output /run/ima.toml ima --only-measured --ima-log {_LOG} "
     f"{' '.join(f'--exclude {rule}' for rule in _EXCLUDE)}"
 )
 _USED_LATER = "cp /usr/bin/true /run/true; chmod 755 /run/true; mkdir -p /opt/press-tools; nft list tables; systemctl --version"
