@@ -5,7 +5,7 @@ The agent writes an order and does nothing more: its own unit may not write /usr
 for the new agent to be up, and writes the outcome. Files in the folder, lines of text each:
 
     order       the version, and `newer` or `older`; taken by the script's first step
-    running     the same, while it runs
+    running     the version, while it is brought
     result      the version, the one before, `done`, `failed`, `back` or `lost`, and what there is to say
 
 Refuses to believe a result that it cannot read: that is none. Relies on: a folder that root alone can write.

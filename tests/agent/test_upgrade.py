@@ -13,18 +13,16 @@ import pytest
 from agent.upgrade import FOLDER, Result, Upgrade
 from tests.agent.rig import Rig, baseline, in_own_namespace
 from tests.agent.test_hold import until
+from tests.parts.packagekit import write_status
 
 SCRIPT = Path(__file__).parents[2] / "packaging/os/agent/upgrade"
 WANTED = '[agent]\nrelease = "1.2.0-1"\n'
 
 
 def _machine(folder: Path, version: str) -> Path:
-    """A root with dpkg's word for the agent's release, and a kernel for `[sysctl]` to look at."""
+    """A root with dpkg's word for the agent's release."""
     root = folder / "root"
-    (root / "var/lib/dpkg").mkdir(parents=True)
-    (root / "var/lib/dpkg/status").write_text(
-        f"Package: ringfence-agent\nStatus: install ok installed\nArchitecture: amd64\nVersion: {version}\n\n"
-    )
+    write_status(root, ("ringfence-agent", version, "installed"))
     return root
 
 

@@ -15,6 +15,18 @@ def _run(*argv: object, cwd: Path | None = None) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def write_status(root: Path, *packages: tuple[str, str, str]) -> None:
+    """Put dpkg's word on name, version and state of every package into a root, in one step as dpkg does."""
+    text = "".join(
+        f"Package: {name}\nStatus: install ok {state}\nArchitecture: all\nVersion: {version}\n\n"
+        for name, version, state in packages
+    )
+    folder = root / "var/lib/dpkg"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "status-new").write_text(text)
+    (folder / "status-new").rename(folder / "status")
+
+
 class Dpkg:
     """A Debian root."""
 

@@ -17,20 +17,14 @@ from agent.probes.agent import DOUBLED, LONGEST_S, RETRY_S, UNTAKEN_S, Probe
 from agent.upgrade import FOLDER
 from contract.errors import Rejected
 from tests.agent.probes.case import Case, probe_of, section_of, tree_state, tree_trace
-from tests.parts.packagekit import Dpkg, Rpm
+from tests.parts.packagekit import Dpkg, Rpm, write_status
 
 TOML = '[agent]\nrelease = "1.2.0-1"\n'
 BACK = '[agent]\nrelease = "1.2.0-1"\nnewer = "replace"\n'
 
 
 def _status(folder: Path, version: str, state: str = "installed") -> None:
-    text = (
-        f"Package: ringfence-agent\nStatus: install ok {state}\nArchitecture: amd64\nVersion: {version}\n\n"
-    )
-    (folder / "var/lib/dpkg").mkdir(parents=True, exist_ok=True)
-    fresh = folder / "var/lib/dpkg/status-new"
-    fresh.write_text(text)
-    fresh.rename(folder / "var/lib/dpkg/status")
+    write_status(folder, ("ringfence-agent", version, state))
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from agent.host import Host
 from agent.probes import UNSEEN, Surroundings
 from contract.errors import Rejected
 from tests.agent.probes.case import Case, probe_of, section_of, tree_state, tree_trace
-from tests.parts.packagekit import Dpkg, Rpm
+from tests.parts.packagekit import Dpkg, Rpm, write_status
 
 TOML = """\
 [packages]
@@ -31,26 +31,15 @@ reason = "what the image has"
 _FILE = {"usr/share/x": b"x\n"}
 
 
-def _status(folder: Path, *packages: tuple[str, str, str]) -> None:
-    text = "".join(
-        f"Package: {name}\nStatus: install ok {state}\nArchitecture: all\nVersion: {version}\n\n"
-        for name, version, state in packages
-    )
-    (folder / "var/lib/dpkg").mkdir(parents=True, exist_ok=True)
-    fresh = folder / "var/lib/dpkg/status-new"
-    fresh.write_text(text)
-    fresh.rename(folder / "var/lib/dpkg/status")
-
-
 @contextmanager
 def case(folder: Path) -> Iterator[Case]:
     good = [("tool", "1:1.0-10", "installed"), ("libx", "1", "installed"), ("base", "1", "installed")]
-    _status(folder, *good)
+    write_status(folder, *good)
     status = folder / "var/lib/dpkg/status"
     yield Case(
         toml=TOML,
         around=Surroundings(host=Host(root=folder)),
-        spoil=lambda: _status(folder, *good[1:], ("telnetd", "0.17", "installed")),
+        spoil=lambda: write_status(folder, *good[1:], ("telnetd", "0.17", "installed")),
         blind=status.unlink,
         state=lambda: tree_state(folder),
         trace=lambda: tree_trace(folder),
@@ -64,9 +53,9 @@ def _found(folder: Path, toml: str) -> list[tuple[str, str, str]]:
 
 
 def test_missing_old_half_installed_forbidden_and_unknown(tmp_path: Path) -> None:
-    _status(tmp_path, ("tool", "1:1.0-10", "unpacked"))
+    write_status(tmp_path, ("tool", "1:1.0-10", "unpacked"))
     assert _found(tmp_path, TOML) == [("tool", "1:1.0-2 or newer", "unpacked")]
-    _status(tmp_path, ("tool", "1:1.0~rc3-2", "installed"), ("telnetd-ssl", "1", "installed"))
+    write_status(tmp_path, ("tool", "1:1.0~rc3-2", "installed"), ("telnetd-ssl", "1", "installed"))
     assert _found(tmp_path, TOML) == [
         ("tool", "1:1.0-2 or newer", "1:1.0~rc3-2"),
         ("telnetd-ssl", "not installed (passwords in the clear)", "1"),
@@ -77,7 +66,7 @@ def test_missing_old_half_installed_forbidden_and_unknown(tmp_path: Path) -> Non
 
 
 def test_an_empty_section_allows_nothing_and_stays_short(tmp_path: Path) -> None:
-    _status(tmp_path, *((f"p{number:03}", "1", "installed") for number in range(500)))
+    write_status(tmp_path, *((f"p{number:03}", "1", "installed") for number in range(500)))
     found = _found(tmp_path, "[packages]\n")
     assert len(found) == 33
     assert found[-1] == ("unknown packages", "none", "468 more than the 32 that are named")
@@ -85,7 +74,9 @@ def test_an_empty_section_allows_nothing_and_stays_short(tmp_path: Path) -> None
 
 def test_forbidden_below_a_version(tmp_path: Path) -> None:
     toml = '[packages]\nunknown = "ignore"\n[[packages.forbid]]\nname = "xz*"\nbelow = "5.6.1+really5.4.5"\nreason = "back door"\n'
-    _status(tmp_path, ("xz-utils", "5.6.1-1", "installed"), ("xz-doc", "5.6.1+really5.4.5-1", "installed"))
+    write_status(
+        tmp_path, ("xz-utils", "5.6.1-1", "installed"), ("xz-doc", "5.6.1+really5.4.5-1", "installed")
+    )
     assert [key for key, _, _ in _found(tmp_path, toml)] == ["xz-utils"]
 
 
@@ -135,10 +126,10 @@ def test_this_machines_packages_are_those_that_dpkg_query_shows() -> None:
 
 
 def test_the_database_is_read_again_only_when_it_changed(tmp_path: Path) -> None:
-    _status(tmp_path, ("tool", "1:2", "installed"))
+    write_status(tmp_path, ("tool", "1:2", "installed"))
     probe = probe_of("packages", TOML, Surroundings(host=Host(root=tmp_path)))
     assert probe.observe(1.0) == []
-    _status(tmp_path, ("tool", "1:0", "installed"))
+    write_status(tmp_path, ("tool", "1:0", "installed"))
     assert [drift.found for drift in probe.observe(2.0)] == ["1:0"]
     (tmp_path / "var/lib/dpkg/status").unlink()
     assert [drift.found for drift in probe.observe(3.0)] == [UNSEEN]
