@@ -31,6 +31,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     Both programs run with a small heap; without this every full collection walks the suite's own for a second, which a
     test of a promise in milliseconds would take for the program's.
     """
+    _out_of_sight()
+
+
+def _out_of_sight() -> None:
     gc.collect()
     gc.freeze()
 
@@ -39,9 +43,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Let nothing run beside a test that is marked `alone`, in whichever process of the run."""
     turns = getattr(item.config, "workerinput", {}).get("turns")
+    alone = item.get_closest_marker("alone") is not None
+    if alone:  # what earlier tests left or thawed is the suite's as well
+        _out_of_sight()
     if turns is None:  # one process runs everything
         return (yield)
-    alone = item.get_closest_marker("alone") is not None
     with Path(turns, "door").open("w") as door, Path(turns, "floor").open("w") as floor:
         # Whoever waits for the floor keeps the door shut, so nobody is overtaken.
         fcntl.flock(door, fcntl.LOCK_EX)

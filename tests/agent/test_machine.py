@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import ctypes
-import gc
 import hashlib
 import json
 import os
@@ -241,12 +240,9 @@ def test_a_look_at_20000_files_lets_the_firewall_in_within_20_ms(tmp_path: Path)
     host.let_in = lambda: times.append(
         time.thread_time()
     )  # on a busy machine the scheduler's own pauses are longer
-    gc.collect()
-    gc.freeze()  # a full collection takes as long as this process holds things, those of other tests among them
     began = time.thread_time()
     probe.observe(2.0)
     times = [began, *times, time.thread_time()]
-    gc.unfreeze()
     stretches = sorted((b - a for a, b in pairwise(times)), reverse=True)
     assert len(times) > MANY // 100, "it let the firewall in again and again"
     assert stretches[0] < 0.02, stretches[:5]

@@ -5,10 +5,19 @@ from __future__ import annotations
 import gc
 import time
 import weakref
+from collections.abc import Iterator
 
 import pytest
 
 from controller.heap import LEAST_ENDED, Heap, short_pauses
+
+
+@pytest.fixture(autouse=True)
+def _frozen_again() -> Iterator[None]:
+    """What these tests thaw is the whole suite's, and later tests would wait for it to be looked at."""
+    yield
+    gc.collect()
+    gc.freeze()
 
 
 class Circle:
