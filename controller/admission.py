@@ -4,10 +4,13 @@ Connections wait here after accept and before TLS. One address, a flood or ten t
 than its share of the room, and never more than every other turn while another address waits. Of one address the newest goes first:
 where more come than can be served, whoever has waited longest is about to give up, and hands shaken with those are shaken for
 nothing, again and again. Refuses to do: sockets' I/O, clocks.
+
+Beginning to shake hands costs the event loop about a millisecond each, so of those let in only so many begin in one turn of it.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
@@ -84,3 +87,35 @@ class WaitingRoom(Generic[T]):
                 connection.close()
         self._queues.clear()
         self._count = 0
+
+
+class Turns:
+    """So many in one turn of the event loop; who comes later waits for a later one, in order."""
+
+    def __init__(self, each: int) -> None:
+        """Let `each` pass in one turn."""
+        self._each = each
+        self._left = each
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    async def come(self) -> None:
+        """Return when it is the caller's turn."""
+        loop = asyncio.get_running_loop()
+        if self._left == self._each:
+            loop.call_soon(self._next)
+        if self._left:
+            self._left -= 1
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _next(self) -> None:
+        self._left = self._each
+        while self._waiting and self._left:
+            turn = self._waiting.popleft()
+            if not turn.done():  # who was cancelled is passed over
+                turn.set_result(None)
+                self._left -= 1
+        if self._left < self._each:
+            asyncio.get_running_loop().call_soon(self._next)

@@ -4,7 +4,8 @@ asyncio's own server shows a connection to the application only after the handsh
 would be unbounded and uncounted. This accepts by itself: it counts every connection that has shown no client
 certificate under its address (IPv6: its /64), bounds handshakes and connections, and cuts slow ones off. When all come
 at once they wait, and each address has its turn (controller.admission): ten thousand handshakes begun together would all
-outlast their clients' patience, be begun anew, and never end.
+outlast their clients' patience, be begun anew, and never end. And TLS begins when the client has said something, a few in
+each turn of the event loop: however many speak at once, others are answered in between.
 
 Relies on aiohttp's keep-alive timer, which runs from the first byte on and so bounds a slow head as well.
 """
@@ -23,7 +24,7 @@ from collections.abc import Coroutine
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from controller.admission import WaitingRoom
+from controller.admission import Turns, WaitingRoom
 from controller.config import Limits
 from controller.faults import log_fault
 
@@ -40,6 +41,7 @@ _http_log = logging.getLogger(f"{__name__}.http")
 _http_log.addFilter(_ours)
 
 BACKLOG = 4096
+_HELLOS_A_TURN = 8
 _FULL_PAUSE_S = 0.05
 _SWEEP_S = 0.5
 _PASSING_ERRORS = frozenset(
@@ -66,6 +68,7 @@ class Listener:
         self._room: WaitingRoom[socket.socket] = WaitingRoom(
             places=limits.waiting, patience_s=limits.handshake_s
         )
+        self._hellos = Turns(_HELLOS_A_TURN)
         self._strangers: Counter[str] = Counter()
         self._connections: dict[asyncio.BaseTransport, str | None] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -159,6 +162,9 @@ class Listener:
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            async with asyncio.timeout(self._limits.handshake_s):
+                await _spoken(connection)
+                await self._hellos.come()
             transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
                 server,
                 connection,
@@ -210,6 +216,24 @@ class Listener:
         fault = None if task.cancelled() else task.exception()
         if fault is not None:
             log_fault("a connection", fault)
+
+
+async def _spoken(connection: socket.socket) -> None:
+    """Return when there is something to read, and leave it there. Raises ConnectionError where the other side has gone."""
+    loop = asyncio.get_running_loop()
+    readable = loop.create_future()
+    loop.add_reader(connection, _come_true, readable)
+    try:
+        await readable
+    finally:
+        loop.remove_reader(connection)
+    if not connection.recv(1, socket.MSG_PEEK):
+        raise ConnectionAbortedError
+
+
+def _come_true(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def source_of(address: str) -> str:

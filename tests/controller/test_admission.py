@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from controller.admission import WaitingRoom
+from controller.admission import Turns, WaitingRoom
 from controller.app import store_url
 from controller.config import Limits
 from tests.controller.live import running
@@ -125,3 +126,24 @@ def test_the_room_is_never_overfull(places: int) -> None:
         assert len(room) == before + added <= places
         if random.random() < 0.3:
             room.next(lambda _: False, 0.0)
+
+
+async def test_c08_only_so_many_pass_in_one_turn_and_all_in_the_order_in_which_they_came() -> None:
+    turns, turn, passed = Turns(3), 0, []
+
+    async def one(number: int) -> None:
+        await turns.come()
+        passed.append((number, turn))
+
+    ones = [asyncio.create_task(one(number)) for number in range(20)]
+    for turn in range(1, 40):
+        await asyncio.sleep(0)
+        if turn == 2:
+            ones[10].cancel()
+    assert [number for number, _ in passed] == [number for number in range(20) if number != 10]
+    in_turn = Counter(turn for _, turn in passed)
+    assert max(in_turn.values()) == 3
+    assert len(in_turn) <= 8, "no turn is left out while anybody waits"
+    late = asyncio.create_task(one(20))
+    await asyncio.sleep(0)
+    assert late.done(), "nobody waits where nobody is before"

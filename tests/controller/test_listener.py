@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ async def test_c06_half_open_handshakes_are_cut_off_and_do_not_stop_others(tmp_p
         node = await live.node("press-1")
         begun = time.monotonic()
         strangers = [await tcp(live.controller.nodes.port) for _ in range(4)]
+        for stranger in strangers[:2]:
+            stranger.sendall(b"\x16")  # the first byte of a hello, and no more
         assert all([await closed_within(raw, 20) for raw in strangers])
         assert 0.3 < time.monotonic() - begun < 20
         assert live.controller.nodes.failed_handshakes >= 4
@@ -212,8 +215,39 @@ async def test_c08_the_loop_does_not_stall_while_bad_tokens_and_garbage_flood_in
         assert (await answer_to(node, node.report())).tier == "affirming"  # type: ignore[attr-defined]
         done = True
         await watcher
-        # Wider than the promise of 50 ms: some sixty to eighty are seen where two other processes keep this machine busy.
+        # Some forty are seen on a quiet machine; the promise of 50 is that of a quiet one with uvloop.
         assert worst < 0.3
+
+
+async def test_c08_hands_are_shaken_with_those_who_have_spoken_a_few_in_a_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hundred connect, and all say their first words at once."""
+    begun: Counter[int] = Counter()
+    turn = 0
+    real = asyncio.get_running_loop().connect_accepted_socket
+
+    async def counted(*args: Any, **rest: Any) -> Any:
+        begun[turn] += 1
+        return await real(*args, **rest)
+
+    async with running(tmp_path) as live:
+        nodes = live.controller.nodes
+        monkeypatch.setattr(asyncio.get_running_loop(), "connect_accepted_socket", counted)
+        raws = [await tcp(nodes.port) for _ in range(100)]
+        await until(lambda: nodes.shaking == 100)
+        assert not begun, "nobody has said anything yet"
+        for raw in raws[1:]:
+            raw.sendall(b"no TLS")
+        raws[0].close()
+        while nodes.shaking:
+            turn += 1
+            await asyncio.sleep(0)
+        assert max(begun.values()) == 8
+        assert begun.total() == 99, "who has gone costs no TLS"
+        assert await answers(live)
+        for raw in raws[1:]:
+            raw.close()
 
 
 async def test_c08_a_long_log_is_read_beside_the_loop(
