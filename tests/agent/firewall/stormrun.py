@@ -25,16 +25,16 @@ print(count)
 
 
 def weather(folder: Path, seconds: float) -> dict[str, object]:
-    """Hold a node through `seconds` of storm; return what it cost and how it ended."""
+    """Hold a node through `seconds` of storm, on a busy machine up to six times as many; return what it cost and how it ended."""
     rig = Rig(folder)
     rig.start()
     rig.adopt(baseline(1, 8080), 1, 1)
     events = Events(rig.loop.firewall_changed)
-    burnt, begun = time.process_time(), time.monotonic()
-    storm = subprocess.run(
-        [sys.executable, "-c", STORM, str(seconds)], capture_output=True, text=True, check=True
-    )
-    burnt, lasted = time.process_time() - burnt, time.monotonic() - begun
+    burnt, begun, lasted, changes = time.process_time(), time.monotonic(), 0.0, 0
+    while lasted < seconds or (rig.loop.stance.posture != "isolated" and lasted < 6 * seconds):
+        storm = subprocess.run([sys.executable, "-c", STORM, "5"], capture_output=True, text=True, check=True)
+        changes, lasted = changes + int(storm.stdout), time.monotonic() - begun
+    burnt = time.process_time() - burnt
     rig.loop.wake("firewall")
     calm = time.monotonic()
     while "insert" in nft("list", "ruleset") or rig.loop.stance.posture != "isolated":
@@ -43,7 +43,7 @@ def weather(folder: Path, seconds: float) -> dict[str, object]:
         time.sleep(0.05)
     rig.call(lambda: None)
     told = {
-        "changes_per_s": int(storm.stdout) / seconds,
+        "changes_per_s": changes / lasted,
         "processors": burnt / lasted,
         "posture": rig.loop.stance.posture,
         "kinds": sorted(rig.kinds()),

@@ -71,7 +71,7 @@ def test_f05_a_thousand_changes_a_second_neither_open_nor_burn_the_node(tmp_path
         cwd=TREE,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr
