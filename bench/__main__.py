@@ -10,7 +10,19 @@ from pathlib import Path
 
 import msgspec
 
-from bench import atrest, attestation, cutting, datapath, devices, files, fleet, healing, isolation, scale
+from bench import (
+    atrest,
+    attestation,
+    cutting,
+    datapath,
+    devices,
+    files,
+    fleet,
+    flood,
+    healing,
+    isolation,
+    scale,
+)
 from bench.figures import Figure
 
 RESULTS = Path(__file__).with_name("results.json")
@@ -22,6 +34,7 @@ BENCHES: dict[str, Callable[..., list[Figure]]] = {
     "devices": devices.run,
     "files": files.run,
     "fleet": fleet.run,
+    "flood": flood.run,
     "healing": healing.run,
     "isolation": isolation.run,
     "scale": scale.run,

@@ -26,6 +26,7 @@ from controller.listener import source_of
 from controller.records import Evidence
 from tests.controller.live import Live, answer_to, next_message, running
 
+TREE = Path(__file__).resolve().parents[2]
 TIGHT = Limits(handshake_s=0.4, request_s=0.6, per_address=6, handshakes=4)
 
 
@@ -171,24 +172,6 @@ async def test_c06_a_huge_frame_ends_the_session_and_compression_is_not_offered(
         assert (await answer_to(again, again.report())).tier == "affirming"  # type: ignore[attr-defined]
 
 
-FLOOD = """
-import asyncio, ssl, sys, aiohttp
-admins, nodes, ca = sys.argv[1:]
-async def main():
-    tls = ssl.create_default_context(cafile=ca)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls, limit=0, force_close=True)) as http:
-        async def call(method, url, **what):
-            async with http.request(method, url, **what) as reply:
-                return reply.status
-        wrong = {"Authorization": "Bearer rfa_wrong"}
-        calls = [call("GET", admins, headers=wrong) for _ in range(400)]
-        posts = [call("POST", nodes, data=bytes([0xC1]) * 5000) for _ in range(200)]
-        print(*sorted(set(await asyncio.gather(*calls, *posts))))
-asyncio.run(main())
-"""
-"""A process of its own: what the clients of a flood cost is not the loop's."""
-
-
 @pytest.mark.alone
 async def test_c08_the_loop_does_not_stall_while_bad_tokens_and_garbage_flood_in(tmp_path: Path) -> None:
     async with running(tmp_path, limits=Limits(failures_per_minute=10_000)) as live:
@@ -205,10 +188,10 @@ async def test_c08_the_loop_does_not_stall_while_bad_tokens_and_garbage_flood_in
                 worst = max(worst, time.thread_time() - before)
 
         (tmp_path / "ca.pem").write_text(live.ca)
-        urls = (live.admin_url + "/api/v1/me", live.node_url + ENROL_BEGIN_PATH)
+        told_to = (live.admin_url, live.node_url, tmp_path / "ca.pem")
         watcher = asyncio.create_task(watch())
         flood = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", FLOOD, *urls, tmp_path / "ca.pem", stdout=subprocess.PIPE
+            sys.executable, "-m", "tests.parts.flood", *told_to, cwd=TREE, stdout=subprocess.PIPE
         )
         told, _ = await flood.communicate()
         assert told == b"401 422\n"
