@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 SWEEP_S = 2.0
 ROLLOUT_S = 2.0
 RENEWAL_S = 3600.0
+LAG_S = 0.1
 
 
 class Controller:
@@ -143,6 +144,7 @@ class Controller:
     async def run_duties(self) -> None:
         """Sweep, renew, refresh and accept, until cancelled; a fault of one ends all and is raised."""
         async with asyncio.TaskGroup() as duties:
+            duties.create_task(_watch_lag(self.services.metrics))
             duties.create_task(_every(SWEEP_S, self._sweep))
             duties.create_task(_every(ROLLOUT_S, self._roll))
             duties.create_task(_every(BEAT_S, self.replica.beat))
@@ -252,6 +254,14 @@ def _is_address(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+async def _watch_lag(metrics: Metrics) -> None:
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + LAG_S
+        await asyncio.sleep(LAG_S)
+        metrics.loop_lag_seconds.observe(max(0.0, loop.time() - due))
 
 
 async def _every(seconds: float, duty: Callable[[], Awaitable[None]]) -> None:

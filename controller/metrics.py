@@ -33,6 +33,12 @@ class Metrics:
             registry=self.registry,
             buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
         )
+        self.loop_lag_seconds = Histogram(
+            "ringfence_loop_lag_seconds",
+            "How late the event loop came back to who slept, looked at ten times a second",
+            registry=self.registry,
+            buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1),
+        )
         self.faults = Counter("ringfence_faults", "Faults of the controller itself", registry=self.registry)
         self.sessions = Gauge("ringfence_sessions", "Open sessions of this process", registry=self.registry)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gzip
+import re
 import socket
 import ssl
 import subprocess
@@ -231,6 +232,22 @@ async def test_c08_hands_are_shaken_with_those_who_have_spoken_a_few_in_a_turn(
         assert await answers(live)
         for raw in raws[1:]:
             raw.close()
+
+
+async def test_c08_what_stalls_the_loop_is_seen_in_its_figures(tmp_path: Path) -> None:
+    async with running(tmp_path) as live:
+        duties = asyncio.create_task(live.controller.run_duties())
+        await asyncio.sleep(0.15)
+        time.sleep(0.6)  # noqa: ASYNC251  (the stall)
+        await asyncio.sleep(0.3)
+        _, shown = await live.call("GET", "/metrics", role="viewer")
+        lags = re.findall(rb'ringfence_loop_lag_seconds_bucket\{le="(.+?)"\} (.+)', shown["text"])  # type: ignore[arg-type]
+        counts = {float(bound): float(count) for bound, count in lags}
+        assert counts[0.25] < counts[float("inf")], "one was later than a quarter of a second"
+        assert counts[float("inf")] >= 2
+        duties.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await duties
 
 
 async def test_c08_a_long_log_is_read_beside_the_loop(
