@@ -32,8 +32,6 @@ USED = f"""
 export DEBIAN_FRONTEND=noninteractive
 apt-get -q update && apt-get -q -y install {TRIAL}
 cd /run && apt-get -q download {TRIAL} && dpkg --configure -a
-rm -rf /run/x && mkdir /run/x && echo x | tee /run/x/y | tail -n 3 | tr a b | cut -c 1-9
-mv /run/x/y /run/x/z && sleep 0.1
 systemd-run --quiet --collect --on-active=1 systemctl --version
 systemctl show -P InvocationID ringfence-agent; systemctl is-active ringfence-agent
 """
