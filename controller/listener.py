@@ -42,6 +42,7 @@ _http_log.addFilter(_ours)
 
 BACKLOG = 4096
 _HELLOS_A_TURN = 8
+_LAST_MOMENT_S = 0.01
 _FULL_PAUSE_S = 0.05
 _SWEEP_S = 0.5
 _PASSING_ERRORS = frozenset(
@@ -162,14 +163,16 @@ class Listener:
         try:
             connection.setblocking(False)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            async with asyncio.timeout(self._limits.handshake_s):
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + self._limits.handshake_s
+            async with asyncio.timeout_at(deadline):
                 await _spoken(connection)
                 await self._hellos.come()
-            transport, _ = await asyncio.get_running_loop().connect_accepted_socket(
+            transport, _ = await loop.connect_accepted_socket(
                 server,
                 connection,
                 ssl=self._context,
-                ssl_handshake_timeout=self._limits.handshake_s,
+                ssl_handshake_timeout=max(deadline - loop.time(), _LAST_MOMENT_S),
                 ssl_shutdown_timeout=2.0,
             )
         except (OSError, TimeoutError, asyncio.IncompleteReadError):

@@ -80,6 +80,16 @@ async def test_c06_half_open_handshakes_are_cut_off_and_do_not_stop_others(tmp_p
             raw.close()
 
 
+async def test_c06_a_late_first_byte_buys_no_second_wait(tmp_path: Path) -> None:
+    async with running(tmp_path, limits=Limits(handshake_s=3)) as live:
+        begun = time.monotonic()
+        with contextlib.closing(await tcp(live.controller.nodes.port)) as stranger:
+            await asyncio.sleep(2.5)
+            stranger.sendall(b"\x16")
+            assert await closed_within(stranger, 20)
+        assert 2.9 < time.monotonic() - begun < 5.2  # a wait of its own for the handshake: 5.5
+
+
 async def test_c06_an_address_has_only_so_many_connections_without_a_certificate(tmp_path: Path) -> None:
     limits = Limits(handshake_s=5, request_s=5, per_address=6, handshakes=64, waiting=2)
     async with running(tmp_path, limits=limits) as live:
