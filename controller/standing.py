@@ -6,11 +6,18 @@ Refuses to do: change anything; `controller.fleet` stores what is said here and 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from contract.messages import Tier
 from controller.records import Standing
 
 OVERDUE_INTERVALS = 1.5
 UNREACHABLE_INTERVALS = 2.0
+SILENCE_INTERVALS: Mapping[Standing, float] = {
+    "healthy": OVERDUE_INTERVALS,
+    "overdue": UNREACHABLE_INTERVALS,
+}
+"""After how much silence a node of this standing has another one."""
 
 
 def standing(

@@ -189,7 +189,12 @@ class Fleet(
 
     async def sweep(self, *, now: float) -> list[StandingChange]:
         """Judge silence (a05). Call a few times an interval, and once at start."""
-        return await self._store.run(lambda tx: nodes.sweep(tx, self._settings, now=now))
+        changes: list[StandingChange] = []
+        while True:
+            some = await self._store.run(lambda tx: nodes.sweep(tx, self._settings, now=now))
+            changes += some
+            if len(some) < nodes.SWEEP_NODES:
+                return changes
 
     # -- isolation -----------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ from controller.records import (
     StandingChange,
 )
 from controller.selector import Selector, checked_labels
-from controller.standing import OVERDUE_INTERVALS, standing
+from controller.standing import SILENCE_INTERVALS, standing
 from controller.store import (
     Transaction,
     boots,
@@ -43,6 +43,8 @@ from controller.store import incidents as incident_rows
 from controller.store import nodes as rows
 from controller.store.nodes import NodeRow
 
+SWEEP_NODES = 64
+"""Of each standing in one transaction: where thousands fall silent at once, reports have their turn in between."""
 _SEVERITY: dict[Standing, Severity] = {"overdue": "info", "unreachable": "warning"}
 
 
@@ -176,8 +178,10 @@ def sweep(tx: Transaction, settings: FleetSettings, *, now: float) -> list[Stand
     changes: list[StandingChange] = []
     if not replicas.leads(tx):
         return changes
-    for seen in rows.silent(tx, now=now, started=settings.started, intervals=OVERDUE_INTERVALS):
-        row = rows.load(tx, seen.node, lock=True)  # another controller may just have taken its report
+    for node in rows.silent(
+        tx, now=now, started=settings.started, intervals=SILENCE_INTERVALS, limit=SWEEP_NODES
+    ):
+        row = rows.load(tx, node, lock=True)  # another controller may just have taken its report
         if row is None:
             continue
         stands = standing(

@@ -128,6 +128,7 @@ def _writing(columns: Iterable[str]) -> Prepared:
 
 _WRITE = _writing(_HOT)
 _WRITE_STEADY = _writing(name for name in _HOT if name not in _SELDOM)
+_STAND = _writing(("standing", "standing_since"))
 
 
 def _row(row: Sequence[object]) -> NodeRow:
@@ -351,24 +352,35 @@ def set_due(tx: Transaction, names: Sequence[str]) -> None:
 
 def set_standing(tx: Transaction, node: str, standing: Standing, now: float) -> None:
     """The sweep found another standing."""
-    tx.execute(update(nodes).where(nodes.c.node == node).values(standing=standing, standing_since=now))
+    _STAND.run(tx, {"of_node": node, "to_standing": standing, "to_standing_since": now})
 
 
-def silent(tx: Transaction, *, now: float, started: float, intervals: float) -> list[NodeRow]:
-    """Nodes that are shown as healthy or overdue although they have been silent for so many intervals, all of
-    them while this controller (up since `started`) was listening."""
+def silent(
+    tx: Transaction, *, now: float, started: float, intervals: Mapping[Standing, float], limit: int
+) -> list[str]:
+    """Names of nodes of these standings that have been silent for so many intervals, all of them while this controller (up since `started`)
+    was listening: at most `limit` of each standing, the longest silent, sorted."""
     shortest = tx.execute(select(func.min(sites.c.interval_s))).scalar()
     if shortest is None:
         return []
-    silence = intervals * sites.c.interval_s
-    # The first bound is a plain number, so that an index finds the few: the second alone has every node's row read.
-    statement = _SELECT.where(
-        nodes.c.standing.in_(("healthy", "overdue")),
-        nodes.c.last_report_at <= now - intervals * shortest,
-        nodes.c.last_report_at <= now - silence,
-        silence <= now - started,
-    )
-    return sorted((_row(row) for row in tx.execute(statement)), key=lambda row: row.node)
+    found: list[str] = []
+    for stands, bound in intervals.items():
+        silence = bound * sites.c.interval_s
+        # The first bound is a plain number, so that an index finds the few: the second alone has every node's row read.
+        statement = (
+            select(nodes.c.node)
+            .join(sites, sites.c.site == nodes.c.site)
+            .where(
+                nodes.c.standing == stands,
+                nodes.c.last_report_at <= now - bound * shortest,
+                nodes.c.last_report_at <= now - silence,
+                silence <= now - started,
+            )
+            .order_by(nodes.c.last_report_at)
+            .limit(limit)
+        )
+        found += tx.execute(statement).scalars()
+    return sorted(found)
 
 
 def forget_own_baseline(tx: Transaction, names: Sequence[str]) -> None:

@@ -155,6 +155,17 @@ class FleetLab:
         assert admitted is not None
         return admitted
 
+    async def populate(
+        self, nodes: int, *, policy: SitePolicy | None = None, site: str = "factory"
+    ) -> list[str]:
+        """Make a site and so many nodes in it that have reported; return their names."""
+        await self.site(site, policy)
+        names = [f"{site}-{n}" for n in range(1, nodes + 1)]
+        for n, name in enumerate(names, 1):
+            await self.enrol(name, site=site)
+            await self.report(name, addresses=[f"10.0.0.{n}", f"fd00::{n}"])
+        return names
+
     async def report(self, node: str, *, now: float = T0, obey: bool = True, **what: object) -> Outcome:
         """A report that has accepted the newest directive, unless told otherwise."""
         if obey and "directive_number" not in what:

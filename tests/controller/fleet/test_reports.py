@@ -21,17 +21,6 @@ async def _kinds(lab: FleetLab) -> list[str]:
     return [e.kind for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500)]
 
 
-async def _fleet(
-    lab: FleetLab, nodes: int, *, policy: SitePolicy | None = None, site: str = "factory"
-) -> list[str]:
-    await lab.site(site, policy)
-    names = [f"{site}-{n}" for n in range(1, nodes + 1)]
-    for n, name in enumerate(names, 1):
-        await lab.enrol(name, site=site)
-        await lab.report(name, addresses=[f"10.0.0.{n}", f"fd00::{n}"])
-    return names
-
-
 async def test_good_evidence_makes_a_node_healthy_and_learns_its_boot(lab: FleetLab) -> None:
     await lab.site()
     await lab.enrol("cam-1")
@@ -57,8 +46,8 @@ async def test_the_first_boot_is_no_reference_when_it_is_not_trusted(lab: FleetL
 
 
 async def test_another_boot_isolates_node_and_site_and_neighbours_fence_the_suspect(lab: FleetLab) -> None:
-    names = await _fleet(lab, 3)
-    await _fleet(lab, 2, site="shop")
+    names = await lab.populate(3)
+    await lab.populate(2, site="shop")
     outcome = await lab.report(
         "factory-1", findings=[finding("1234")], reset=2, addresses=["10.0.0.2", "10.0.0.99"], now=T0 + 60
     )
@@ -90,7 +79,7 @@ async def test_another_boot_isolates_node_and_site_and_neighbours_fence_the_susp
 
 
 async def test_release_is_an_act_and_everything_is_healthy_again(lab: FleetLab) -> None:
-    names = await _fleet(lab, 3)
+    names = await lab.populate(3)
     await lab.report("factory-1", findings=[finding("1234")], reset=2, reference=b"boot B")
     with pytest.raises(Rejected, match=r"reason\.missing"):
         await lab.fleet.release_site("factory", actor="ann", reason="  ", now=T0)
@@ -114,7 +103,7 @@ async def test_release_is_an_act_and_everything_is_healthy_again(lab: FleetLab) 
 
 
 async def test_a_release_stands_against_what_was_known_and_falls_to_what_is_new(lab: FleetLab) -> None:
-    await _fleet(lab, 2, policy=CALM)
+    await lab.populate(2, policy=CALM)
     await lab.report("factory-1", findings=[finding("1234")])
     await lab.fleet.release_node("factory-1", actor="ann", reason="looked at it", now=T0)
     await lab.report("factory-1", findings=[finding("1234")])
@@ -124,7 +113,7 @@ async def test_a_release_stands_against_what_was_known_and_falls_to_what_is_new(
 
 
 async def test_good_evidence_alone_never_releases(lab: FleetLab) -> None:
-    await _fleet(lab, 1, policy=CALM)
+    await lab.populate(1, policy=CALM)
     await lab.report("factory-1", findings=[finding("1234")])
     outcome = await lab.report("factory-1", posture="isolated")
     assert outcome.tier == "affirming"
@@ -132,7 +121,7 @@ async def test_good_evidence_alone_never_releases(lab: FleetLab) -> None:
 
 
 async def test_c07_evidence_that_does_not_verify_is_a_recorded_failure(lab: FleetLab) -> None:
-    await _fleet(lab, 2)
+    await lab.populate(2)
     outcome = await lab.fleet.reject_evidence(
         "factory-1", Rejected("quote.signature", "not this key's"), now=T0 + 1
     )
@@ -152,7 +141,7 @@ async def test_c07_evidence_that_does_not_verify_is_a_recorded_failure(lab: Flee
 
 
 async def test_c07_a_failure_of_our_own_takes_trust_away_and_isolates_nobody(lab: FleetLab) -> None:
-    await _fleet(lab, 2)
+    await lab.populate(2)
     outcome = await lab.fleet.reject_evidence(
         "factory-1", Rejected("verification.failed", "a fault of the controller"), now=T0 + 1
     )
@@ -173,7 +162,7 @@ async def test_c07_the_first_evidence_ever_that_fails_makes_no_health(lab: Fleet
 
 
 async def test_a_late_nonce_is_no_compromise(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1)
     outcome = await lab.fleet.reject_evidence("factory-1", Rejected("nonce.expired", "4 s ago"), now=T0 + 1)
     assert outcome.tier == "affirming"
     assert await lab.held() == (set(), set())
@@ -203,7 +192,7 @@ async def test_c17_one_update_on_many_nodes_is_one_incident_and_the_breaker_hold
 
 
 async def test_c17_different_faults_on_many_nodes_stop_at_the_breaker(lab: FleetLab) -> None:
-    names = await _fleet(lab, 6, policy=CALM)
+    names = await lab.populate(6, policy=CALM)
     for n, node in enumerate(names):
         await lab.report(node, findings=[finding(f"{n:04}")], reset=2, now=T0 + 60 + n)
     assert await lab.held() == ({"factory-1", "factory-2", "factory-3"}, set())
@@ -215,7 +204,7 @@ async def test_c17_different_faults_on_many_nodes_stop_at_the_breaker(lab: Fleet
 
 async def test_c17_two_controllers_share_one_breaker(open_store: Callable[[], Store]) -> None:
     one, two = FleetLab(open_store()), FleetLab(open_store())
-    names = await _fleet(one, 12, policy=CALM)
+    names = await one.populate(12, policy=CALM)
     await asyncio.gather(
         *(
             (one, two)[n % 2].fleet.take_report(
@@ -228,7 +217,7 @@ async def test_c17_two_controllers_share_one_breaker(open_store: Callable[[], St
 
 
 async def test_a_persons_isolation_is_neither_braked_nor_counted(lab: FleetLab) -> None:
-    names = await _fleet(lab, 6, policy=CALM)
+    names = await lab.populate(6, policy=CALM)
     for node in names[:5]:
         await lab.fleet.isolate_node(node, actor="ann", reason="drill", now=T0)
     with pytest.raises(Rejected, match=r"hold\.exists"):
@@ -238,7 +227,7 @@ async def test_a_persons_isolation_is_neither_braked_nor_counted(lab: FleetLab) 
 
 
 async def test_c16_no_target_is_never_all(lab: FleetLab) -> None:
-    await _fleet(lab, 2)
+    await lab.populate(2)
     for target in ("", "*", "all", "factory-1,factory-2"):
         with pytest.raises(Rejected, match=r"node\.unknown"):
             await lab.fleet.isolate_node(target, actor="ann", reason="x", now=T0)
@@ -249,7 +238,7 @@ async def test_c16_no_target_is_never_all(lab: FleetLab) -> None:
 
 
 async def test_drift_is_a_warning_an_incident_and_withdraws_itself(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1)
     first = await lab.report("factory-1", drifts=[drift("net.ipv4.ip_forward", "1")])
     assert (first.tier, (await lab.fleet.node("factory-1")).summary.standing) == ("warning", "healthy")
     again = await lab.report("factory-1", drifts=[drift("net.ipv4.ip_forward", "1")])
@@ -262,7 +251,7 @@ async def test_drift_is_a_warning_an_incident_and_withdraws_itself(lab: FleetLab
 
 
 async def test_what_the_node_repaired_is_an_incident_with_its_culprit(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1)
     flushed = drift(
         "table inet ringfence", "missing", section="firewall", repaired=True, culprit="nft (pid 42, uid 0)"
     )
@@ -277,8 +266,8 @@ async def test_what_the_node_repaired_is_an_incident_with_its_culprit(lab: Fleet
 
 async def test_k_drifting_nodes_isolate_their_site_but_one_update_does_not(lab: FleetLab) -> None:
     policy = SitePolicy(drifting_nodes=DriftingNodes(count=3, window_s=300))
-    await _fleet(lab, 4, policy=policy)
-    await _fleet(lab, 4, policy=policy, site="shop")
+    await lab.populate(4, policy=policy)
+    await lab.populate(4, policy=policy, site="shop")
     for n in range(1, 5):
         await lab.report(f"shop-{n}", drifts=[drift("kernel.version", "6.2")], now=T0 + n)
     assert await lab.held() == (set(), set())
@@ -288,7 +277,7 @@ async def test_k_drifting_nodes_isolate_their_site_but_one_update_does_not(lab: 
 
 
 async def test_c02_numbers_are_above_what_the_node_remembers(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1)
     outcome = await lab.report("factory-1", directive_number=5000)
     assert outcome.directive is not None
     assert outcome.directive.number == 5001
@@ -297,7 +286,7 @@ async def test_c02_numbers_are_above_what_the_node_remembers(lab: FleetLab) -> N
 
 
 async def test_a_node_that_refuses_its_directive_gets_it_once_an_interval(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1)
     await lab.fleet.isolate_node("factory-1", actor="ann", reason="drill", now=T0)
     made = [
         (await lab.report("factory-1", directive_number=1, now=T0 + s)).directive for s in range(0, 60, 5)
@@ -306,7 +295,7 @@ async def test_a_node_that_refuses_its_directive_gets_it_once_an_interval(lab: F
 
 
 async def test_a_node_that_says_it_obeyed_but_shows_another_posture_is_noticed(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1)
     await lab.fleet.isolate_node("factory-1", actor="ann", reason="drill", now=T0)
     await lab.report("factory-1", now=T0)
     outcome = await lab.report("factory-1", posture="normal", now=T0 + 120)
@@ -314,7 +303,7 @@ async def test_a_node_that_says_it_obeyed_but_shows_another_posture_is_noticed(l
 
 
 async def test_a_node_that_isolated_itself_is_shown_and_a_person_releases_it(lab: FleetLab) -> None:
-    await _fleet(lab, 2)
+    await lab.populate(2)
     with pytest.raises(Rejected, match=r"hold\.none"):
         await lab.fleet.release_node("factory-1", actor="ann", reason="the uplink is back", now=T0)
     outcome = await lab.report("factory-1", posture="isolated", directive_number=1, now=T0 + 120)
@@ -344,7 +333,7 @@ async def test_a_node_that_isolated_itself_is_shown_and_a_person_releases_it(lab
 
 
 async def test_a_release_of_a_node_from_itself_waits_for_the_isolation_of_its_site(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1)
     await lab.report("factory-1", posture="isolated")
     await lab.fleet.release_node("factory-1", actor="ann", reason="looked at it", now=T0)
     await lab.fleet.isolate_site("factory", actor="ann", reason="drill", now=T0)
@@ -354,7 +343,7 @@ async def test_a_release_of_a_node_from_itself_waits_for_the_isolation_of_its_si
 
 
 async def test_events_are_stored_once_in_order_and_a_lost_state_loses_none(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1)
     first = await lab.report("factory-1", events=[event(1), event(2)])
     assert first.events_acked == 2
     again = await lab.report("factory-1", events=[event(1), event(2), event(3)])
@@ -374,49 +363,8 @@ async def test_events_are_stored_once_in_order_and_a_lost_state_loses_none(lab: 
     assert (await lab.fleet.counts(scope=EVERYWHERE)).last_event == down[0].id
 
 
-async def test_a05_an_agent_that_was_stopped_is_named_within_two_intervals(lab: FleetLab) -> None:
-    await _fleet(lab, 2, policy=SitePolicy(interval_s=60))
-    await lab.fleet.end_session("factory-1", epoch=1)
-
-    async def standing() -> str:
-        return (await lab.fleet.node("factory-1")).summary.standing
-
-    assert await lab.fleet.sweep(now=T0 + 89) == []
-    [change] = [c for c in await lab.fleet.sweep(now=T0 + 91) if c.node == "factory-1"]
-    assert (change.before, change.after) == ("healthy", "overdue")
-    await lab.report("factory-2", now=T0 + 100)
-    [change] = await lab.fleet.sweep(now=T0 + 120)
-    assert (change.node, change.after, await standing()) == ("factory-1", "unreachable", "unreachable")
-    assert await lab.fleet.sweep(now=T0 + 121) == []
-    events = [e for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500) if e.node == "factory-1"]
-    assert [e.kind for e in events][-2:] == ["node.overdue", "node.unreachable"]
-    assert (await lab.fleet.node("factory-1")).summary.tier == "affirming"
-    await lab.report("factory-1", now=T0 + 200)
-    assert await standing() == "healthy"
-
-
-async def test_a05_silence_while_the_controller_was_down_is_not_the_nodes(
-    open_store: Callable[[], Store],
-) -> None:
-    await _fleet(FleetLab(open_store()), 1)
-    later = FleetLab(open_store(), FleetSettings(started=T0 + 3600))
-    await later.fleet.start(now=T0 + 3600)
-    assert await later.fleet.sweep(now=T0 + 3601) == []
-    [change] = await later.fleet.sweep(now=T0 + 3600 + 120)
-    assert change.after == "unreachable"
-
-
-async def test_silence_changes_neither_distrust_nor_isolation(lab: FleetLab) -> None:
-    await _fleet(lab, 2, policy=SitePolicy(isolate_node_on=(), isolate_site_on=()))
-    await lab.report("factory-1", findings=[finding("1234")])
-    await lab.fleet.isolate_node("factory-2", actor="ann", reason="drill", now=T0)
-    assert await lab.fleet.sweep(now=T0 + 10_000) == []
-    standings = {n.node: n.standing for n in (await lab.fleet.list_nodes(scope=EVERYWHERE)).items}
-    assert standings == {"factory-1": "untrusted", "factory-2": "isolated"}
-
-
 async def test_baselines_are_pushed_whole_assigned_forward_and_carried_by_directives(lab: FleetLab) -> None:
-    await _fleet(lab, 2)
+    await lab.populate(2)
 
     def push(version: int, content: str) -> TrustChange:
         new = NewBaseline(
@@ -452,7 +400,7 @@ async def test_baselines_are_pushed_whole_assigned_forward_and_carried_by_direct
 
 
 async def test_lists_come_in_pages_that_miss_nothing(lab: FleetLab) -> None:
-    names = await _fleet(lab, 7)
+    names = await lab.populate(7)
     seen: list[str] = []
     after = None
     while True:
