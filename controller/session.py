@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import msgspec
 from aiohttp import web
@@ -38,6 +38,8 @@ NOT_CONNECTED = "it is not connected"
 NOT_IN_TIME = "it did not answer in time"
 SEND_S = 10.0
 """A node that does not take a frame for so long has its connection closed."""
+ROOM_BYTES = 8 * 1024
+"""Less than this waiting to be sent: aiohttp's writer waits at 64 KiB, and goes on at 16."""
 CLOSE_REPLACED = 4001
 CLOSE_REFUSED = 4002
 CLOSE_SILENT = 4003
@@ -52,6 +54,7 @@ class Session:
     """One node's open connection and what its next report will be held against."""
 
     __slots__ = (
+        "_transport",
         "appraiser",
         "asked",
         "closing",
@@ -78,12 +81,14 @@ class Session:
     def __init__(
         self,
         socket: web.WebSocketResponse,
+        transport: asyncio.WriteTransport | None,
         identity: CertifiedNode,
         record: SessionRecord,
         policies: Policies,
     ) -> None:
         """`record` is what the store said when it let the session open."""
         self.socket = socket
+        self._transport = transport
         self.identity = identity
         self.epoch = record.epoch
         """Which of the node's sessions it is: a later one, here or at another controller, ends it."""
@@ -144,11 +149,28 @@ class Session:
 
     async def send_encoded(self, message: bytes) -> None:
         """As `send`, of a message that is encoded already."""
+        late = None if self.has_room() else self._cut_after(SEND_S)
         try:
-            async with asyncio.timeout(SEND_S):
-                await self.socket.send_bytes(message)
-        except (TimeoutError, ConnectionError):
+            await self.socket.send_bytes(message)
+        except ConnectionError:
             await self.close(CLOSE_SILENT)
+        finally:
+            if late is not None:
+                late.cancel()
+
+    def _cut_after(self, seconds: float) -> asyncio.TimerHandle:
+        # No time limit on the coroutine: all who send wait for one future of aiohttp's, and cancelling one would cancel it for all.
+        return asyncio.get_running_loop().call_later(seconds, self.cut)
+
+    def cut(self) -> None:
+        """End the connection at once: who takes no frame takes no farewell either."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def has_room(self) -> bool:
+        """Whether a frame can be sent without waiting for the node: then a timer, or a task, for it would be for nothing."""
+        transport = self._transport
+        return transport is None or transport.is_closing() or transport.get_write_buffer_size() < ROOM_BYTES
 
     async def challenged(self, wait_s: float) -> float | None:
         """Ask for a report and return the seconds until one was answered; None when none was within `wait_s`."""
@@ -189,12 +211,13 @@ class Session:
         if not self.socket.prepared or self.closing is not None:
             return
         self.closing = asyncio.get_running_loop().create_future()
+        late = self._cut_after(SEND_S)
         try:
-            async with asyncio.timeout(SEND_S):
-                await self.socket.close(code=code)
-        except (TimeoutError, ConnectionError):
-            log.debug("session of %s did not close in time", self.node)
+            await self.socket.close(code=code)
+        except ConnectionError:
+            log.debug("session of %s was gone before it was closed", self.node)
         finally:
+            late.cancel()
             self.closing.set_result(None)
 
     def answered(self) -> None:
@@ -230,6 +253,17 @@ class Session:
         evidence = await asyncio.to_thread(appraiser.appraise, report, body, nonce, asked, reference)
         await asyncio.to_thread(presented.prepare)
         return evidence
+
+
+async def send_each(messages: Mapping[Session, bytes]) -> None:
+    """Send each its own, encoded already. Who cannot take it at once holds up none of the others."""
+    slow = []
+    for session, message in messages.items():
+        if session.has_room():
+            await session.send_encoded(message)
+        else:
+            slow.append(session.send_encoded(message))
+    await asyncio.gather(*slow)
 
 
 async def sockets_of(session: Session | None) -> bytes | str:

@@ -56,6 +56,7 @@ from controller.session import (
     CLOSE_SILENT,
     NONCE_INTERVALS,
     Session,
+    send_each,
     sockets_of,
 )
 from controller.stocktaking import Stocktaking
@@ -102,7 +103,7 @@ class Sessions:
             socket = web.WebSocketResponse(
                 protocols=(PROTOCOL,), max_msg_size=MAX_FRAME_BYTES, compress=False, timeout=2.0
             )
-            session = Session(socket, identity, record, policies)
+            session = Session(socket, request.transport, identity, record, policies)
             self._take_over(session)
             await socket.prepare(request)
             request[SOCKET] = socket
@@ -129,9 +130,15 @@ class Sessions:
         orders: dict[str, bytes] = {}
         for begin in range(0, len(connected) + PUSH_AT_ONCE, PUSH_AT_ONCE):
             some = connected[begin : begin + PUSH_AT_ONCE]
-            sending = asyncio.gather(*(self._order(node, order) for node, order in orders.items()))
             # Some are sent while the database writes the next.
-            orders, _ = await asyncio.gather(self._orders(some, now, only_due=only_due), sending)
+            more = self._orders(some, now, only_due=only_due)
+            greeted = {self._open[node]: order for node, order in orders.items() if self._greeted(node)}
+            self._metrics.orders.inc(len(greeted))
+            orders, _ = await asyncio.gather(more, send_each(greeted))
+
+    def _greeted(self, node: str) -> bool:
+        session = self._open.get(node)
+        return session is not None and session.greeted
 
     async def _orders(self, some: Sequence[str], now: float, *, only_due: bool) -> dict[str, bytes]:
         """Return orders for those of these nodes that are ours. All are signed before one is sent: who has it begins to work."""
@@ -378,12 +385,6 @@ class Sessions:
             await self.tell(nodes, time.time())
         except StoreUnavailable:
             log.warning("%d nodes get their directive with their next report", len(nodes))
-
-    async def _order(self, node: str, encoded: bytes) -> None:
-        session = self._open.get(node)
-        if session is not None and session.greeted:
-            await session.send_encoded(encoded)
-            self._metrics.orders.inc()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from contract.envelope import open_directive
 from contract.messages import Order
-from controller import sessions
+from controller import session, sessions
 from controller.policy import FleetSettings
 from controller.store import Transaction, holds, nodes
 from tests.controller.live import Live, next_message, running
@@ -65,6 +65,35 @@ async def test_c18_every_node_of_a_large_push_gets_one_order_with_the_number_on_
         )
         assert said.posture == "isolated"
         assert said.number == (await live.fleet.node(name)).directive_number > before[name]
+
+
+async def test_c18_a_node_that_takes_nothing_holds_up_no_order_and_is_dropped(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deaf, heard = await live.node("press-1"), await live.node("press-2")
+    for node in (deaf, heard):
+        await node.exchange(node.report())
+    stuck = live.services.sessions._open["press-1"]
+    monkeypatch.setattr(session, "SEND_S", 6.0)
+    stuck.socket._writer._limit = 0  # type: ignore[union-attr]  # aiohttp's writer waits at 64 KiB: here with every frame
+
+    async def fill() -> None:
+        while not stuck.socket.closed:  # nobody receives there, so its client stops reading at some length
+            await stuck.send_encoded(bytes(30_000))
+            await asyncio.sleep(0)
+
+    filling = asyncio.create_task(fill())
+    async with asyncio.timeout(60):
+        while stuck.has_room():  # noqa: ASYNC110  (aiohttp tells nobody)
+            await asyncio.sleep(0.01)
+        begun = time.monotonic()
+        telling = asyncio.create_task(
+            live.call("POST", "/api/v1/sites/factory/isolate", {"reason": "stolen"})
+        )
+        assert isinstance(await next_message(heard), Order)
+        assert time.monotonic() - begun < 4.0
+        assert (await telling)[0] == 200
+        await filling
 
 
 async def test_c18_no_report_that_waits_holds_up_an_isolation_or_its_orders(live: Live) -> None:
