@@ -26,7 +26,7 @@ MEMORY_MIB = 1536
 BOOT_S = 420.0
 COMMAND_S = 240.0
 STOP_S = 180.0
-_POLL_S = 0.3
+_FIRST_POLL_S, _POLL_S = 0.02, 0.3
 
 
 class Done(NamedTuple):
@@ -176,7 +176,7 @@ class Guest:
         assert self._inside is not None
         began = {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True}
         pid = self._inside.ask("guest-exec", began)["pid"]
-        end = time.monotonic() + within_s
+        end, pause_s = time.monotonic() + within_s, _FIRST_POLL_S
         while True:
             status = self._inside.ask("guest-exec-status", {"pid": pid})
             if status["exited"]:
@@ -187,7 +187,8 @@ class Guest:
                 return Done(int(status.get("exitcode", -1)), out, err)
             if time.monotonic() > end:
                 raise TimeoutError(f"still running after {within_s:g} s: {command}")
-            time.sleep(_POLL_S)
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, _POLL_S)
 
     def must(self, command: str, *, within_s: float = COMMAND_S) -> str:
         """Run a command that has to work; returns its output. Raises RuntimeError."""
