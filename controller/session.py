@@ -160,9 +160,9 @@ class Session:
 
     def _cut_after(self, seconds: float) -> asyncio.TimerHandle:
         # No time limit on the coroutine: all who send wait for one future of aiohttp's, and cancelling one would cancel it for all.
-        return asyncio.get_running_loop().call_later(seconds, self.cut)
+        return asyncio.get_running_loop().call_later(seconds, self._cut)
 
-    def cut(self) -> None:
+    def _cut(self) -> None:
         """End the connection at once: who takes no frame takes no farewell either."""
         if self._transport is not None:
             self._transport.abort()

@@ -17,16 +17,16 @@ from pathlib import Path
 from roots import Failed, Root
 from roots_cases import case
 
-SETUP = """
+_SETUP = """
 set -e
 apt-get -qq update && apt-get -qq install -y --no-install-recommends systemd dbus procps >/dev/null
 : > /etc/machine-id
-dpkg --force-unsafe-io -i /root/{agent} /root/{controller} 2>&1
+dpkg --force-unsafe-io -i {packages} 2>&1
 made=/var/lib/ringfence-controller
 ringfence-controller init --dir $made --token-file /root/token --node-url https://127.0.0.1:8440 \\
     --admin-url https://127.0.0.1:8441 --admin-listen 127.0.0.1:8441
 chown -R ringfence-controller: $made
-cp $made/controller-ca.pem /etc/ringfence/
+mkdir -p /etc/ringfence && cp $made/controller-ca.pem /etc/ringfence/
 printf 'node = "press-1"\\nsite = "factory"\\n[controller]\\nurl = "https://127.0.0.1:8440"\\nca = "/etc/ringfence/controller-ca.pem"\\n' > /etc/ringfence/agent.toml
 """
 _SAY = """
@@ -37,6 +37,12 @@ who = struct.pack("3i", int(sys.argv[2]), 0, 0)
 channel.sendmsg([sys.argv[3].encode()], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, who)])
 """
 _WAIT_S = 90
+
+
+def set_up(root: Root, *packages: str) -> None:
+    """Install systemd and these packages, and prepare a controller and a node of it."""
+    files = " ".join(f"/root/{root.debs[name].name}" for name in packages)
+    root.run(_SETUP.format(packages=files), network=True)
 
 
 class Booted:
@@ -111,10 +117,7 @@ def booted(root: Path) -> Iterator[Booted]:
 @case()
 def under_systemd(root: Root, source: Path) -> None:
     """Fence and agent start at boot, sandboxed; an upgrade restarts the agent behind its back and leaves the fence; so does removal."""
-    names = {
-        name.rpartition("-")[2]: root.debs[name].name for name in ("ringfence-agent", "ringfence-controller")
-    }
-    root.run(SETUP.format(**names), network=True)
+    set_up(root, "ringfence-agent", "ringfence-controller")
     with booted(root.path) as machine:
         machine.until(
             "systemctl is-active ringfence-fence ringfence-early ringfence-agent ringfence-controller | xargs",

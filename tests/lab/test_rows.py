@@ -7,7 +7,7 @@ import socket
 import threading
 from itertools import chain, repeat
 
-from tests.lab.__main__ import chosen
+from tests.lab.__main__ import chosen, courses
 from tests.lab.checks import CHECKS
 from tests.lab.outside import is_open
 
@@ -23,6 +23,17 @@ def test_every_row_has_its_place_and_a_smoke_run_changes_no_boot() -> None:
 def test_a_chosen_row_brings_those_that_it_stands_on() -> None:
     few = [each.what for each in chosen("USB stick", smoke=False)]
     assert len(few) == 3 and few[-1].startswith("a USB stick") and "installs" in few[1]
+
+
+def test_the_long_rest_is_in_a_guest_of_its_own_and_every_other_row_in_the_first() -> None:
+    every = chosen("", smoke=False)
+    first, beside = courses(every, smoke=False)
+    base = [each for each in every if each.always]
+    assert [each.what for each in beside[:-1]] == [each.what for each in base]
+    assert "at rest" in beside[-1].what and beside[-1] not in first and len(first) == len(every) - 1
+    assert courses(chosen("at rest", smoke=False), smoke=False) == [beside]
+    assert len(courses(chosen("USB", smoke=False), smoke=False)) == 1
+    assert courses(every, smoke=True) == [every]
 
 
 def listening() -> socket.socket:

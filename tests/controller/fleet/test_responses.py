@@ -34,15 +34,6 @@ async def _rules(lab: FleetLab, document: str, *, replaces: int = 0) -> None:
     await lab.fleet.set_responses(new, actor=ACTOR, now=T0)
 
 
-async def _fleet(lab: FleetLab, nodes: int, policy: SitePolicy = OPEN_POLICY) -> list[str]:
-    await lab.site("factory", policy)
-    names = [f"factory-{n}" for n in range(1, nodes + 1)]
-    for n, name in enumerate(names, 1):
-        await lab.enrol(name)
-        await lab.report(name, addresses=[f"10.0.0.{n}"])
-    return names
-
-
 async def _kinds(lab: FleetLab) -> list[str]:
     return [e.kind for e in await lab.fleet.list_events(scope=EVERYWHERE, limit=500)]
 
@@ -58,7 +49,7 @@ async def _suppress(lab: FleetLab, kind: str, *, acts: bool = False, for_s: floa
 
 
 async def test_usb_refused_twice_fences_and_alerts_where_the_rule_says(lab: FleetLab) -> None:
-    await _fleet(lab, 3)
+    await lab.populate(3, policy=OPEN_POLICY)
     await _rules(lab, USB_TWICE)
     await lab.fleet.set_labels("factory-1", {"line": "3"}, actor=ACTOR, reason="test", now=T0)
     first = [event(1, kind="usb.refused")]
@@ -92,7 +83,7 @@ async def test_usb_refused_twice_fences_and_alerts_where_the_rule_says(lab: Flee
 
 
 async def test_every_automatic_act_says_why_from_what_and_how_to_undo_it(lab: FleetLab) -> None:
-    await _fleet(lab, 2, SitePolicy())
+    await lab.populate(2)
     await lab.report("factory-1", findings=[finding("1234")], number=7, reset=2)
     incident = await _only(lab)
     holds = (await lab.fleet.list_holds(scope=EVERYWHERE)).items
@@ -113,7 +104,7 @@ async def test_every_automatic_act_says_why_from_what_and_how_to_undo_it(lab: Fl
 
 
 async def test_three_nodes_that_drift_in_one_section_isolate_the_site(lab: FleetLab) -> None:
-    names = await _fleet(lab, 4)
+    names = await lab.populate(4, policy=OPEN_POLICY)
     await _rules(lab, TAMPER)
     for n, name in enumerate(names):
         section = "firewall" if n else "sysctl"
@@ -124,7 +115,7 @@ async def test_three_nodes_that_drift_in_one_section_isolate_the_site(lab: Fleet
 
 
 async def test_what_was_counted_too_long_ago_counts_no_more(lab: FleetLab) -> None:
-    names = await _fleet(lab, 3)
+    names = await lab.populate(3, policy=OPEN_POLICY)
     await _rules(lab, TAMPER)
     for n, name in enumerate(names):
         await lab.report(name, drifts=[drift("rule", str(n), section="firewall")], now=T0 + 400 * n)
@@ -148,7 +139,7 @@ async def test_c15_rules_have_versions_and_nobody_overwrites_what_he_has_not_see
 
 
 async def test_a_suppression_keeps_quiet_and_ends_by_itself(lab: FleetLab) -> None:
-    await _fleet(lab, 1, SitePolicy())
+    await lab.populate(1)
     await _suppress(lab, "drift.sysctl", for_s=600)
     for now in (T0 + 1, T0 + 60):
         outcome = await lab.report("factory-1", drifts=[drift("a", "b")], now=now)
@@ -164,7 +155,7 @@ async def test_a_suppression_keeps_quiet_and_ends_by_itself(lab: FleetLab) -> No
 
 @pytest.mark.parametrize("acts", [False, True])
 async def test_a_suppression_stops_acts_only_where_it_says_so(lab: FleetLab, acts: bool) -> None:
-    await _fleet(lab, 1, SitePolicy())
+    await lab.populate(1)
     made = await _suppress(lab, "boot.pcr", acts=acts)
     outcome = await lab.report("factory-1", findings=[finding("1234")], now=T0 + 1)
     assert outcome.tier == "contraindicated"
@@ -178,7 +169,7 @@ async def test_a_suppression_stops_acts_only_where_it_says_so(lab: FleetLab, act
 
 
 async def test_no_suppression_hides_forged_evidence(lab: FleetLab) -> None:
-    await _fleet(lab, 1, SitePolicy())
+    await lab.populate(1)
     await _suppress(lab, "untrusted", acts=True)
     await lab.fleet.reject_evidence("factory-1", Rejected("quote.signature", "x"), now=T0)
     assert await lab.held() == ({"factory-1"}, {"factory"})
@@ -194,7 +185,7 @@ async def test_no_suppression_is_for_ever(lab: FleetLab, for_s: float) -> None:
 
 
 async def test_what_flaps_is_one_incident_and_told_once(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1, policy=OPEN_POLICY)
     now = T0
     for _ in range(5):
         await lab.report("factory-1", drifts=[drift("a", "b")], now=now + 10)
@@ -212,7 +203,7 @@ async def test_what_flaps_is_one_incident_and_told_once(lab: FleetLab) -> None:
 
 
 async def test_nothing_hides_behind_what_flaps(lab: FleetLab) -> None:
-    await _fleet(lab, 1)
+    await lab.populate(1, policy=OPEN_POLICY)
     for n in range(3):
         await lab.report("factory-1", drifts=[drift("a", "b")], now=T0 + 20 * n)
         await lab.report("factory-1", now=T0 + 20 * n + 10)
