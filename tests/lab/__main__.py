@@ -112,11 +112,12 @@ def courses(wanted: list[Check], *, smoke: bool) -> list[list[Check]]:
 
 
 def prepared(folder: Path, disk: Path, stick: Path, checks: list[Check], *, rest_s: float) -> Course:
-    """Make a guest with a TPM of its own, and a controller for it. `stick` holds the packages."""
+    """Make a guest with a TPM of its own, and a controller for it. `stick` holds the packages, and they lie beside it."""
     tpm = SoftwareTpm.manufacture(folder / "tpm", EkAuthority(folder / "ca"))
     ek_id = ek_id_of(tpm)
     office = Office(folder / "office")
-    return Course(Site(office, Guest(folder / "guest", disk, tpm, more=[stick]), ek_id, rest_s), checks)
+    guest = Guest(folder / "guest", disk, tpm, more=[stick])
+    return Course(Site(office, guest, ek_id, stick.parent, rest_s), checks)
 
 
 def checked(site: Site, check: Check) -> Row:

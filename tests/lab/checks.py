@@ -30,6 +30,8 @@ class Site:
     office: Office
     guest: Guest
     ek_id: str
+    releases: Path
+    """A folder with the packages of later releases."""
     rest_s: float = 600.0
     """How long the agent is left alone to see what it costs."""
     knocks: str = ""

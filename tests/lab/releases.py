@@ -94,7 +94,7 @@ def _other_files(folder: Path) -> None:
 
 def asked_for(site: Site, text: str) -> str:
     """Return a baseline's text with the release and its files announced, as docs/operate.md says."""
-    deb = next(site.office.folder.parent.glob(f"ringfence-agent_{RELEASE}_*.deb"))
+    deb = next(site.releases.glob(f"ringfence-agent_{RELEASE}_*.deb"))
     return f'{text}{site.office.admin("reference", "package", deb)}\n[agent]\nrelease = "{RELEASE}"\n'
 
 
