@@ -1,5 +1,5 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
-.PHONY: setup demo test check guards bench fuzz contract chaos lab lab-smoke packages packages-twice packages-try repo image lock clean
+.PHONY: setup demo test check guards bench fuzz contract chaos lab lab-smoke packages packages-twice packages-foreign packages-try repo image lock clean
 V := .venv/bin
 
 setup:
@@ -50,6 +50,10 @@ packages: setup  ## dist/*.deb and dist/*.rpm; ARGS="--only ringfence-agent"
 
 packages-twice: setup  ## build two clones and compare the bytes; ARGS="--only ringfence"
 	@nice -n 15 $(V)/python packaging/os/twice.py $(ARGS)
+
+packages-foreign: setup  ## dist/ARCH/*: packages for another processor, under emulation; ARCH=arm64 ARGS="--only ringfence-agent"
+	@packaging/setup/system-packages mmdebstrap qemu-user-static binfmt-support arch-test
+	@nice -n 15 $(V)/python packaging/os/foreign.py --architecture $(or $(ARCH),arm64) $(ARGS)
 
 packages-try: setup  ## lint, and install, upgrade, break, remove in clean Debian 12 and 13 roots; ARGS="--base 12=FOLDER"
 	@packaging/setup/system-packages lintian rpmlint systemd-container createrepo-c gpg
