@@ -89,6 +89,35 @@ def test_removal_opens_the_fence_only_when_asked(argument: str, asked: str, code
         ] in told.stderr
 
 
+def test_removal_by_rpm_opens_the_fence_of_the_machine() -> None:
+    """Scripts have a network namespace of their own there (rpm 4.20, plugin unshare): process 1 is in the one that counts."""
+    script = f"""
+        nft add table inet ringfence; nft add table inet theirs
+        mount -t tmpfs none /etc/systemd; mkdir -p /run/systemd; mount -t tmpfs none /run/systemd; mkdir /run/systemd/system
+        RINGFENCE_ON_REMOVE=open unshare -n sh {TREE}/packaging/os/agent/prerm 0; echo code $?; nft list tables
+    """
+    alone = ["unshare", "-n", "-m", "--pid", "--fork", "--mount-proc", "sh", "-c", script]
+    told = subprocess.run(alone, capture_output=True, text=True)
+    assert told.stdout == "code 0\ntable inet theirs\n" and "opened, as asked" in told.stderr, told
+
+
+@pytest.mark.parametrize(("asked", "code"), [("open", 1), ("keep", 0)])
+def test_removal_that_opens_the_fence_is_refused_where_nft_does_not_answer(asked: str, code: int) -> None:
+    script = f"""
+        nft add table inet ringfence; mount -t tmpfs none /etc/systemd; [ ! -d /run/systemd ] || mount -t tmpfs none /run/systemd
+        mkdir -p /etc/systemd/system/paths.target.wants; touch /etc/systemd/system/paths.target.wants/ringfence-grants.path
+        export RINGFENCE_ON_REMOVE={asked}
+        setpriv --bounding-set=-net_admin --inh-caps=-net_admin sh {TREE}/packaging/os/agent/prerm remove; echo code $?
+        ls /etc/systemd/system/paths.target.wants; nft list tables
+    """
+    told = subprocess.run(["unshare", "-n", "-m", "sh", "-c", script], capture_output=True, text=True)
+    left = "ringfence-grants.path\n" if code else ""
+    assert told.stdout == f"code {code}\n{left}table inet ringfence\n", told
+    assert ("the fence cannot be opened: " in told.stderr and "nothing was changed" in told.stderr) == bool(
+        code
+    )
+
+
 def test_units_run_commands_that_there_are_and_wait_for_their_configuration() -> None:
     for unit in UNITS:
         text = unit.read_text()
