@@ -27,7 +27,7 @@ def rebuilt(
 ) -> Path:
     """Return the rpm under another version and release, as a later release would bring it; `change` is given its unpacked files."""
     folder = Path(tempfile.mkdtemp(dir=work))
-    unpacked = subprocess.run(["rpm2archive", "-"], stdin=rpm.open("rb"), check=True, capture_output=True)
+    unpacked = subprocess.run(["rpm2archive", "-"], input=rpm.read_bytes(), check=True, capture_output=True)
     subprocess.run(["tar", "-xz", "-C", folder], input=unpacked.stdout, check=True)
     change(folder)
     needed = "\n".join(f"Requires: {each}" for each in _needs(rpm))
