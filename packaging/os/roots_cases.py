@@ -211,23 +211,13 @@ def upgrade_and_downgrade(root: Root, source: Path) -> None:
 
 @case()
 def remove_and_purge(root: Root, source: Path) -> None:
-    """Removal keeps the fence unless it is told to open it; a misspelt order changes nothing, nor one that cannot be carried out; purge
-    forgets the node."""
+    """Removal keeps the fence unless it is told to open it; a misspelt order changes nothing; purge forgets the node."""
     root.install("ringfence-agent")
     root.run(_CONFIG + "echo kept > /var/lib/ringfence/state")
     remove = f"{_FENCE} dpkg -r ringfence-agent; code=$?; nft list tables; exit $code"
     told = root.run(remove, code=None, says="nothing was changed", RINGFENCE_ON_REMOVE="opne")
     if "inet ringfence\n" not in told or not root.version().startswith("installed"):
         raise Failed(f"a misspelt order did something: {root.version()} {told}")
-    lame = (
-        "cd /usr/sbin; mv nft nft.real; printf '#!/bin/sh\\necho no netlink; exit 1\\n' > nft; chmod 755 nft;"
-    )
-    root.run(
-        f"{lame} dpkg -r ringfence-agent; code=$?; mv nft.real nft; exit $code",
-        code=None,
-        says="the fence cannot be opened: no netlink; nothing was changed",
-        RINGFENCE_ON_REMOVE="open",
-    )
     told = root.run(remove, says="stays in the kernel")
     if "inet ringfence\n" not in told or not root.version().startswith("config-files"):
         raise Failed(f"{root.version()}: {told}")

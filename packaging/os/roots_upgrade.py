@@ -16,7 +16,7 @@ from repository import Keys, apt, dnf
 from roots import Failed, Root, bumped
 from roots_booted import Booted, booted, set_up
 from roots_cases import CASES, case
-from rpms import provided, rebuilt
+from rpms import asked, provided, rebuilt
 
 __all__ = ["CASES"]
 NEWER, BROKEN = "99.0-1", "100.0-1"
@@ -59,7 +59,7 @@ def release_by_order_of_dnf(root: Root, source: Path) -> None:
         newer, broken = rebuilt(rpm, NEWER, work), rebuilt(rpm, BROKEN, work, _break)
         dnf([rpm, newer, broken, provided(newer, work)], root.path / "srv/rpm", keys)
     set_up(root, "ringfence-controller")
-    root.run(_BY_DNF.format(version="-".join(rpm.name.split("-")[2:4]).rpartition(".x86")[0]), network=True)
+    root.run(_BY_DNF.format(version=asked(rpm, "%{EVR}")), network=True)
     with _ordered_about(root, _RPM) as machine:
         told = machine.tell("RINGFENCE_ON_REMOVE=open rpm -e ringfence-agent; nft list tables")
         if "opened, as asked" not in told or "table inet ringfence" in told:

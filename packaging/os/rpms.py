@@ -32,13 +32,13 @@ def rebuilt(
     change(folder)
     needed = "\n".join(f"Requires: {each}" for each in _needs(rpm))
     number, _, release = version.rpartition("-")
-    head = _HEAD.format(name=_asked(rpm, "%{NAME}"), version=number, release=release, more=needed)
+    head = _HEAD.format(name=asked(rpm, "%{NAME}"), version=number, release=release, more=needed)
     spec = [head, f"%install\ncp -a {folder}/. %{{buildroot}}"]
     for section, tag in _SCRIPTS.items():
-        if (script := _asked(rpm, f"%{{{tag}}}")) != "(none)":
+        if (script := asked(rpm, f"%{{{tag}}}")) != "(none)":
             spec.append(f"%{section}\n" + script.replace("%", "%%"))
     spec.append("%files\n%defattr(-,root,root,-)")
-    for line in _asked(rpm, "[%{FILEMODES:perms} %{FILENAMES}\n]").splitlines():
+    for line in asked(rpm, "[%{FILEMODES:perms} %{FILENAMES}\n]").splitlines():
         mode, _, path = line.partition(" ")
         spec.append(f'{"%dir " if mode.startswith("d") else ""}"{path}"')
     made = _built("\n".join([*spec, ""]), work)
@@ -55,11 +55,12 @@ def provided(rpm: Path, work: Path) -> Path:
 
 
 def _needs(rpm: Path) -> list[str]:
-    told = _asked(rpm, "[%{REQUIRENAME}\n]").splitlines()
+    told = asked(rpm, "[%{REQUIRENAME}\n]").splitlines()
     return sorted({each for each in told if each and not each.startswith("rpmlib(")})
 
 
-def _asked(rpm: Path, form: str) -> str:
+def asked(rpm: Path, form: str) -> str:
+    """Return what rpm says of a package, in a form of `rpm --qf`. Raises CalledProcessError."""
     command = ["rpm", "-qp", "--nosignature", "--qf", form, rpm]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
