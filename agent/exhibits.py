@@ -107,7 +107,8 @@ class Exhibit(NamedTuple):
     name: str
     """Of the file in the folder; empty: it could not be kept."""
     why_not: str
-    record: Record | ProcessRecord | None
+    said: dict[str, str]
+    """Of the record; empty where there is none."""
 
 
 class Exhibits:
@@ -130,7 +131,7 @@ class Exhibits:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._found.append(Exhibit(path, "", error.strerror or str(error), None))
+            self._found.append(Exhibit(path, "", error.strerror or str(error), {}))
             return
         self._store(path, record, msgspec.structs.replace(record, at=0.0, ctime_ns=0, mtime_ns=0, inode=0))
 
@@ -174,9 +175,9 @@ class Exhibits:
                 replace_file(self._folder / file, content)
                 self._known = {**dict(list(self._known.items())[-MAX_FILES:]), identity: file}
         except OSError as error:
-            self._found.append(Exhibit(path, "", error.strerror or str(error), record))
+            self._found.append(Exhibit(path, "", error.strerror or str(error), record.said()))
             return
-        self._found.append(Exhibit(path, file, "", record))
+        self._found.append(Exhibit(path, file, "", record.said()))
 
     def _make_room(self, wanted_bytes: int) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ Relies on: the worker thread alone calling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -22,6 +23,7 @@ from agent.firewall.section import Section as FirewallSection
 from agent.lockdown import lockdown
 from agent.plan import Apply, Facts, Healing, Step, contest, settle
 from agent.probes import SectionBase, parse_sections
+from agent.remembered import Remembered
 from agent.responses import Told
 from agent.store import Damaged, Slot, State, Store, fresh_state
 from contract import directive as directives
@@ -52,30 +54,6 @@ class Held:
     sections: dict[str, SectionBase]
 
 
-class Remembered(MutableMapping[str, str]):
-    """The probes' memory of first-seen values; every change is on disk before the probe goes on."""
-
-    def __init__(self, hold: Hold) -> None:
-        self._hold = hold
-
-    def __getitem__(self, key: str) -> str:
-        return self._hold.state.remembered[key]
-
-    def __setitem__(self, key: str, value: str) -> None:
-        self._hold.change(remembered={**self._hold.state.remembered, key: value})
-
-    def __delitem__(self, key: str) -> None:
-        rest = dict(self._hold.state.remembered)
-        del rest[key]
-        self._hold.change(remembered=rest)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(dict(self._hold.state.remembered))
-
-    def __len__(self) -> int:
-        return len(self._hold.state.remembered)
-
-
 class Hold:
     """State, directive and baseline of the node. `tell` takes events; it must not raise."""
 
@@ -87,7 +65,7 @@ class Hold:
         self._tell = tell
         self._unwritable = False
         self.state = self._first_state(now)
-        self.remembered = Remembered(self)
+        self.remembered = Remembered(lambda: self.state.remembered, lambda now: self.change(remembered=now))
         self.held = self._held_at_start()
         self.requests: list[Request] = []
         self.ready: TrustedBaseline | None = None
@@ -306,6 +284,8 @@ class Hold:
             if error.code in ("directive.replayed", "directive.number-reused") and current is not None:
                 again = self._same_again(untrusted, key, now)
                 if again == current:
+                    if not self._store.has_signed_directive():  # an agent before this one kept none
+                        self._keep_signed(untrusted)
                     return False
             self._tell(
                 Told(
@@ -316,6 +296,7 @@ class Hold:
                 )
             )
             return False
+        self._keep_signed(untrusted)
         self.requests = requests
         turned_down = self.state.turned_down
         wanted = directive.baseline
@@ -329,6 +310,10 @@ class Hold:
             turned_down=turned_down,
         )
         return True
+
+    def _keep_signed(self, envelope: bytes) -> None:
+        with contextlib.suppress(OSError):  # `change` tells of a disk that takes nothing
+            self._store.save_signed_directive(envelope)
 
     def _takes_over(self, directive: directives.Directive) -> bool:
         """Tell whether it ends the node's own isolation: a person has released the node, or the controller isolates it now.

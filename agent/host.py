@@ -7,6 +7,7 @@ roots can be other folders than `/`, `/proc` and `/sys`: for tests, and for an a
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import os
@@ -20,6 +21,7 @@ import psutil
 
 from agent.cgroups import CgroupTree
 from agent.clock import Clock
+from agent.config import AgentConfig
 from agent.containers import ContainerTree
 from agent.devicenodes import DeviceNodes
 from agent.devices import UsbTree
@@ -46,6 +48,7 @@ __all__ = ["FileFacts", "Host", "Identity", "Listener", "Wanted", "Watched", "pr
 _EPHEMERAL_DEFAULT = (32768, 60999)
 _SYSTEM = ("", "boot", "boot/efi", "usr", "etc", "var", "home", "opt", "srv", "root")
 """Folders whose disks the machine does not run without."""
+_WHOLE = Path("/proc/1/root")
 _POLL_S = 5.0
 _POLL_ELSEWHERE_S = 0.25
 """A tree that is not the kernel's raises no uevents."""
@@ -332,3 +335,19 @@ def facts_of(descriptor: int) -> FileFacts:
         size=found.st_size,
         identity=(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns),
     )
+
+
+def host_of(config: AgentConfig | None, *, seen_whole: bool = False) -> Host:
+    """Return the machine that a configuration means; without one, this machine.
+
+    `seen_whole`: for an agent whose unit hides folders from it (kernel modules, other people's /tmp), files as process 1 sees them.
+    """
+    if config is None:
+        return Host()
+    roots = config.roots
+    root = Path(roots.root)
+    if seen_whole and roots.root == "/":
+        with contextlib.suppress(OSError):  # a process 1 that lets nobody look: what is hidden stays so
+            (_WHOLE / "usr").stat()
+            root = _WHOLE
+    return Host(root=root, sysfs_root=Path(roots.sysfs), proc_root=Path(roots.proc))

@@ -24,6 +24,7 @@ from agent.earlyfile import EarlyFile
 from agent.exhibits import Exhibits
 from agent.firewall.events import Culprit
 from agent.frugal import Thrift
+from agent.hands import Hands, OwnHands
 from agent.hold import Held, Hold
 from agent.host import Host
 from agent.machine import Machine
@@ -60,6 +61,7 @@ class Loop:
         netfilter: Netfilter,
         *,
         tpm: Tpm | None,
+        hands: Hands | None = None,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = boottime,
     ) -> None:
@@ -94,7 +96,8 @@ class Loop:
             event_log=config.tpm.event_log,
             ima_log=config.tpm.ima_log,
         )
-        self.machine = Machine(around, netfilter, Exhibits(config.state / "exhibits"), monotonic)
+        own = OwnHands(host, Exhibits(config.state / "exhibits"))
+        self.machine = Machine(around, netfilter, hands or own, monotonic)
         host.let_in, host.wake = self._let_in, self.wake
         self._in_firewall = self._interruptible = False
         self.stance = plan.Stance("normal", (), "")
@@ -196,6 +199,7 @@ class Loop:
         try:
             self._hold_at_start()
             self._started.set()
+            self._tell_all(self.machine.greet())
             while self._wakes.wait(self._tick_s()):
                 self._turn()
         except BaseException as error:  # the outermost place: whatever it is, the process must end
@@ -263,11 +267,8 @@ class Loop:
             self.hold.pending_since = self._monotonic()
         if boot_id != self.hold.state.boot_id:
             self.hold.change(boot_id=boot_id)
-        self.tell(
-            Told(
-                kind="agent.started", severity="info", summary="rules are in force", detail={"boot": boot_id}
-            )
-        )
+        detail = {"boot": boot_id}
+        self.tell(Told(kind="agent.started", severity="info", summary="rules are in force", detail=detail))
         self._reconcile_holdings()
 
     def _reconcile_holdings(self) -> None:
@@ -309,7 +310,7 @@ class Loop:
         self._hold_stance(silent=occasion != "routine")
         self._look("firewall", "routine" if occasion == "routine" else "order")
         for probe in old:
-            probe.undo()
+            self._tell_all(self.machine.undo(probe))
         for name in sorted(set(held.sections) - {"firewall"}):
             self._look(name, occasion)
         self._next_full = self._monotonic() + self._config.interval_s

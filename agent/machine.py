@@ -17,11 +17,12 @@ from dataclasses import replace
 import msgspec
 
 from agent import budget, plan
-from agent.exhibits import Exhibit, Exhibits
+from agent.exhibits import Exhibit
 from agent.firewall.contested import is_held, says_not_in_force
 from agent.firewall.local import resolved
 from agent.firewall.nft import rules
 from agent.firewall.section import Section as FirewallSection
+from agent.hands import Hands, OwnHands
 from agent.hold import Held
 from agent.netfilter import Netfilter
 from agent.probes import Probe, SectionBase, Surroundings, mode_of, sections
@@ -46,7 +47,7 @@ class Machine:
         self,
         around: Surroundings,
         netfilter: Netfilter,
-        exhibits: Exhibits | None = None,
+        hands: Hands | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.around = around
@@ -60,7 +61,7 @@ class Machine:
         self.observing = False
         """A probe is looking and changes nothing: an order may be carried out in between."""
         self._netfilter = netfilter
-        self._exhibits = exhibits
+        self._hands = hands or OwnHands(around.host)
         self._monotonic = monotonic
         self._head: Head
         self._firewall_times: deque[float] = deque(maxlen=_STORM)
@@ -100,12 +101,25 @@ class Machine:
         }
         self.drifts = {name: drifts for name, drifts in self.drifts.items() if name in self.probes}
         self._accounts, self._resting = {}, {}
+        for probe in self.probes.values():
+            probe.ref = held.ref
         undone = [p for n, p in old.items() if n != "firewall" and p.section != held.sections.get(n)]
         for probe in undone:
             successor = self.probes.get(probe.name)
             if successor and (not reverting or mode_of(successor.section, self._head) == "enforce"):
                 probe.successor = successor
         return undone
+
+    def greet(self) -> list[Told]:
+        """Make sure that whoever carries out repairs is there; return what is to be said."""
+        error = self._hands.greet()
+        return [Told(kind="repairs.unavailable", severity="critical", summary=error)] if error else []
+
+    def undo(self, probe: Probe[SectionBase]) -> list[Told]:
+        """Have put back what a probe's repairs have changed, where that is remembered; return what is to be said."""
+        error = self._hands.undo(probe)
+        said = f"what was changed under {probe.name} stays as it is: {error}"
+        return [Told(kind=f"{probe.name}.undo-failed", severity="warning", summary=said)] if error else []
 
     def look(
         self, name: str, held: plan.Stance, now: float, occasion: plan.Occasion = "routine"
@@ -120,12 +134,12 @@ class Machine:
         enforced = plan.enforced(name, mode, held)
         backed = self._stand_back(enforced) if name == "firewall" else []
         if enforced:
-            probe.settle(now)
+            self._hands.settle(probe, now)
         found = left = self._observe(probe, now)
         if self.probes.get(name) is not probe:
             return []  # an order came in between, and brought another baseline
         told = backed
-        kept: list[Exhibit] = []
+        kept: Sequence[Exhibit] = []
         wrong = plan.to_repair(name, mode, held, found)
         free = occasion != "routine" or not probe.rationed
         repair = wrong if free else self._within_budget(name, wrong, told)
@@ -210,25 +224,16 @@ class Machine:
 
     def _repair(
         self, probe: Probe[SectionBase], wrong: list[Drift], now: float, told: list[Told], *, free: bool
-    ) -> list[Exhibit]:
-        """Repair, keep what is found, and charge what it took to the section's account unless it is `free`."""
-        tree, processes = self.around.host.tree, self.around.host.processes
-        began, written = time.thread_time(), self.around.host.written_bytes()
-        outer = tree.before_change, processes.on_end  # a repair lets the firewall be repaired in its midst
-        if self._exhibits is not None:
-            tree.before_change, processes.on_end = self._exhibits.keep, self._exhibits.keep_process
-        try:
-            probe.repair(wrong, now)
-        except (OSError, Rejected) as error:
-            told.append(Told(kind=f"{probe.name}.repair-failed", severity="critical", summary=str(error)))
-        finally:
-            tree.before_change, processes.on_end = outer
-        if not free:
-            cost = budget.Cost(time.thread_time() - began, max(0, self.around.host.written_bytes() - written))
+    ) -> Sequence[Exhibit]:
+        """Repair, and charge what it took to the section's account unless it is `free`."""
+        acted = self._hands.repair(probe, wrong, now)
+        if acted.error:
+            told.append(Told(kind=f"{probe.name}.repair-failed", severity="critical", summary=acted.error))
+        keys = [drift.key for drift in wrong if drift.key not in acted.untried]
+        if keys and not free:
             account = self._accounts.get(probe.name, budget.Account())
-            keys = [drift.key for drift in wrong]
-            self._accounts[probe.name] = budget.charge(account, keys, cost, self._monotonic())
-        return self._exhibits.take() if self._exhibits is not None and outer[0] is None else []
+            self._accounts[probe.name] = budget.charge(account, keys, acted.cost, self._monotonic())
+        return acted.exhibits
 
     def _stand_back(self, enforced: bool) -> list[Told]:
         """Take our tables away, once, where the firewall is only observed: lock-down, or what was enforced before, is over.
@@ -270,10 +275,8 @@ def _named(kept: Sequence[Exhibit]) -> dict[str, dict[str, str]]:
     """Return what an event says of each path's record, by path."""
     out = {}
     for each in kept:
-        record = each.record
         detail = {"kept": each.name} if each.name else {"not_kept": each.why_not}
-        if record is not None:
-            detail |= record.said()
+        detail |= each.said
         out[each.path] = {key: value for key, value in detail.items() if value}
     return out
 

@@ -24,12 +24,13 @@ from agent.counting import counters
 from agent.dial import Dialler
 from agent.exits import EXIT_FAULT, EXIT_NO, EXIT_REFUSED, fail, outermost
 from agent.glass_command import break_glass
+from agent.host import host_of
 from agent.learn_command import learn
 from agent.learn_devices import devices
 from agent.netfilter import Netfilter
 from agent.probes import Surroundings, parse_sections, sections
 from agent.render_command import endpoints, render
-from agent.running import host_of, log_to_stderr, tpm_of
+from agent.running import log_to_stderr, tpm_of
 from agent.spool import Spool
 from agent.store import Damaged, Store
 from agent.tpm import TpmUnavailable

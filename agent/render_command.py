@@ -19,9 +19,9 @@ from agent.firewall.batches import batches
 from agent.firewall.local import owners, resolved
 from agent.firewall.model import Local, model
 from agent.firewall.section import Section
+from agent.host import host_of
 from agent.netfilter import Netfilter
 from agent.probes import ControllerEndpoint, Surroundings, parse_sections
-from agent.running import host_of
 from contract.baseline import parse_baseline
 from contract.messages import Posture
 

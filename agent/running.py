@@ -18,12 +18,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from agent.beside import BesideHands, Line, RootsLooks
 from agent.clock import boottime
 from agent.config import DEFAULT_PATH, AgentConfig, load_config
 from agent.console import Console
 from agent.exits import EXIT_REFUSED, outermost
 from agent.frugal import few_arenas
-from agent.host import Host
+from agent.hands import OwnHands
+from agent.host import Host, host_of
 from agent.loop import Loop
 from agent.netfilter import Events, Netfilter
 from agent.notify import NOT_ANSWERED, notify, watchdog_interval_s
@@ -36,22 +38,24 @@ from agent.uplink import Uplink
 log = logging.getLogger("ringfence")
 
 _STALLED_S = 60.0
-_USAGE = "usage: ringfence-agent run [--config FILE]"
+_USAGE = "usage: ringfence-agent run [--config FILE] [--repairs SOCKET]"
 
 
 def main(argv: Sequence[str]) -> NoReturn:
     """Run the command: until SIGTERM or SIGINT; the exit codes of `agent.exits`."""
-    path = DEFAULT_PATH
-    if len(argv) == 2 and argv[0] == "--config":
-        path = Path(argv[1])
-    elif argv:
+    options = {"--config": str(DEFAULT_PATH), "--repairs": ""}
+    rest = list(argv)
+    while len(rest) >= 2 and rest[0] in options:
+        options[rest[0]] = rest[1]
+        rest = rest[2:]
+    if rest:
         print(_USAGE, file=sys.stderr)
-        sys.exit(0 if list(argv) in (["-h"], ["--help"]) else EXIT_REFUSED)
+        sys.exit(0 if rest in (["-h"], ["--help"]) else EXIT_REFUSED)
     with outermost():
         few_arenas()
-        config = load_config(path)
+        config = load_config(Path(options["--config"]))
         log_to_stderr()
-        sys.exit(asyncio.run(serve(config)))
+        sys.exit(asyncio.run(serve(config, Path(options["--repairs"]) if options["--repairs"] else None)))
 
 
 def log_to_stderr() -> None:
@@ -60,25 +64,18 @@ def log_to_stderr() -> None:
     logging.basicConfig(stream=sys.stderr, level=level, format="%(levelname)s %(name)s: %(message)s")
 
 
-def host_of(config: AgentConfig | None) -> Host:
-    """Return the machine that a configuration means; without one, this machine."""
-    if config is None:
-        return Host()
-    roots = config.roots
-    return Host(root=Path(roots.root), sysfs_root=Path(roots.sysfs), proc_root=Path(roots.proc))
-
-
 def tpm_of(config: AgentConfig) -> Tpm:
     """Return the TPM that a configuration means; nothing is opened yet."""
     return Tpm(config.tpm.tcti, ek=config.tpm.ek, ak=config.tpm.ak)
 
 
-async def serve(config: AgentConfig) -> int:
-    """Run until SIGTERM or SIGINT; return the exit code."""
+async def serve(config: AgentConfig, repairs: Path | None = None) -> int:
+    """Run until SIGTERM or SIGINT; return the exit code. `repairs`: the socket of the unit for them; None: this process does them."""
     store = Store(config.state, config.node)
     spool = Spool(config.state / "spool", config.node, max_bytes=config.spool.max_bytes, now=time.time())
-    host, netfilter, tpm = host_of(config), Netfilter(), tpm_of(config)
-    loop = Loop(config, store, spool, host, netfilter, tpm=tpm)
+    host, netfilter, tpm = host_of(config, seen_whole=repairs is not None), Netfilter(), tpm_of(config)
+    hands = None if repairs is None else beside(host, repairs)
+    loop = Loop(config, store, spool, host, netfilter, tpm=tpm, hands=hands)
     ending = asyncio.Event()
     home = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -115,6 +112,14 @@ async def serve(config: AgentConfig) -> int:
         for close in watches:
             close()
         await asyncio.to_thread(tpm.close)
+
+
+def beside(host: Host, socket: Path) -> BesideHands:
+    """Return the way to the unit for repairs; from now on the host asks there for what root alone may read."""
+    line = Line(socket, host.breathe)
+    looks = RootsLooks(line)
+    host.ask_setting, host.clock.ask = looks.setting, looks.clock
+    return BesideHands(line, OwnHands(host), looks)
 
 
 async def _watchdog(loop: Loop) -> None:

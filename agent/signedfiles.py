@@ -5,8 +5,7 @@ and the process that stays does not. The child opens no connection: it asks this
 input and output, and ends with a verdict. What comes back is looked at once more against the order (`trusted_baseline`).
 
 Refuses what `contract.trust` refuses; a child that ends early, hangs or says something else is "try again".
-Relies on: the child being this very program, started from where this one was; frames of 4 bytes of length (big endian)
-and one MessagePack message.
+Relies on: the child being this very program, started from where this one was; `agent.frames`.
 """
 
 from __future__ import annotations
@@ -16,25 +15,20 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import IO, TYPE_CHECKING, NoReturn, cast
 
 from agent.exits import outermost
-from contract import wire
+from agent.frames import receive, send
 from contract.directive import WantedBaseline
 from contract.errors import Rejected
 from contract.messages import Message
-from contract.toml import MAX_TOML_BYTES
 from contract.trusted import TrustedBaseline, target_path, trusted_baseline, verified_targets
 
 if TYPE_CHECKING:
     from agent.updates import Fetch
 
-M = TypeVar("M", bound=Message)
-
 _LONGEST_S = 300.0
 """For everything, the files' way included; then the child is ended."""
-_MAX_FRAME_BYTES = 2 * MAX_TOML_BYTES
-_LENGTH_BYTES = 4
 
 
 class Begin(Message, frozen=True, tag="begin"):
@@ -127,9 +121,9 @@ class SignedFiles:
             too_long.start()
             try:
                 assert child.stdin is not None and child.stdout is not None  # noqa: S101  (pipes, as asked for)
-                _send(child.stdin, begin)
-                while isinstance(said := _receive(child.stdout, _FROM_CHILD), Ask):
-                    _send(child.stdin, self._fetched(said))
+                send(child.stdin, begin)
+                while isinstance(said := receive(child.stdout, _FROM_CHILD), Ask):
+                    send(child.stdin, self._fetched(said))
                 return said
             finally:
                 too_long.cancel()
@@ -148,7 +142,7 @@ def main() -> NoReturn:
     """Be the child: one baseline, then the end."""
     into, out = sys.stdin.buffer, sys.stdout.buffer
     with outermost():
-        _send(out, _verdict(into, out))
+        send(out, _verdict(into, out))
         sys.exit(0)
 
 
@@ -156,15 +150,15 @@ def _verdict(into: IO[bytes], out: IO[bytes]) -> Verified | Refused | Failed:
     from agent.updates import Updates  # the child alone is there for it
 
     def fetch(path: str, max_bytes: int) -> bytes:
-        _send(out, Ask(path=path, max_bytes=max_bytes))
-        said = _receive(into, _FILE)
+        send(out, Ask(path=path, max_bytes=max_bytes))
+        said = receive(into, _FILE)
         if isinstance(said, Missing):
             raise FileNotFoundError(path)
         if isinstance(said, Failed):
             raise OSError(said.detail)
         return said.content
 
-    begin = _receive(into, Begin)
+    begin = receive(into, Begin)
     try:
         updates = Updates(Path(begin.state_dir), fetch, root_metadata=begin.root_metadata)
         trusted = updates.get(begin.wanted, now=begin.now, highest_version=begin.highest_version)
@@ -185,28 +179,3 @@ def _command() -> list[str]:
 def _environment() -> dict[str, str]:
     """Return this process's own, with the code that this process runs."""
     return {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
-
-
-def _send(out: IO[bytes], message: Message) -> None:
-    """Write one frame. Raises OSError where the other side has gone."""
-    said = wire.encode(message)
-    out.write(len(said).to_bytes(_LENGTH_BYTES, "big") + said)
-    out.flush()
-
-
-def _receive(into: IO[bytes], kind: type[M]) -> M:
-    """Read one frame. Raises OSError where there is none, or another."""
-    length = int.from_bytes(_exactly(into, _LENGTH_BYTES), "big")
-    if length > _MAX_FRAME_BYTES:
-        raise OSError(f"a frame of {length} bytes")
-    try:
-        return wire.decode(_exactly(into, length), kind, max_bytes=_MAX_FRAME_BYTES)
-    except Rejected as error:
-        raise OSError(str(error)) from None
-
-
-def _exactly(into: IO[bytes], count: int) -> bytes:
-    content = into.read(count)
-    if len(content) != count:
-        raise OSError("the process that verifies signed files has ended early")
-    return content

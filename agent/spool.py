@@ -197,10 +197,13 @@ class Spool:
         end = 0
         for end, _ in self._records(first):  # noqa: B007  (the last one is wanted)
             pass
-        path = self._path(first)
-        if path.stat().st_size != end:
-            with contextlib.suppress(OSError):  # a disk that takes nothing: the next record goes over it
-                os.truncate(path, end)
+        with contextlib.suppress(OSError):  # a disk that takes nothing: the next record goes over it
+            descriptor = os.open(self._path(first), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                if os.fstat(descriptor).st_size != end:
+                    os.ftruncate(descriptor, end)
+            finally:
+                os.close(descriptor)
         return end
 
     def _read(self, segments: Sequence[int]) -> Iterator[Event]:

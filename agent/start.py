@@ -1,7 +1,7 @@
 """Where `ringfence-agent` begins: what boots and what stays is told apart before anything else is imported.
 
 `early` must be quick, `run` small: neither loads the command line's library or another command's parts. `verify` is no
-command for people: `run` starts it (`agent.signedfiles`).
+command for people: `run` starts it (`agent.signedfiles`); `repair` is systemd's.
 Relies on: nothing; every other command is `agent.main`'s.
 """
 
@@ -21,6 +21,10 @@ def main() -> NoReturn:
         from agent.running import main as run
 
         run(sys.argv[2:])
+    if sys.argv[1:2] == ["repair"]:
+        from agent.repairing import main as repair
+
+        repair(sys.argv[2:])
     if sys.argv[1:] == ["verify"]:
         from agent.signedfiles import main as verify
 

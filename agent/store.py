@@ -28,6 +28,7 @@ S = TypeVar("S", bound=Struct)
 
 _MAGIC = b"RINGFENCE-STATE-1\n"
 _SUM_BYTES = 32
+_DIRECTIVE = "directive"
 _GRANTS_OPEN = "grants-open"
 """Also in packaging/systemd/ringfence-grants.path."""
 MAX_RECORD_BYTES = 8 * 1024 * 1024
@@ -129,6 +130,19 @@ class Enrolled(Record, frozen=True, kw_only=True):
     root_metadata: bytes
 
 
+class Repairs(Record, frozen=True, kw_only=True):
+    """What the unit for repairs knows, in a folder of its own that the agent cannot write (`agent.repairing`)."""
+
+    root_metadata: bytes
+    """The root that this node trusted when it was enrolled."""
+    directive_key: bytes
+    directive_number: int = 0
+    """The highest whose directive was seen."""
+    remembered: dict[str, str] = {}
+    """As in the state, for the probes whose repairs happen there."""
+    grants: dict[int, Kept] = {}
+
+
 class Store:
     """The state folder of one node. One thread at a time."""
 
@@ -202,6 +216,38 @@ class Store:
     def save_enrolled(self, enrolled: Enrolled) -> None:
         """Store the result of enrolment or of a renewal. Raises OSError."""
         self._save("enrolled", enrolled)
+
+    def repairs(self) -> Repairs | None:
+        """Return what the unit for repairs knows, None before its first work. Raises Damaged."""
+        return self._load("repairs", Repairs)
+
+    def save_repairs(self, repairs: Repairs) -> None:
+        """Replace it atomically; on disk when this returns. Raises OSError."""
+        self._save("repairs", repairs)
+
+    def set_aside_repairs(self) -> None:
+        """Keep a damaged one for people to look at, under another name."""
+        with contextlib.suppress(OSError):
+            (self.folder / "repairs").replace(self.folder / "repairs.damaged")
+
+    def signed_directive(self) -> bytes:
+        """Return the envelope of the directive last accepted; empty where there is none. Raises OSError; a link is none."""
+        try:
+            descriptor = os.open(
+                self.folder / _DIRECTIVE, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            )
+        except FileNotFoundError:
+            return b""
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read(MAX_RECORD_BYTES)
+
+    def has_signed_directive(self) -> bool:
+        """Tell whether one is kept."""
+        return (self.folder / _DIRECTIVE).exists()
+
+    def save_signed_directive(self, envelope: bytes) -> None:
+        """Keep it as it is signed, for those who do not take the agent's word. Raises OSError."""
+        replace_file(self.folder / _DIRECTIVE, envelope)
 
     def _sum(self, name: str, payload: bytes) -> bytes:
         digest = hashlib.sha256()

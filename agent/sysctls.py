@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,10 +16,18 @@ class KernelSettings:
     """The settings of the kernel that `_proc_root` shows."""
 
     _proc_root: Path
+    ask_setting: Callable[[str], str] | None = None
+    """Whom to ask for a setting that root alone may read, by its path, in an agent that is not root. Raises OSError."""
 
     def sysctl(self, key: str) -> str:
         """Return a kernel setting, white space folded to single blanks. Raises OSError, ValueError for a bad key."""
-        return self._proc("sys/" + sysctl_path(key))
+        path = sysctl_path(key)
+        try:
+            return self._proc("sys/" + path)
+        except PermissionError:
+            if self.ask_setting is None:
+                raise
+            return self.ask_setting(path)
 
     def set_sysctl(self, key: str, value: str) -> None:
         """Write a kernel setting. Raises OSError, ValueError for a bad key."""

@@ -12,8 +12,10 @@ caller (it opens no connection itself). Files under `<state_dir>/tuf`:
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import stat
 import tempfile
 import threading
 from collections.abc import Callable, Collection
@@ -33,6 +35,7 @@ file (404), any other OSError for "try again later"."""
 KEPT_BASELINES = 16
 """At most 2 MiB each, with its proof; the one asked for longest ago goes first."""
 
+_MAX_FILE_BYTES = MAX_TARGETS_BYTES + 4096
 _ROOT_NAME = re.compile(r"([1-9][0-9]{0,8})\.root\.json", re.ASCII)
 _NEW = ".new-"
 """Prefix of files that a power cut may leave behind half-written."""
@@ -60,7 +63,7 @@ class Updates:
                 leftover.unlink()
         self._anchor = self._oldest_root() if root_metadata is None else root_metadata
         version = trusted_root(self._anchor, []).version
-        if root_metadata is not None and self._read(self._roots / f"{version}.root.json") != root_metadata:
+        if root_metadata is not None and _read(self._roots / f"{version}.root.json") != root_metadata:
             _write(self._roots / f"{version}.root.json", root_metadata)
 
     def get(self, wanted: WantedBaseline, *, now: float, highest_version: int = 0) -> TrustedBaseline:
@@ -71,7 +74,7 @@ class Updates:
         """
         with self._lock:
             targets = refresh(self._anchor, self._kept(), self._fetch_metadata, self._keep, now=now)
-            raw = self._read(self._baselines / f"{wanted.sha256}.toml")
+            raw = _read(self._baselines / f"{wanted.sha256}.toml")
             if raw is not None:
                 try:
                     trusted = trusted_baseline(targets, wanted, raw, highest_version=highest_version)
@@ -92,13 +95,8 @@ class Updates:
         Raises Rejected `baseline.not-kept` when it is not there, `baseline.*` or `metadata.*` when what is
         there is not what was signed.
         """
-        wanted = wanted_of(ref)
         with self._lock:
-            raw = self._read(self._baselines / f"{wanted.sha256}.toml")
-            proof = self._read(self._baselines / f"{wanted.sha256}.proof")
-            if raw is None or proof is None:
-                raise Rejected("baseline.not-kept", target_path(wanted.name, wanted.version))
-            return trusted_baseline(targets_from_proof(self._anchor, self._kept(), proof), wanted, raw)
+            return kept_baseline(self._tuf, self._anchor, ref)
 
     def prune(self, keep: Collection[BaselineRef | WantedBaseline]) -> None:
         """Remove every kept baseline but these. Without it, the KEPT_BASELINES asked for last stay."""
@@ -129,7 +127,7 @@ class Updates:
     def _kept(self) -> dict[str, bytes]:
         kept = {}
         for name in _KEPT:
-            raw = self._read(self._tuf / name)
+            raw = _read(self._tuf / name)
             if raw is not None:
                 kept[name] = raw
         for path in self._roots.iterdir():
@@ -144,7 +142,7 @@ class Updates:
         """The proof first: a baseline without one is as good as none. Then the longest unused make room."""
         for suffix, content in (("proof", targets.proof()), ("toml", trusted.raw)):
             path = self._baselines / f"{trusted.sha256}.{suffix}"
-            if self._read(path) != content:
+            if _read(path) != content:
                 _write(path, content)
             os.utime(path)
         newest = sorted(
@@ -167,12 +165,41 @@ class Updates:
             )
         return (self._roots / f"{min(versions)}.root.json").read_bytes()
 
-    @staticmethod
-    def _read(path: Path) -> bytes | None:
-        try:
-            return path.read_bytes()
-        except FileNotFoundError:
-            return None
+
+def kept_baseline(tuf: Path, anchor: bytes, ref: BaselineRef | WantedBaseline) -> TrustedBaseline:
+    """As `Updates.load_cached`, of a folder `tuf` that may be somebody else's: nothing is changed there, and no link followed.
+
+    Raises OSError besides.
+    """
+    wanted = wanted_of(ref)
+    raw, proof = (_plain(tuf / "baselines" / f"{wanted.sha256}.{suffix}") for suffix in ("toml", "proof"))
+    if raw is None or proof is None:
+        raise Rejected("baseline.not-kept", target_path(wanted.name, wanted.version))
+    names = [path.name for path in (tuf / "roots").iterdir() if _ROOT_NAME.fullmatch(path.name)]
+    roots = {name: _plain(tuf / "roots" / name) or b"" for name in names}
+    return trusted_baseline(targets_from_proof(anchor, roots, proof), wanted, raw)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _plain(path: Path) -> bytes | None:
+    """Return a plain file; None where there is none. Raises OSError for anything else, and for what is too long."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "no plain file", str(path))
+        content = file.read(_MAX_FILE_BYTES + 1)
+    if len(content) > _MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"more than {_MAX_FILE_BYTES} bytes", str(path))
+    return content
 
 
 def wanted_of(ref: BaselineRef | WantedBaseline) -> WantedBaseline:

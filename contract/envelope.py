@@ -67,6 +67,26 @@ def open_directive(
     9. `directive.expired`, `directive.issued-in-future`: in force at `now`
     10. `directive.response-unknown`: every response known, or none is done
     """
+    directive, payload = _signed(untrusted, public_key_der, node)  # 1 to 6
+    _check_number(directive, payload, highest_number, last_accepted)  # 7
+    _check_time(directive, now)  # 8, 9
+    if known_responses is not None:  # 10
+        for response in directive.responses:
+            if response.name not in known_responses:
+                raise Rejected("directive.response-unknown", f"no response is called {response.name!r}")
+    return directive
+
+
+def signed_directive(untrusted: bytes, public_key_der: bytes, *, node: str) -> Directive:
+    """Return the directive in an envelope, signed for this node at some time: whether it is new and in force is not asked.
+
+    For whoever holds to what was accepted before. Raises Rejected as `open_directive` does, steps 1 to 6.
+    """
+    return _signed(untrusted, public_key_der, node)[0]
+
+
+def _signed(untrusted: bytes, public_key_der: bytes, node: str) -> tuple[Directive, bytes]:
+    """Return the directive and its payload after the steps 1 to 6 of `open_directive`."""
     outer = _envelope(untrusted)  # 1
     if outer.payload_type != PAYLOAD_TYPE:  # 2
         raise Rejected("directive.payload-type", f"wanted {PAYLOAD_TYPE}, found {outer.payload_type!r}")
@@ -78,13 +98,7 @@ def open_directive(
     )  # 5
     if directive.node != node:  # 6
         raise Rejected("directive.other-node", f"made for {directive.node}, this is {node}")
-    _check_number(directive, outer.payload, highest_number, last_accepted)  # 7
-    _check_time(directive, now)  # 8, 9
-    if known_responses is not None:  # 10
-        for response in directive.responses:
-            if response.name not in known_responses:
-                raise Rejected("directive.response-unknown", f"no response is called {response.name!r}")
-    return directive
+    return directive, outer.payload
 
 
 def _envelope(untrusted: bytes) -> _Envelope:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -48,7 +49,8 @@ def test_scripts_enable_and_disable_every_unit_that_wants_to_be() -> None:
     for script in ("postinst", "prerm"):
         named = set(
             re.findall(
-                r"ringfence-[a-z]+\.(?:service|path)", (TREE / "packaging/os/agent" / script).read_text()
+                r"ringfence-[a-z]+\.(?:service|path|socket)",
+                (TREE / "packaging/os/agent" / script).read_text(),
             )
         )
         assert wanting <= named, script
@@ -171,10 +173,11 @@ def test_a_downgrade_is_refused_unless_asked_for(package: str, tmp_path: Path) -
 
 
 MOST_EXPOSED = {
-    # Root, with the firewall, mounts, modules and files of the whole machine: what is left to systemd is little (docs/install.md).
-    "ringfence-agent.service": 4.9,
+    "ringfence-agent.service": 3.0,
+    # Root, with mounts, modules and files of the whole machine, for a moment and without a network: what is left to systemd is little.
+    "ringfence-repair.service": 4.8,
     "ringfence-early.service": 3.3,
-    "ringfence-fence.service": 2.6,
+    "ringfence-fence.service": 2.7,
     "ringfence-grants.service": 2.6,
     "ringfence-upgrade.service": 3.9,
     "ringfence-controller.service": 1.5,
@@ -202,9 +205,9 @@ def test_a_unit_is_exposed_no_more_than_its_work_asks_for(unit: Path) -> None:
     assert told.returncode == 0, told.stdout[-300:] + told.stderr
 
 
-def test_the_agents_unit_leaves_it_what_its_code_asks_of_the_kernel() -> None:
+def test_the_unit_for_repairs_leaves_them_what_their_code_asks_of_the_kernel() -> None:
     """Mounts in another mount namespace, a network namespace for the dry run, a foreign file: with the unit's capabilities alone."""
-    unit = (TREE / "packaging/systemd/ringfence-agent.service").read_text()
+    unit = (TREE / "packaging/systemd/ringfence-repair.service").read_text()
     named = re.search(r"^CapabilityBoundingSet=(.+)$", unit, re.M)
     assert named
     kept = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in named[1].split())
@@ -237,3 +240,25 @@ must(libc.setns(net, 0x40000000))
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_root_has_left_in_the_state_folder_becomes_the_agents_and_nothing_else_does(
+    tmp_path: Path,
+) -> None:
+    """The folder was the agent's before: links in it must lead root nowhere."""
+    state, theirs = tmp_path / "state", tmp_path / "theirs"
+    (state / "tuf").mkdir(parents=True)
+    for path in (state / "keys", state / "tuf/root.json", theirs, tmp_path / "linked"):
+        path.write_text("x")
+    (state / "link").symlink_to(theirs)
+    (state / "up").symlink_to(tmp_path)
+    (state / "second").hardlink_to(tmp_path / "linked")
+    (state / "another").write_text("x")
+    os.chown(state / "another", 64_442, 64_442)
+    script = TREE / "packaging/os/agent/prepare"
+    done = subprocess.run(["sh", script, state, "nobody"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    nobody = pwd.getpwnam("nobody").pw_uid
+    given = {path.name for path in (state, *state.rglob("*")) if path.lstat().st_uid == nobody}
+    assert given == {"state", "tuf", "keys", "root.json"}
+    assert {path.lstat().st_uid for path in (theirs, tmp_path / "linked", tmp_path)} == {0}

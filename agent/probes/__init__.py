@@ -20,7 +20,7 @@ import msgspec
 
 from contract import baseline as baselines
 from contract.baseline import SectionBase
-from contract.messages import Drift, Mode, Posture, Severity, never_more
+from contract.messages import BaselineRef, Drift, Mode, Posture, Severity, never_more
 from contract.toml import dotted
 
 if TYPE_CHECKING:
@@ -117,6 +117,8 @@ class Probe(ABC, Generic[S]):
 
     rationed: ClassVar[bool] = True
     """False where a repair closes a door in one small step: it has no budget and never rests (`agent.budget`)."""
+    by_hands: ClassVar[bool] = True
+    """False where repairs need no powers but the agent's own, or there are none (`agent.hands`)."""
 
     def __init__(self, section: S, around: Surroundings) -> None:
         self.section = section
@@ -128,9 +130,25 @@ class Probe(ABC, Generic[S]):
         self.name = name
         """The section's name."""
         self._before = f"{name}:"
+        self.ref: BaselineRef | None = None
+        """The signed baseline that the section stands in; set by whoever makes the probe."""
+        self.acted: list[Notice] = []
+        """What `settle` and `repair` have to say; told by the next `notices`."""
+        self.marks: dict[str, str] = {}
+        """What they leave behind for the looks that follow. An empty value takes a mark away."""
+
+    def unsettled(self) -> frozenset[str]:
+        """Return what waits for `settle`: names that are the same as long as the same thing waits. Raises nothing."""
+        return frozenset()
 
     def settle(self, now: float) -> None:
         """Do what is daily work and no repair, before each `observe` in mode `enforce`: let in a device that may come."""
+
+    def recall(self, now: float) -> None:
+        """Find what an `observe` of this very probe would have left for `repair` and `undo`; called where there was none."""
+
+    def leave(self) -> None:
+        """End what runs in the background: the section is no longer in force."""
 
     @abstractmethod
     def observe(self, now: float) -> list[Drift]:
@@ -176,6 +194,11 @@ class Probe(ABC, Generic[S]):
             )
         self._since = seen
         return out
+
+    def take_acted(self) -> list[Notice]:
+        """Return what was done, and forget it."""
+        acted, self.acted = self.acted, []
+        return acted
 
     def remember_first(self, key: str, value: str) -> None:
         """Keep the value that was there before the first repair of `key`; later ones do not overwrite it."""

@@ -155,6 +155,10 @@ class NodeProbe(probes.Probe[S]):
                     except OSError:
                         continue
 
+    def recall(self, now: float) -> None:
+        """Look: what may be taken away is known from that."""
+        self.observe(now)
+
     def undo(self) -> None:
         """Put owner, mode and list back where the same device still has the node."""
         for path, value in self.remembered():

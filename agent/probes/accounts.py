@@ -106,6 +106,10 @@ class Probe(probes.Probe[Section]):
             with suppress(OSError):
                 self._take_out(path, users)
 
+    def recall(self, now: float) -> None:
+        """Look: what may be taken away is known from that."""
+        self.observe(now)
+
     def undo(self) -> None:
         """Put back what was taken away. A file that is there again stays; lines of keys are added to it."""
         tree = self.around.host.tree

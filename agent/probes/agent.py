@@ -45,6 +45,7 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Compares the installed package with the section."""
 
+    by_hands = False
     rationed = False  # orders are spaced here, by what became of the last
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:

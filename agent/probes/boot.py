@@ -33,6 +33,8 @@ class Section(BootPolicy, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Looks at TPM and firmware log."""
 
+    by_hands = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._pcrs: dict[int, bytes] = {}

@@ -82,8 +82,6 @@ class Probe(probes.Probe[Section]):
         self._judged = {file.path: file.sha256 for file in section.file if file.sha256 is not None}
         self._witness = ImaWitness(around.host, around.ima_log)
         weakref.finalize(self, self._witness.close)
-        self._stuck: dict[str, str] = {}
-        """Path -> why it could not be repaired."""
         self._ids: dict[tuple[str, str], int | None] = {}
         self._left_bytes = 0
         self._unproved: set[str] = set()
@@ -238,8 +236,8 @@ class Probe(probes.Probe[Section]):
         facts = facts_of(descriptor)
         wrong = list(self._wrong_access(file, descriptor, facts))
         if not wrong:
-            self._stuck.pop(file.path, None)
-        reason = self._stuck.get(file.path)
+            self.marks.pop(file.path, None)
+        reason = self.marks.get(file.path)
         for each in wrong:
             yield each._replace(wanted=f"{each.wanted} (not repaired: {reason})") if reason else each
         for name, value in file.xattrs.items():
@@ -329,9 +327,9 @@ class Probe(probes.Probe[Section]):
                 file.attributes,
             )
             host.set_access(file.path, wanted)
-            self._stuck.pop(file.path, None)
+            self.marks[file.path] = ""
         except OSError as error:  # the next observation reports what is still wrong, with the reason
-            self._stuck[file.path] = self._why(file.path, error)
+            self.marks[file.path] = self._why(file.path, error)
 
     def _first(self, file: File) -> str:
         descriptor = self.around.host.open_file(file.path)

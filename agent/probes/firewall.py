@@ -70,6 +70,7 @@ def advice(parsed: Mapping[str, SectionBase], interfaces: Collection[str] | None
 class Probe(probes.Probe[Section]):
     """Observes and repairs the firewall."""
 
+    by_hands = False
     rationed = False
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:

@@ -28,6 +28,8 @@ class Section(ImaPolicy, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Looks at the beginning of the IMA log."""
 
+    by_hands = False
+
     def observe(self, now: float) -> list[Drift]:
         """Return a drift if the log cannot be read, or does not begin as a kernel's does."""
         return self.drifts(self._differences(), now)

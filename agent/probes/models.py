@@ -111,9 +111,12 @@ class Probe(probes.Probe[Section]):
         if failed is not None:
             raise failed
 
-    def undo(self) -> None:
-        """Put back the texts from before the first repair, and stop reading."""
+    def leave(self) -> None:
+        """Stop reading."""
         self._verifier.stop()
+
+    def undo(self) -> None:
+        """Put back the texts from before the first repair."""
         for path, value in self.remembered():
             try:
                 if value != _NOT_KEPT:

@@ -89,6 +89,7 @@ def advice(
 class Probe(probes.Probe[Section]):
     """Compares the interfaces with the rules."""
 
+    by_hands = False
     rationed = False
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:

@@ -85,6 +85,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Compares the package databases with the section."""
 
+    by_hands = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         self._stamp: tuple[int, ...] | None = None

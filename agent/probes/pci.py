@@ -85,20 +85,29 @@ class Probe(probes.Probe[Section]):
 
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
-        self._fresh: list[Notice] = []
         self._gone = Departures(self.name, section.removed)
 
     def settle(self, now: float) -> None:
         """Have drivers found for devices that a rule names and that wait: that is what `arrivals = "wait"` is for."""
-        bus = self.around.host.pci
         try:
-            if self.section.arrivals == "wait" and bus.autoprobe() is False:
-                for device in bus.devices():
-                    rule = self._rule(device)
-                    if not device.driver and rule is not None and rule.drivers != []:
-                        bus.bind(device)
+            for device in self._waiting():
+                self.around.host.pci.bind(device)
         except OSError:
             return  # `observe` reports it
+
+    def unsettled(self) -> frozenset[str]:
+        """Return the devices that a rule names and that wait for their drivers."""
+        try:
+            return frozenset(device.address for device in self._waiting())
+        except OSError:
+            return frozenset()  # `observe` reports it
+
+    def _waiting(self) -> list[PciDevice]:
+        bus = self.around.host.pci
+        if self.section.arrivals != "wait" or bus.autoprobe() is not False:
+            return []
+        rules = ((device, self._rule(device)) for device in bus.devices() if not device.driver)
+        return [device for device, rule in rules if rule is not None and rule.drivers != []]
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each device that no rule names or that has another driver, and for each that is missing."""
@@ -123,7 +132,7 @@ class Probe(probes.Probe[Section]):
                 except OSError:
                     continue  # the next observation reports it
                 self.remember_first(_REMOVED, device.address)
-                self._fresh.append(_notice(device))
+                self.acted.append(_notice(device))
 
     def undo(self) -> None:
         """Give drivers to arrivals again, and have the bus looked through for what was taken away."""
@@ -149,8 +158,7 @@ class Probe(probes.Probe[Section]):
 
     def notices(self, now: float) -> list[Notice]:
         """Return `pci.removed` for each device that was taken away, `pci.gone` for each that went."""
-        fresh, self._fresh = self._fresh, []
-        return fresh + self._gone.take()
+        return self.take_acted() + self._gone.take()
 
     def _rule(self, device: PciDevice) -> Allow | None:
         return next((rule for rule in self.section.allow if rule.names(device)), None)

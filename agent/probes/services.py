@@ -141,6 +141,10 @@ class Probe(probes.Probe[Section]):
                 with suppress(OSError):
                     self._set(unit)
 
+    def recall(self, now: float) -> None:
+        """Look: what may be taken away is known from that."""
+        self.observe(now)
+
     def undo(self) -> None:
         """Put back files and links, and take away links that were made."""
         tree = self.around.host.tree

@@ -91,19 +91,27 @@ class Probe(probes.Probe[Section]):
         super().__init__(section, around)
         self._refused: dict[tuple[str, ...], Notice] = {}
         self._told: set[tuple[str, ...]] = set()
-        self._admitted: list[Notice] = []
         self._gone = Departures(self.name, section.removed)
+
+    def unsettled(self) -> frozenset[str]:
+        """Return the devices that a rule allows and that wait for their tunnels."""
+        try:
+            return frozenset(f"{device.name} {device.uuid}" for device in self._waiting())
+        except OSError:
+            return frozenset()  # `observe` reports it
 
     def settle(self, now: float) -> None:
         """Open the tunnels of devices that a rule allows: an arrival is no drift."""
-        bus = self.around.host.thunderbolt
         try:
-            for device in bus.devices():
-                if not device.authorized and self._allowed(device):
-                    bus.authorize(device, True)
-                    self._admitted.append(_notice("thunderbolt.admitted", "info", device, "is let in"))
+            for device in self._waiting():
+                self.around.host.thunderbolt.authorize(device, True)
+                self.acted.append(_notice("thunderbolt.admitted", "info", device, "is let in"))
         except OSError:
             return  # `observe` reports it
+
+    def _waiting(self) -> list[ThunderboltDevice]:
+        devices = self.around.host.thunderbolt.devices()
+        return [each for each in devices if not each.authorized and self._allowed(each)]
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each switch that is not as the rules want it, and for each controller that is set up otherwise."""
@@ -126,8 +134,7 @@ class Probe(probes.Probe[Section]):
         """Return `thunderbolt.refused` and `thunderbolt.admitted`, once for each device until it is unplugged."""
         fresh = [notice for key, notice in self._refused.items() if key not in self._told]
         self._told = set(self._refused)
-        admitted, self._admitted = self._admitted, []
-        return fresh + admitted + self._gone.take()
+        return fresh + self.take_acted() + self._gone.take()
 
     def _allowed(self, device: ThunderboltDevice) -> bool:
         return any(rule.names(device) for rule in self.section.allow)

@@ -68,6 +68,8 @@ class Section(probes.SectionBase, frozen=True, kw_only=True):
 class Probe(probes.Probe[Section]):
     """Looks at the clocks."""
 
+    by_hands = False
+
     def __init__(self, section: Section, around: probes.Surroundings) -> None:
         super().__init__(section, around)
         names = [name.lower() for entry in section.server for name in entry.names]

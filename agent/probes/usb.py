@@ -90,24 +90,25 @@ class Probe(probes.Probe[Section]):
         self._refused: dict[tuple[str, ...], Notice] = {}
         self._told: set[tuple[str, ...]] = set()
         self._worked: dict[tuple[str, ...], UsbDevice] = {}
-        self._fresh: list[Notice] = []
-        self._under: dict[tuple[str, ...], int] = {}
-        """Devices that were let in by a grant, and which."""
+        self._removed: list[Notice] = []
 
     def settle(self, now: float) -> None:
         """Let in what a rule allows and the kernel shut out because it was told to: an arrival is no drift."""
+        for device, verdict in self._waiting():
+            if self._set_device(device, verdict) and not device.authorized:
+                grant = self._note_use(device, verdict)
+                what = "is let in" + (f" under grant {grant}" if grant else "")
+                self.acted.append(_notice("usb.admitted", "info", device, device.kinds(), what, grant=grant))
+
+    def unsettled(self) -> frozenset[str]:
+        """Return the devices that a rule allows and that wait to be let in."""
+        return frozenset(_mark(_identity(device)) for device, _ in self._waiting())
+
+    def _waiting(self) -> list[tuple[UsbDevice, Verdict]]:
         if not self.section.shuts():
-            return
-        devices, _ = self._look()
-        for device, verdict in self._judged(devices):
-            if verdict.allowed and not verdict.kept and _waits(device, verdict):
-                done = self._set_device(device, verdict)
-                if done and not device.authorized:
-                    grant = self._note_use(device, verdict)
-                    what = "is let in" + (f" under grant {grant}" if grant else "")
-                    self._fresh.append(
-                        _notice("usb.admitted", "info", device, device.kinds(), what, grant=grant)
-                    )
+            return []
+        judged = self._judged(self._look()[0])
+        return [each for each in judged if each[1].allowed and not each[1].kept and _waits(*each)]
 
     def observe(self, now: float) -> list[Drift]:
         """Return a drift for each switch that is not as the rules want it, and for each that cannot be read."""
@@ -151,8 +152,8 @@ class Probe(probes.Probe[Section]):
         """
         fresh = [notice for identity, notice in self._refused.items() if identity not in self._told]
         self._told = set(self._refused)
-        others, self._fresh = self._fresh, []
-        return fresh + others
+        removed, self._removed = self._removed, []
+        return fresh + self.take_acted() + removed
 
     def _look(self) -> tuple[list[UsbDevice], list[Difference]]:
         """Return the devices that can be read, and what could not be looked at."""
@@ -210,7 +211,7 @@ class Probe(probes.Probe[Section]):
     def _device_differences(self, device: UsbDevice, verdict: Verdict) -> Iterator[Difference]:
         if verdict.kept:
             return
-        grant = self._under.get(_identity(device), 0)
+        grant = self._granted(_identity(device))
         if not verdict.allowed:
             over = f"; grant {grant} is over" if grant else ""
             what = f"is refused: {verdict.why}{over}"
@@ -245,14 +246,15 @@ class Probe(probes.Probe[Section]):
             severity: Severity = "warning" if self.section.removed == "warn" else "info"
             for identity, device in self._worked.items():
                 if identity not in there:
-                    grant = self._under.get(identity, 0)
-                    self._fresh.append(
+                    grant = self._granted(identity)
+                    self._removed.append(
                         _notice(
                             "usb.removed", severity, device, device.kinds(), "was pulled out", grant=grant
                         )
                     )
         self._worked = worked
-        self._under = {identity: grant for identity, grant in self._under.items() if identity in there}
+        marks = {_mark(identity) for identity in there}
+        self.marks = {mark: grant for mark, grant in self.marks.items() if mark in marks}
 
     def _note_use(self, device: UsbDevice, verdict: Verdict) -> int:
         """Put on record which grant a device was let in by; return its id, 0 for none."""
@@ -261,12 +263,16 @@ class Probe(probes.Probe[Section]):
         name = f"{device.vendor}:{device.product}"
         # The last of those that name it, as `_judged` has it.
         grant = [each.id for each in self.around.grants if any(name == known for known, _ in each.usb)][-1]
-        self._under[_identity(device)] = grant
+        self.marks[_mark(_identity(device))] = str(grant)
         source = f"USB {name} at {device.name}" + (f", serial {device.serial}" if device.serial else "")
         detail = {"grant": str(grant), "source": never_more(source, 2048)}
         summary = never_more(f"grant {grant}: used by {source}", 2048)
-        self._fresh.append(Notice("grant.used", "info", summary, detail))
+        self.acted.append(Notice("grant.used", "info", summary, detail))
         return grant
+
+    def _granted(self, identity: tuple[str, ...]) -> int:
+        """Return which grant a device was let in by; 0 for none."""
+        return int(self.marks.get(_mark(identity), 0))
 
     def _repair_defaults(self, hub: str, wrong: set[str]) -> None:
         usb = self.around.host.usb
@@ -311,6 +317,10 @@ def _waits(device: UsbDevice, verdict: Verdict) -> bool:
 
 def _identity(device: UsbDevice) -> tuple[str, ...]:
     return (device.name, device.number, device.vendor, device.product, device.serial)
+
+
+def _mark(identity: tuple[str, ...]) -> str:
+    return "\x1f".join(identity)
 
 
 def _key(device: UsbDevice) -> str:

@@ -43,8 +43,17 @@ CONTROLLER_UNITS = ("ringfence-controller.service", "ringfence-backup.service", 
 # PyInstaller's loader is linked with zlib; libnftables reads /etc/protocols, which Debian has in a package of its own.
 DEPENDS = {
     "ringfence-agent": {
-        "deb": ["libc6 (>= 2.36)", "zlib1g", "nftables", "netbase"],
-        "rpm": ["libz.so.1()(64bit)", "nftables", "setup", "coreutils", "sed"],
+        "deb": ["libc6 (>= 2.36)", "zlib1g", "nftables", "netbase", "passwd"],
+        "rpm": [
+            "libz.so.1()(64bit)",
+            "nftables",
+            "setup",
+            "coreutils",
+            "sed",
+            "findutils",
+            "shadow-utils",
+            "acl",
+        ],
     },
     "ringfence-controller": {
         "deb": ["libc6 (>= 2.36)", "zlib1g", "passwd"],
@@ -153,8 +162,15 @@ def contents(program: str, frozen: Path, work: Path) -> list[dict[str, object]]:
         usb = "60-ringfence-usb.rules"
         files += [
             _file(TREE / "packaging/udev" / usb, f"/usr/lib/udev/rules.d/{usb}"),
+            _file(
+                TREE / "packaging/sysusers.d/ringfence-agent.conf", "/usr/lib/sysusers.d/ringfence-agent.conf"
+            ),
+            _file(
+                TREE / "packaging/tmpfiles.d/ringfence-agent.conf", "/usr/lib/tmpfiles.d/ringfence-agent.conf"
+            ),
             _file(TREE / "packaging/grub.d/ringfence-usb.cfg", f"{doc}/examples/ringfence-usb.cfg"),
             _file(HERE / "agent/fence", "/usr/lib/ringfence-agent/fence", 0o755),
+            _file(HERE / "agent/prepare", "/usr/lib/ringfence-agent/prepare", 0o755),
             _file(HERE / "agent/upgrade", "/usr/lib/ringfence-agent/upgrade", 0o755),
             _file(work / "lockdown.nft", "/usr/lib/ringfence-agent/lockdown.nft"),
             _file(HERE / "agent/agent.toml.example", f"{doc}/examples/agent.toml"),

@@ -166,6 +166,8 @@ def install_and_run(root: Root, source: Path) -> None:
         "ringfence-early.service",
         "ringfence-fence.service",
         "ringfence-grants.path",
+        "ringfence-repair.socket",
+        "ringfence-upgrade.path",
     ):
         if unit not in links:
             raise Failed(f"{unit} does not start at boot: {links}")
@@ -233,7 +235,7 @@ def remove_and_purge(root: Root, source: Path) -> None:
     ):
         raise Failed(told)
     root.run(
-        "dpkg -P ringfence-agent; ls -d /etc/ringfence /var/lib/ringfence /usr/lib/ringfence-agent 2>/dev/null",
+        "dpkg -P ringfence-agent; ls -d /etc/ringfence /var/lib/ringfence* /usr/lib/ringfence-agent 2>/dev/null",
         code=None,
     )
     if root.version().startswith(("installed", "config")):

@@ -20,7 +20,8 @@ from rpms import asked, provided, rebuilt
 
 __all__ = ["CASES"]
 NEWER, BROKEN = "99.0-1", "100.0-1"
-_FOLDER = "/var/lib/ringfence/upgrade"
+_ORDERS = "/var/lib/ringfence/upgrade"
+_OUTCOMES = "/var/lib/ringfence-upgrade"
 _SOURCE = "deb [signed-by=/srv/ringfence.asc] file:///srv/apt stable main"
 _IMPATIENT = "sed -i s/^UP_S=120/UP_S=30/ /usr/lib/ringfence-agent/upgrade"
 _DPKG = "dpkg-query -W -f '${Version}' ringfence-agent"
@@ -120,9 +121,9 @@ def _ordered_about(root: Root, version: str) -> Iterator[Booted]:
 def _ordered(machine: Booted, version: str, direction: str, outcome: str) -> None:
     """Order a release, and see outcome and agent, and that nothing is left behind. Raises Failed."""
     machine.tell(
-        f"mkdir -p -m 700 {_FOLDER}; cd {_FOLDER} && rm -f result && printf '{version}\\n{direction}\\n' > .order && mv .order order"
+        f"mkdir -p -m 700 {_ORDERS}; cd {_ORDERS} && rm -f {_OUTCOMES}/result && printf '{version}\\n{direction}\\n' > .order && mv .order order"
     )
-    machine.until(f"cat {_FOLDER}/result 2>/dev/null", outcome)
+    machine.until(f"cat {_OUTCOMES}/result 2>/dev/null", outcome)
     machine.until("systemctl is-active ringfence-agent", "active\n")
-    if left := machine.tell(f"cd {_FOLDER} && ls -d order running kept rpm 2>/dev/null"):
+    if left := machine.tell(f"cd {_OUTCOMES} && ls -d {_ORDERS}/order running kept rpm asked 2>/dev/null"):
         raise Failed(f"{version} {direction}: {left} is left behind")

@@ -98,4 +98,4 @@ def test_a03_a_disk_that_takes_nothing_does_not_stop_the_repair(tmp_path: Path) 
     assert not (tmp_path / "f").exists()
     (exhibit,) = kept.take()
     assert exhibit.name == "" and exhibit.why_not == "File exists"
-    assert exhibit.record is not None and exhibit.record.sha256 == hashlib.sha256(b"evil").hexdigest()
+    assert exhibit.said["sha256"] == hashlib.sha256(b"evil").hexdigest()

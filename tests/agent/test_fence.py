@@ -179,9 +179,12 @@ def test_f12_the_fence_needs_no_more_than_its_unit_leaves_it(
     topology: Topology, folder: Path, lockdown: Path
 ) -> None:
     unit = (TREE / "packaging/systemd/ringfence-fence.service").read_text()
-    assert "\nCapabilityBoundingSet=CAP_NET_ADMIN\n" in unit
+    assert "\nCapabilityBoundingSet=CAP_NET_ADMIN CAP_DAC_READ_SEARCH\n" in unit
     path = left_behind(folder, normal())
-    bounds = ["--bounding-set", "-all,+net_admin", "--inh-caps", "-all", "--no-new-privs"]
+    for each in (path, path.parent):  # as they are where the agent has a user of its own
+        os.chown(each, 64441, 64441)
+        each.chmod(0o700)
+    bounds = ["--bounding-set", "-all,+net_admin,+dac_read_search", "--inh-caps", "-all", "--no-new-privs"]
     done = topology.nodes[0].namespace.run("setpriv", *bounds, FENCE, path, lockdown, check=False)
     assert done.returncode == 0 and "lock-down" not in done.stderr, done.stderr
     assert any("8080" in line for line in standing(topology))

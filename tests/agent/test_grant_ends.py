@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from msgspec.structs import replace
 
 from agent import grants
@@ -54,6 +55,7 @@ def ending(folder: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, cwd=TREE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.usefixtures("in_both")
 def test_a04_a_stick_and_an_account_end_on_time_with_the_agent_dead(tmp_path: Path) -> None:
     tree = UsbTree(tmp_path / "sys")
     tree.run()

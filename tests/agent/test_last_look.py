@@ -19,6 +19,7 @@ import pytest
 
 from agent import lastlook, plan
 from agent.exhibits import Exhibits
+from agent.hands import OwnHands
 from agent.hold import Held
 from agent.host import Host
 from agent.machine import Machine
@@ -113,7 +114,7 @@ def test_d09_who_listened_is_known_after_it_was_killed(
     for path in (tmp_path / "exhibits").iterdir():
         assert SECRET not in path.read_text()
     (exhibit,) = kept.take()
-    assert exhibit.record is not None and str(there) in exhibit.record.said()["sockets"]
+    assert str(there) in exhibit.said["sockets"]
 
 
 def test_a_program_that_has_a_name_is_kept_by_its_digest_alone(tmp_path: Path, kept: Exhibits) -> None:
@@ -181,7 +182,8 @@ def test_d09_the_event_of_a_killed_listener_names_its_record(tmp_path: Path) -> 
     with listening_machine(tmp_path, "lastlook") as made:
         evil = made.listen("tcp", "0.0.0.0", 4444)
         baseline = parse_baseline((HEAD + "[listeners]\nkill = true\n").encode())
-        machine = Machine(made.around, Netfilter(), Exhibits(tmp_path / "exhibits"))
+        hands = OwnHands(made.around.host, Exhibits(tmp_path / "exhibits"))
+        machine = Machine(made.around, Netfilter(), hands)
         machine.replace_probes(Held(None, baseline, parse_sections(baseline)))
         told = machine.look("listeners", plan.Stance("normal", (), ""), 1.0)
         assert evil.wait(10) == -9

@@ -25,6 +25,8 @@ from agent.probes import Surroundings
 from tests.agent.probes.case import probe_of
 from tests.agent.rig import Rig, baseline, in_own_namespace, nft
 
+pytestmark = pytest.mark.usefixtures("in_both")
+
 SUDOERS = b"evil ALL=(ALL) NOPASSWD: ALL\n"
 ACCOUNTS = """
 [accounts]
@@ -72,9 +74,9 @@ def _until(done: Callable[[], object], *, within_s: float = 10.0) -> float:
     return time.monotonic() - began
 
 
-def _started(folder: Path, root: Path) -> Rig:
+def _started(folder: Path, root: Path, *, two: bool | None = None) -> Rig:
     """A rig whose machine's files are below `root`."""
-    rig = Rig(folder, root=root)
+    rig = Rig(folder, root=root, two=two)
     rig.start()
     return rig
 
@@ -170,7 +172,7 @@ def test_d10_a_file_that_comes_back_again_and_again_rests_and_is_reported(tmp_pa
             healed = [event for event in rig.call(rig.events) if event.kind == "accounts.healed"]
             assert len(healed) == 3
             for number, event in enumerate(healed):
-                record = json.loads((tmp_path / "state/exhibits" / event.detail["kept"]).read_bytes())
+                record = json.loads((rig.exhibits / event.detail["kept"]).read_bytes())
                 assert record["path"] == "/etc/sudoers.d/evil" and record["sha256"] == event.detail["sha256"]
                 assert record["size"] == len(SUDOERS) + len(f"# {number}\n")
         finally:
@@ -339,7 +341,7 @@ def test_d10_what_is_planted_while_the_agent_is_down_is_told_and_kept(tmp_path: 
             assert not (folder / "evil").exists()
             healed = [each for each in rig.call(rig.events) if each.kind == "accounts.healed"]
             assert len(healed) == number + 1 and healed[-1].severity == "warning"
-            record = json.loads((tmp_path / "state/exhibits" / healed[-1].detail["kept"]).read_bytes())
+            record = json.loads((rig.exhibits / healed[-1].detail["kept"]).read_bytes())
             assert base64.b64decode(record["content"]) == evil
             assert [d.key for d in rig.call(lambda: rig.loop.machine.healed)] == ["/etc/sudoers.d/evil"]
         rig.stop()
@@ -364,7 +366,7 @@ def test_d10_what_an_adopted_baseline_takes_away_is_one_event_with_its_records(t
             assert len(records) == 12
             for record in records:
                 path, name = record.removesuffix(")").split(" (")
-                kept = json.loads((tmp_path / "state/exhibits" / name).read_bytes())
+                kept = json.loads((rig.exhibits / name).read_bytes())
                 assert kept["path"] == path and base64.b64decode(kept["content"]).startswith(SUDOERS)
             assert rig.call(lambda: rig.loop.machine.healed) == []
         finally:
@@ -412,7 +414,7 @@ def test_a_firewall_that_is_mended_in_the_midst_of_a_repair_takes_nothing_of_its
     folder = _machine(tmp_path / "root")
 
     def run() -> None:
-        rig = _started(tmp_path, tmp_path / "root")
+        rig = _started(tmp_path, tmp_path / "root", two=False)
         try:
             rig.adopt(baseline(1, 8080, extra=ACCOUNTS), 1, 1)
             host = rig.loop.host
@@ -433,7 +435,7 @@ def test_a_firewall_that_is_mended_in_the_midst_of_a_repair_takes_nothing_of_its
             _until(lambda: "accounts.healed" in rig.call(rig.kinds))
             assert done and "8080" in nft("list", "ruleset")
             (healed,) = [event for event in rig.call(rig.events) if event.kind == "accounts.healed"]
-            record = json.loads((tmp_path / "state/exhibits" / healed.detail["kept"]).read_bytes())
+            record = json.loads((rig.exhibits / healed.detail["kept"]).read_bytes())
             assert base64.b64decode(record["content"]) == SUDOERS
         finally:
             rig.stop()

@@ -70,8 +70,8 @@ def test_a07_content_that_was_not_ordered_is_refused_whoever_vouches_for_it(
     wanted = kit.wanted("factory", 1)
     evil = minimal_baseline() + b"# and more\n"
     program = (
-        "import sys; from agent.signedfiles import _send, Verified\n"
-        f"_send(sys.stdout.buffer, Verified(sha256={wanted.sha256!r}, raw={evil!r}))"
+        "import sys; from agent.frames import send; from agent.signedfiles import Verified\n"
+        f"send(sys.stdout.buffer, Verified(sha256={wanted.sha256!r}, raw={evil!r}))"
     )
     monkeypatch.setattr(signedfiles, "_command", lambda: [sys.executable, "-c", program])
     with pytest.raises(Rejected) as caught:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.upgrade import FOLDER, Result, Upgrade
+from agent.upgrade import ORDERS, OUTCOMES, Result, Upgrade
 from tests.agent.rig import Rig, baseline, in_own_namespace
 from tests.agent.test_hold import until
 from tests.parts.packagekit import write_status
@@ -28,7 +28,7 @@ def _machine(folder: Path, version: str) -> Path:
 
 def test_a_release_is_ordered_when_its_baseline_is_confirmed_and_no_sooner(tmp_path: Path) -> None:
     root = _machine(tmp_path, "1.1.0-1")
-    order = root / FOLDER / "order"
+    order = root / ORDERS / "order"
 
     def job() -> None:
         rig = Rig(tmp_path, root=root, confirm_s=300.0)
@@ -53,7 +53,7 @@ def test_a_release_is_ordered_when_its_baseline_is_confirmed_and_no_sooner(tmp_p
 
 def test_an_isolated_node_orders_nothing_and_one_that_is_let_go_does(tmp_path: Path) -> None:
     root = _machine(tmp_path, "1.1.0-1")
-    order = root / FOLDER / "order"
+    order = root / ORDERS / "order"
 
     def job() -> None:
         rig = Rig(tmp_path, root=root)
@@ -74,8 +74,16 @@ def test_an_isolated_node_orders_nothing_and_one_that_is_let_go_does(tmp_path: P
     in_own_namespace(job)
 
 
-def _script(folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["sh", SCRIPT, folder], capture_output=True, text=True, check=False, timeout=60)
+def _script(root: Path) -> subprocess.CompletedProcess[str]:
+    for folder in (ORDERS, OUTCOMES):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    command = ["sh", SCRIPT, root / ORDERS, root / OUTCOMES]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+
+def _left(root: Path) -> set[str]:
+    """The names of what lies in both folders."""
+    return {path.name for folder in (ORDERS, OUTCOMES) for path in (root / folder).iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -86,34 +94,48 @@ def _script(folder: Path) -> subprocess.CompletedProcess[str]:
     ],
 )  # fmt: skip
 def test_an_order_that_cannot_be_read_is_over_at_once(tmp_path: Path, order: str) -> None:
-    (tmp_path / "order").write_text(order)
+    (tmp_path / ORDERS).mkdir(parents=True)
+    (tmp_path / ORDERS / "order").write_text(order)
     done = _script(tmp_path)
     assert done.returncode == 1, done.stderr
     result = _result(tmp_path)
     assert (result.outcome, result.said) == ("failed", "an order that cannot be read")
-    assert {path.name for path in tmp_path.iterdir()} == {"log", "result"}, (
-        "nothing is left to be taken again"
-    )
+    assert _left(tmp_path) == {"log", "result"}, "nothing is left to be taken again"
+
+
+def test_a07_an_order_is_read_and_nothing_is_written_where_the_agent_may_write(tmp_path: Path) -> None:
+    """The folder of orders is the agent's: links in it lead root nowhere."""
+    (tmp_path / ORDERS).mkdir(parents=True)
+    (tmp_path / "theirs").write_text("1.2.0-1\nnewer\n")
+    for name in ("order", "log", "running", "result", "result.new", "asked"):
+        (tmp_path / ORDERS / name).symlink_to(tmp_path / "theirs")
+    assert _script(tmp_path).returncode == 1
+    assert _result(tmp_path).said == "an order that cannot be read"
+    assert (tmp_path / "theirs").read_text() == "1.2.0-1\nnewer\n"
+    assert not (tmp_path / ORDERS / "order").is_symlink()
+
+
+def test_what_a_script_of_an_older_release_wrote_is_heard(tmp_path: Path) -> None:
+    """It brought this release, and knows one folder."""
+    (tmp_path / ORDERS).mkdir(parents=True)
+    (tmp_path / ORDERS / "running").write_text("1.2.0-1\n")
+    assert Upgrade(tmp_path).running_since() is not None
+    (tmp_path / ORDERS / "result").write_text("1.2.0-1\n1.1.0-1\ndone\n1.1.0-1\n")
+    assert _result(tmp_path).outcome == "done"
 
 
 def test_without_a_package_or_an_order_nothing_is_done(tmp_path: Path) -> None:
     """No package of that name is installed where tests run."""
     assert _script(tmp_path).returncode == 1
-    assert not list(tmp_path.iterdir())
-    Upgrade(tmp_path / "root").order("1.2.0-1", older=False)
-    folder = tmp_path / "root" / FOLDER
-    assert _script(folder).returncode == 1
-    result = _result(folder)
+    assert not _left(tmp_path)
+    Upgrade(tmp_path).order("1.2.0-1", older=False)
+    assert _script(tmp_path).returncode == 1
+    result = _result(tmp_path)
     assert (result.version, result.outcome) == ("1.2.0-1", "failed")
     assert result.said == "ringfence-agent is not installed as a package"
 
 
-def _result(folder: Path) -> Result:
-    root = folder / "seen"
-    (root / FOLDER).parent.mkdir(parents=True)
-    (root / FOLDER).symlink_to(folder)
+def _result(root: Path) -> Result:
     result = Upgrade(root).result()
-    (root / FOLDER).unlink()
-    subprocess.run(["rm", "-r", root], check=True)
     assert result is not None
     return result

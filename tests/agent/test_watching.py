@@ -16,6 +16,8 @@ from agent.probes import Surroundings
 from tests.agent.probes.case import probe_of
 from tests.agent.rig import Rig, baseline, in_own_namespace
 
+pytestmark = pytest.mark.usefixtures("in_both")
+
 GUARDRAILS = b"refuse: everything\n"
 MODELS = f"""
 [models]

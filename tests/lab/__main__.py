@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from agent.tpm import Tpm
 from contract.enrolment import ek_digest
-from tests.lab import atrest, checks, image, reboots, secureboot, strangers, upgrades
+from tests.lab import atrest, checks, image, reboots, repairs, secureboot, strangers, upgrades
 from tests.lab.checks import CHECKS, Check, Site
 from tests.lab.guest import Guest
 from tests.lab.office import Office
@@ -31,7 +31,7 @@ from tests.parts.swtpm import EkAuthority, SoftwareTpm
 
 TREE = Path(__file__).resolve().parents[2]
 CACHE = TREE / "build/lab"
-ORDER = (checks, upgrades, reboots, strangers, atrest, secureboot)
+ORDER = (checks, repairs, upgrades, reboots, strangers, atrest, secureboot)
 """What a guest goes through, one after the other."""
 BESIDE = atrest.__name__
 """What takes long and asks nothing of the processor: in a guest of its own."""

@@ -8,8 +8,8 @@ import time
 from tests.lab.checks import NEXT_S, SHUT_S, Site, check
 from tests.lab.outside import Knocking, is_open
 
-MAX_EXPOSURE = 4.9
-"""Of the agent. Lower would take repairs away: docs/adr/0060."""
+MAX_EXPOSURE = 3.0
+"""Of the agent."""
 MAX_CONTROLLER_EXPOSURE = 1.5
 
 

@@ -20,7 +20,7 @@ RELEASE = "99.1-1"
 TRIAL = "lab-trial"
 """A package of one file, by which the guest's package manager is seen at work before it is judged."""
 _STICK = "/media/stick"
-_FOLDER = "/var/lib/ringfence/upgrade"
+_FOLDER = "/var/lib/ringfence-upgrade"
 _WITHIN_S = 600.0
 SOURCE = f"""
 mountpoint -q {_STICK} || mount -o ro /dev/vdb {_STICK}

@@ -12,7 +12,14 @@ from tests.lab.office import NODE
 STRANGER = "/opt/press-tools/helper"
 _EXCLUDE = (
     "/media/stick/",
-    *("/var/lib/ringfence/", "/var/lib/dpkg/", "/var/lib/apt/", "/var/lib/systemd/"),
+    *(
+        "/var/lib/ringfence/",
+        "/var/lib/ringfence-repair/",
+        "/var/lib/ringfence-upgrade/",
+        "/var/lib/dpkg/",
+        "/var/lib/apt/",
+        "/var/lib/systemd/",
+    ),
     *("/var/cache/", "/var/log/"),
 )
 _LOG = "/sys/kernel/security/ima/binary_runtime_measurements"

@@ -14,7 +14,7 @@ from agent.clock import Clock
 from agent.host import Host
 from agent.probes import Surroundings
 from agent.probes.agent import DOUBLED, LONGEST_S, RETRY_S, UNTAKEN_S, Probe
-from agent.upgrade import FOLDER
+from agent.upgrade import ORDERS, OUTCOMES
 from contract.errors import Rejected
 from tests.agent.probes.case import Case, probe_of, section_of, tree_state, tree_trace
 from tests.parts.packagekit import Dpkg, Rpm, write_status
@@ -30,7 +30,7 @@ def _status(folder: Path, version: str, state: str = "installed") -> None:
 @contextmanager
 def case(folder: Path) -> Iterator[Case]:
     _status(folder, "1.2.0-1")
-    (folder / FOLDER).mkdir(parents=True)
+    (folder / ORDERS).mkdir(parents=True)
     status = folder / "var/lib/dpkg/status"
     yield Case(
         toml=TOML,
@@ -48,8 +48,9 @@ class Node:
 
     def __init__(self, folder: Path, version: str, toml: str = TOML) -> None:
         self.folder = folder
-        self.upgrade = folder / FOLDER
+        self.upgrade, self.outcomes = folder / ORDERS, folder / OUTCOMES
         self.upgrade.mkdir(parents=True)
+        self.outcomes.mkdir()
         _status(folder, version)
         self.around = Surroundings(host=Host(root=folder))
         self.probe: Probe = probe_of("agent", toml, self.around)
@@ -68,14 +69,14 @@ class Node:
 
     def taken(self) -> None:
         """The script's first step."""
-        (self.upgrade / "order").rename(self.upgrade / "running")
+        (self.upgrade / "order").rename(self.outcomes / "running")
 
     def over(self, outcome: str, said: str = "so it is") -> None:
         """Its last."""
-        (self.upgrade / "running").unlink(missing_ok=True)
-        fresh = self.upgrade / "result.new"
+        (self.outcomes / "running").unlink(missing_ok=True)
+        fresh = self.outcomes / "result.new"
         fresh.write_text(f"1.2.0-1\n1.1.0-1\n{outcome}\n{said}\n")
-        fresh.rename(self.upgrade / "result")
+        fresh.rename(self.outcomes / "result")
 
     def told(self) -> list[str]:
         return [f"{each.severity} {each.kind}" for each in self.probe.notices(0)]
@@ -147,7 +148,7 @@ def test_what_failed_is_tried_again_later_and_later(tmp_path: Path) -> None:
     node.look(now)
     node.taken()
     node.over("failed", "E: no such version")
-    at = (node.upgrade / "result").stat().st_mtime
+    at = (node.outcomes / "result").stat().st_mtime
     assert node.look(at + 1) == (
         "1.2.0-1 (tried again 30 minutes after the last time: E: no such version) / 1.1.0-1"
     )
@@ -159,7 +160,7 @@ def test_what_failed_is_tried_again_later_and_later(tmp_path: Path) -> None:
     for _ in range(10):
         (node.upgrade / "order").unlink(missing_ok=True)
         node.over("failed", "E: no such version")
-        at = (node.upgrade / "result").stat().st_mtime
+        at = (node.outcomes / "result").stat().st_mtime
         node.look(at + 1)
     node.look(at + RETRY_S * 2**DOUBLED - 1)
     assert not node.ordered()
@@ -202,7 +203,7 @@ def test_a_run_that_was_cut_off_is_over(tmp_path: Path) -> None:
     """By the machine's end, or because it took longer than systemd lets it."""
     node = Node(tmp_path, "1.1.0-1")
     now = time.time()
-    running = node.upgrade / "running"
+    running = node.outcomes / "running"
     booted = now - Clock(tmp_path / "sys").boot_s()
     for at in (booted - 5, now - LONGEST_S):
         running.write_text("1.2.0-1\nnewer\n")
@@ -227,7 +228,7 @@ def test_an_order_that_nobody_has_taken_goes_with_its_baseline(tmp_path: Path) -
 )
 def test_an_outcome_that_cannot_be_read_is_none(tmp_path: Path, content: bytes) -> None:
     node = Node(tmp_path, "1.1.0-1")
-    (node.upgrade / "result").write_bytes(content)
+    (node.outcomes / "result").write_bytes(content)
     assert "ordered" in node.look()
     assert node.told() == ["info agent.upgrade-ordered"]
 
