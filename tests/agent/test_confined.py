@@ -64,6 +64,7 @@ def _open_way(folder: Path) -> None:
             each.chmod(0o755)
 
 
+@pytest.mark.alone  # both look at this machine, which must not change in between
 @pytest.mark.parametrize("baseline", BASELINES, ids=lambda path: path.stem)
 def test_the_agents_user_sees_what_root_sees(baseline: Path, tmp_path: Path) -> None:
     """But for a few settings of the kernel, which are asked for (`agent.beside.RootsLooks`)."""
