@@ -57,6 +57,8 @@ class Run(NamedTuple):
     record: SessionRecord
     key: AttestationKey
     reference: bytes | None
+    pcrs: dict[int, bytes]
+    """Values that the report before these had: what has not changed since does not travel."""
     reports: list[Sent]
 
     @property
@@ -133,7 +135,7 @@ def new_lines(count: int, seed: int) -> bytes:
 
 def first(node: Attester, policies: Policies) -> Run:
     """Return the first attestation of a boot: one report, or as many as a long log takes."""
-    return _run(node, policies, node.record(), None, [b""])
+    return _run(node, policies, node.record(), None, pcrs={}, news=[b""])
 
 
 def steady(node: Attester, policies: Policies, *, lines: int, reports: int) -> Run:
@@ -141,47 +143,57 @@ def steady(node: Attester, policies: Policies, *, lines: int, reports: int) -> R
     begun = first(node, policies)
     seed = zlib.crc32(node.name.encode()) + lines
     news = [new_lines(lines, seed + number) for number in range(reports)]
-    return _run(node, policies, play(begun, policies).record, begun.reference, news)
+    return _run(node, policies, play(begun, policies).record, begun.reference, pcrs=node.pcrs, news=news)
 
 
 def _run(
-    node: Attester, policies: Policies, record: SessionRecord, reference: bytes | None, news: list[bytes]
+    node: Attester,
+    policies: Policies,
+    record: SessionRecord,
+    reference: bytes | None,
+    *,
+    pcrs: dict[int, bytes],
+    news: list[bytes],
 ) -> Run:
     """Let the node measure each of `news` and report, and keep the frames."""
     key = AttestationKey.from_public(record.ak_public, record.ek_public)
-    appraiser, sent = Appraiser(record, CERTIFICATE_SHA256, policies, key), []
+    appraiser, sent, shown = Appraiser(record, CERTIFICATE_SHA256, policies, key), [], dict(pcrs)
     for lines in news:
         node.measure(lines)
         asked, done = appraiser.asking(), False
         while not done:
             nonce = node.nonce()
             report = node.report(nonce, asked)
-            frame, now = wire.encode(report), asked
+            changed = {pcr: value for pcr, value in report.pcrs.items() if shown.get(pcr) != value}
+            frame, now = wire.encode(msgspec.structs.replace(report, pcrs=changed)), asked
             try:
                 evidence = appraiser.appraise(report, parsed_body(report), nonce, asked, reference)
-                reference, done = reference or evidence.reference, True
+                reference, done, shown = reference or evidence.reference, True, report.pcrs
                 appraiser = appraiser.renewed(after(appraiser.record, evidence), policies)
             except LogWanted as more:
                 asked = more.asked
             sent.append(Sent(frame, nonce, now, not done))
-    return Run(record, key, reference, sent)
+    return Run(record, key, reference, dict(pcrs), sent)
 
 
 def play(run: Run, policies: Policies) -> Appraiser:
     """Do with each frame what the session code does, but for the store; return what the session then holds.
 
-    From frame to evidence: decode, verify the quote, follow and judge the logs. The key was loaded when the session was
-    opened.
+    From frame to evidence: decode, complete the PCR values, verify the quote, follow and judge the logs. The key was loaded
+    when the session was opened.
     """
-    appraiser = Appraiser(run.record, CERTIFICATE_SHA256, policies, run.key)
+    appraiser, known = Appraiser(run.record, CERTIFICATE_SHA256, policies, run.key), run.pcrs
     for frame, nonce, asked, sent_back in run.reports:
         report: Report = wire.decode(frame, Report, max_bytes=MAX_FRAME_BYTES)
         body = parsed_body(report)
+        shown = {**known, **report.pcrs}
+        report = msgspec.structs.replace(report, pcrs=shown)
         try:
             evidence = appraiser.appraise(report, body, nonce, asked, run.reference)
         except LogWanted:
             assert sent_back
             continue
         assert not evidence.findings, evidence.findings
+        known = shown
         appraiser = appraiser.renewed(after(appraiser.record, evidence), policies)
     return appraiser

@@ -82,32 +82,33 @@ class Walk:
                 end = at + head + tail[at + low] + ((tail[at + high] & 15) << 8)
                 raw = untrusted[at:end]
                 extension = memory.get(raw)
-                if extension is None and lines and raw[head:cut] in files:  # see PLAIN
-                    pcr, fits, name, length = unpack(raw)
-                    data = raw[head:]
-                    if (
-                        pcr == PCR  # 1
-                        and name == template
-                        and length == len(data)
-                        and data.endswith(closing)  # 3
-                        and sha1(data, usedforsecurity=False).digest() == fits  # 2
-                    ):
-                        extension = sha256(data).digest()
-                        if len(known) < room:
-                            known[raw] = extension
-                        else:
-                            rules.remember(raw, extension)
                 if extension is None:
-                    record = read_record(untrusted, at, lines, base)
-                    head, cut, unpack, template, closing = PLAIN.get(record.template, NOT_PLAIN)
-                    head, end = HEAD_BYTES + 4 + len(record.template), record.end
-                    low, high = head - 4, head - 3
-                    raw = untrusted[at:end]
-                    extension = (lines and rules.recall(raw)) or self._examine(record, raw, lines, base)
-                    memory = known
-                    if not extension:  # of another PCR
-                        at, lines = end, lines + 1
-                        continue
+                    if lines and raw[head:cut] in files:  # see PLAIN
+                        pcr, fits, name, length = unpack(raw)
+                        data = raw[head:]
+                        if (
+                            pcr == PCR  # 1
+                            and name == template
+                            and length == len(data)
+                            and data.endswith(closing)  # 3
+                            and sha1(data, usedforsecurity=False).digest() == fits  # 2
+                        ):
+                            extension = sha256(data).digest()
+                            if len(known) < room:
+                                known[raw] = extension
+                            else:
+                                rules.remember(raw, extension)
+                    if extension is None:
+                        record = read_record(untrusted, at, lines, base)
+                        head, cut, unpack, template, closing = PLAIN.get(record.template, NOT_PLAIN)
+                        head, end = HEAD_BYTES + 4 + len(record.template), record.end
+                        low, high = head - 4, head - 3
+                        raw = untrusted[at:end]
+                        extension = (lines and rules.recall(raw)) or self._examine(record, raw, lines, base)
+                        memory = known
+                        if not extension:  # of another PCR
+                            at, lines = end, lines + 1
+                            continue
                 if padded:
                     extension = _VIOLATION_PADDED if extension == _VIOLATION else raw[4:24] + _ZEROS
                 value = sha256(value + extension).digest()

@@ -45,10 +45,10 @@ class JudgedBoot(NamedTuple):
     """What comes of a boot."""
 
     record: BootRecord
-    reference: bytes | None = None
+    reference: bytes | None
     """None: it is on record, or nothing is to be said of it."""
-    claims: bytes | None = None
-    announced: Sequence[str] = ()
+    claims: bytes | None
+    announced: Sequence[str]
 
 
 class LogWanted(Exception):
@@ -61,7 +61,7 @@ class LogWanted(Exception):
 class Appraiser:
     """What one session's reports are held against; made anew whenever key or policies change."""
 
-    __slots__ = ("_catching_up", "_certificate_sha256", "_key", "_policies", "record")
+    __slots__ = ("_boot", "_catching_up", "_certificate_sha256", "_key", "_policies", "record")
 
     def __init__(
         self,
@@ -75,6 +75,8 @@ class Appraiser:
         self._certificate_sha256 = certificate_sha256
         self._policies = policies
         self._key = key or AttestationKey.from_public(record.ak_public, record.ek_public)
+        self._boot: tuple[tuple[bytes, ...], bytes] = (), b""
+        """Quoted values of BOOT_PCRS, and the SHA-256 over them."""
         self._catching_up: tuple[int, ImaState] | None = None
         """Reset counter, and how far a long IMA log was read in this session. No quote has met it, so nothing of it
         is stored and nothing is said of it."""
@@ -133,21 +135,19 @@ class Appraiser:
             wanted_pcrs=QUOTED_PCRS,
             previous=record.counters,
         )
-        seen = BootRecord(
-            reset=quote.counters.reset,
-            pcrs_sha256=hashlib.sha256(b"".join(_boot_values(quote.pcrs))).digest(),
-            event_log_sha256=body.event_log_sha256,
-            judged_by=self._policies.fingerprint,
-        )
-        known = self._known(seen)
-        start = self._start(seen.reset)
+        known = self._known(quote, body)
+        start = self._start(quote.counters.reset)
         _check_logs(report, body, asked, known=known is not None, start=start)  # 4
         ima, ima_findings = self._ima(quote, report, body, start)  # 5
         if untrusted_log is None and known is not None:
-            boot = JudgedBoot(known)
-        else:
-            word = NodeWord(os_release=body.os_release, packages=body.packages)
-            boot = self._judged(quote, seen, untrusted_log, reference, word)  # 6, 7
+            return Evidence(
+                body=body,
+                counters=quote.counters,
+                findings=(*quote.findings, *known.findings, *ima_findings),
+                boot=known,
+                ima=ima,
+            )
+        boot = self._judged(quote, body, untrusted_log, reference)  # 6, 7
         return Evidence(
             body=body,
             counters=quote.counters,
@@ -169,18 +169,25 @@ class Appraiser:
             event_log_sha256=body.event_log_sha256,
         )
 
-    def _known(self, seen: BootRecord) -> BootRecord | None:
+    def _known(self, quote: VerifiedQuote, body: ReportBody) -> BootRecord | None:
         """Return the boot on record if it is the one seen now and was judged by these policies."""
         known = self.record.boot
         if (
             known is not None
-            and known.reset == seen.reset
-            and known.pcrs_sha256 == seen.pcrs_sha256
-            and known.event_log_sha256 == seen.event_log_sha256
-            and known.judged_by == seen.judged_by
+            and known.reset == quote.counters.reset
+            and known.pcrs_sha256 == self._boot_sha256(quote)
+            and known.event_log_sha256 == body.event_log_sha256
+            and known.judged_by == self._policies.fingerprint
         ):
             return known
         return None
+
+    def _boot_sha256(self, quote: VerifiedQuote) -> bytes:
+        """Return `BootRecord.pcrs_sha256`. The values are mostly those of the quote before."""
+        values = _boot_values(quote.pcrs)
+        if values != self._boot[0]:
+            self._boot = values, hashlib.sha256(b"".join(values)).digest()
+        return self._boot[1]
 
     # ---- IMA
 
@@ -234,12 +241,12 @@ class Appraiser:
     def _judged(
         self,
         quote: VerifiedQuote,
-        seen: BootRecord,
+        body: ReportBody,
         untrusted_log: bytes | None,
         untrusted_reference: bytes | None,
-        word: NodeWord,
     ) -> JudgedBoot:
         """Judge a boot that is not on record."""
+        word = NodeWord(os_release=body.os_release, packages=body.packages)
         policies = self._policies
         log = None if untrusted_log is None else parse_event_log(untrusted_log)  # 6
         pcrs = {pcr: quote.pcrs[pcr] for pcr in _BOOT_ORDER}
@@ -265,7 +272,13 @@ class Appraiser:
         if candidate is None and (findings or judged.announced or not noted):
             candidate = shown()
         return JudgedBoot(
-            record=msgspec.structs.replace(seen, findings=_weighed(policies.boot.mode, "boot", findings)),
+            record=BootRecord(
+                reset=quote.counters.reset,
+                pcrs_sha256=self._boot_sha256(quote),
+                event_log_sha256=body.event_log_sha256,
+                judged_by=policies.fingerprint,
+                findings=_weighed(policies.boot.mode, "boot", findings),
+            ),
             reference=None if candidate is None else encode(candidate),
             claims=None if claims is None else encode(claims),
             announced=judged.announced,

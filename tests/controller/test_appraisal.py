@@ -109,6 +109,17 @@ def test_growing_pcr_10_is_no_changed_boot() -> None:
     assert (codes(evidence), rounds) == ([], 1)
 
 
+def test_other_values_of_the_boot_in_the_same_session_are_explained_anew() -> None:
+    """Something extended PCR 4 after the boot: no reset, and the log explains it no longer."""
+    node = Attester("press-1", EVENT_LOG, None)
+    appraiser, evidence, _ = attest(node, node.appraiser(STRICTEST), STRICTEST)
+    assert codes(evidence) == []
+    taken(appraiser, node, Asked())  # nothing new: the boot on record
+    node.pcrs = {**node.pcrs, 4: hashlib.sha256(node.pcrs[4] + bytes(32)).digest()}
+    assert wanted(appraiser, node, Asked()) == Asked(event_log=True)
+    assert codes(taken(appraiser, node, Asked(event_log=True))) == ["eventlog.replay"]
+
+
 def test_a_machine_without_ima_is_told_of_and_never_passes_for_one_with_it() -> None:
     node = Attester("press-1", EVENT_LOG)
     _, evidence, _ = attest(node, node.appraiser(policies()), policies())
