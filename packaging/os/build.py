@@ -44,16 +44,7 @@ CONTROLLER_UNITS = ("ringfence-controller.service", "ringfence-backup.service", 
 DEPENDS = {
     "ringfence-agent": {
         "deb": ["libc6 (>= 2.36)", "zlib1g", "nftables", "netbase", "passwd"],
-        "rpm": [
-            "libz.so.1()(64bit)",
-            "nftables",
-            "setup",
-            "coreutils",
-            "sed",
-            "findutils",
-            "shadow-utils",
-            "acl",
-        ],
+        "rpm": ["libz.so.1()(64bit)", "nftables", "setup", "coreutils", "sed", "findutils", "shadow-utils"],
     },
     "ringfence-controller": {
         "deb": ["libc6 (>= 2.36)", "zlib1g", "passwd"],
