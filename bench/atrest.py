@@ -38,7 +38,7 @@ _DAY_S = 86400.0
 _PROCESS_CLOCK = 2
 
 
-_OTHERS = """
+OTHERS = """
 [modules]
 unknown = "ignore"
 [[modules.block]]
@@ -63,6 +63,9 @@ reason = "the maker of the press"
 
 [containers]
 
+[agent]
+release = "1.0-1"
+
 [models]
 [[models.model]]
 name = "vision"
@@ -72,6 +75,15 @@ classification = "internal"
 reason = "watched"
 """
 
+
+_INSTALLED = """
+Package: ringfence-agent
+Status: install ok installed
+Architecture: all
+Version: 1.0-1
+Maintainer: The bench <root@localhost>
+Description: what the baseline's [agent] asks for
+"""
 
 _USB = 'mode = "observe"\ndefault = "allow"'
 """The agent looks at the machine's own /sys here, whose uevents it gets: it must change nothing there."""
@@ -136,6 +148,8 @@ def run(*, quick: bool) -> list[Figure]:
 def prepare(node: Node) -> None:
     """Give the node a Debian of its own and the files to be watched."""
     root = cleanroot.unpack(node.folder / "root")
+    with (root / "var/lib/dpkg/status").open("a") as status:
+        status.write(_INSTALLED)
     for number in range(FILES):
         _write(root / f"srv/watched/{number // 250:02}/{number:04}.conf", number)
     for number in range(MODEL_FILES):
@@ -170,7 +184,7 @@ def sections(node: Node) -> str:
         f'sha256 = "{hashlib.sha256(content(number)).hexdigest()}"\n'
         for number in range(MODEL_FILES)
     ]
-    return "\n".join(["", *files, *learned, _OTHERS, *parts])
+    return "\n".join(["", *files, *learned, OTHERS, *parts])
 
 
 def check_whole(extra: str) -> None:
