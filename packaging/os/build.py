@@ -52,6 +52,7 @@ DEPENDS = {
     },
     "ringfence": {"deb": ["libc6 (>= 2.36)", "zlib1g"], "rpm": ["libz.so.1()(64bit)"]},
 }
+FENCE_DROP_IN = "/usr/lib/systemd/system/ringfence-fence.service.d/10-debian.conf"
 # Compiled when the environment was made, in a folder with a name by chance; the linker's build id is taken over that name too.
 COMPILED_HERE = "_internal/tpm2_pytss/*.so"
 OWNER = os.environ.get("RINGFENCE_MAINTAINER", "The owner of this build <root@localhost.localdomain>")
@@ -161,6 +162,7 @@ def contents(program: str, frozen: Path, work: Path) -> list[dict[str, object]]:
             ),
             _file(TREE / "packaging/grub.d/ringfence-usb.cfg", f"{doc}/examples/ringfence-usb.cfg"),
             _file(HERE / "agent/fence", "/usr/lib/ringfence-agent/fence", 0o755),
+            {**_file(HERE / "agent/fence-debian.conf", FENCE_DROP_IN), "packager": "deb"},
             _file(HERE / "agent/prepare", "/usr/lib/ringfence-agent/prepare", 0o755),
             _file(HERE / "agent/upgrade", "/usr/lib/ringfence-agent/upgrade", 0o755),
             _file(work / "lockdown.nft", "/usr/lib/ringfence-agent/lockdown.nft"),

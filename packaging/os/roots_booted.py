@@ -114,16 +114,40 @@ def booted(root: Path) -> Iterator[Booted]:
         container.wait()
 
 
+def _fence_first(machine: Booted) -> None:
+    """Before whatever listens, and after who would flush it; and systemd had to break no circle for that."""
+
+    def moment(unit: str, what: str) -> int:
+        return int(machine.tell(f"systemctl show -P {what}TimestampMonotonic {unit}"))
+
+    ended = moment("ringfence-fence.service", "ExecMainExit")
+    order = {
+        "nftables": moment("nftables.service", "ExecMainExit"),
+        "the fence begins": moment("ringfence-fence.service", "ExecMainStart"),
+        "the fence stands": ended,
+        "dbus.socket, as any socket": moment("dbus.socket", "InactiveExit"),
+        "the controller": moment("ringfence-controller.service", "ExecMainStart"),
+    }
+    if 0 in order.values() or list(order.values()) != sorted(order.values()):
+        raise Failed(f"not in this order: {order}")
+    if ended > moment("ringfence-early.service", "ExecMainStart"):
+        raise Failed("ringfence-early was not after ringfence-fence")
+    if circle := machine.tell("journalctl -b --no-pager | grep -i 'ordering cycle'"):
+        raise Failed(circle)
+
+
 @case()
 def under_systemd(root: Root, source: Path) -> None:
     """Fence and agent start at boot, sandboxed; an upgrade restarts the agent behind its back and leaves the fence; so does removal."""
     set_up(root, "ringfence-agent", "ringfence-controller")
+    root.run("systemctl enable nftables.service")  # it begins with `flush ruleset`
     with booted(root.path) as machine:
         machine.until(
             "systemctl is-active ringfence-fence ringfence-early ringfence-agent ringfence-controller | xargs",
             "active active active active",
         )
         machine.until("nft list tables", "table inet ringfence\n")
+        _fence_first(machine)
         for unit in ("ringfence-agent", "ringfence-controller"):
             told = machine.tell(f"cat /proc/$(systemctl show -P MainPID {unit})/status")
             if "Seccomp:\t2" not in told or "NoNewPrivs:\t1" not in told:

@@ -352,4 +352,7 @@ def test_f12_the_unit_comes_before_the_network_and_never_takes_anything_down() -
     unit = (TREE / "packaging/systemd/ringfence-early.service").read_text()
     assert re.search(r"^Before=.*\bnetwork-pre\.target\b", unit, re.MULTILINE)
     assert "ExecStop" not in unit and "DefaultDependencies=no" in unit
+    assert re.search(r"^After=.*\bnftables\.service\b", unit, re.MULTILINE), (
+        "that begins with `flush ruleset`"
+    )
     assert "\nType=notify\n" in unit and unit.rstrip().count("early --follow\n") == 1

@@ -346,7 +346,11 @@ def test_f12_where_the_file_cannot_be_written_no_old_one_is_left(tmp_path: Path)
 
 def test_f12_the_fences_unit_comes_first_and_starts_what_the_package_brings() -> None:
     unit = (TREE / "packaging/systemd/ringfence-fence.service").read_text()
-    assert re.search(r"^Before=ringfence-early\.service network-pre\.target\b", unit, re.MULTILINE)
+    before = {name for line in re.findall(r"^Before=(.*)$", unit, re.MULTILINE) for name in line.split()}
+    assert {"sysinit.target", "ringfence-early.service", "network-pre.target"} <= before
+    assert {"systemd-resolved.service", "rpcbind.socket", "rpcbind.service"} <= before, (
+        "they listen before sysinit.target"
+    )
     assert "ExecStop" not in unit and "DefaultDependencies=no" in unit and "python" not in unit.lower()[200:]
     # A folder that is named and has gone would keep the unit from starting, and the node would stand open.
     for each in ("fence", "early"):
