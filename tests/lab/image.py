@@ -1,4 +1,4 @@
-"""The guest's disk: Debian 12 with shim, signed GRUB, signed kernel, IMA, and nothing of Ringfence yet.
+"""The guest's disk: Debian 12 (or 13) with shim, signed GRUB, signed kernel, IMA, and nothing of Ringfence yet.
 
 Built once and kept in `build/lab`, by the list of what is in it; each guest gets a copy of its own. Everything is made
 by files: no loop device, no mount. Relies on: packages mmdebstrap, e2fsprogs, mtools, fdisk.
@@ -8,22 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
-SUITE = "bookworm"
+SUITES = ("bookworm", "trixie")
 PACKAGES = (
     *("systemd-sysv", "dbus", "udev", "kmod", "procps", "iproute2", "iputils-ping", "usbutils"),
     *("linux-image-amd64", "initramfs-tools", "shim-signed", "grub-efi-amd64-signed"),
     *("nftables", "netbase", "ca-certificates", "qemu-guest-agent", "apt-utils", "zstd"),
 )
 ROOT_UUID = "6c616200-0000-4000-8000-000000000001"
+_ADDRESS = "etc/initramfs-tools/scripts/init-premount/lab"
 INITRD = {
     "etc/initramfs-tools/conf.d/lab": "MODULES=list\nCOMPRESS=zstd\n",
-    "usr/share/initramfs-tools/modules.d/lab": "virtio_pci\nvirtio_blk\next4\ncrc32c\n",
+    "usr/share/initramfs-tools/modules.d/lab": "virtio_pci\nvirtio_blk\nvirtio_net\naf_packet\next4\ncrc32c\n",
+    _ADDRESS: (
+        '#!/bin/sh\n[ "$1" = prereqs ] && exit 0\n'
+        'for each in /sys/class/net/e*; do ipconfig -t 20 -c dhcp "${each##*/}"; done\n'
+    ),
 }
-"""What an emulated processor measures and unpacks at every boot: only the drivers of this guest's disk (initramfs.conf(5))."""
+"""What an emulated processor measures and unpacks at every boot: only the drivers of this guest's disk and card (initramfs.conf(5)).
+The guest has its address before systemd begins, as where a disk is unlocked over the network: nothing but rules keeps anybody out."""
 KERNEL_ARGUMENTS = "ro console=ttyS0 quiet ima_policy=tcb ima_hash=sha256"
 MIB = 1024 * 1024
 _ESP_FIRST, _ESP_MIB, _ROOT_FIRST, _ROOT_MIB = 1, 64, 65, 1900
@@ -39,21 +46,20 @@ boot
 LISTENER_PORT = 7070
 LISTENER = {
     "lab-listener.socket": (
-        "[Unit]\nDefaultDependencies=no\n"
-        f"[Socket]\nListenStream=0.0.0.0:{LISTENER_PORT}\nAccept=yes\n"
-        "[Install]\nWantedBy=sysinit.target\n"
+        f"[Socket]\nListenStream=0.0.0.0:{LISTENER_PORT}\nAccept=yes\n[Install]\nWantedBy=sockets.target\n"
     ),
+    # Its service without default dependencies: it answers from the moment on in which systemd listens for it.
     "lab-listener@.service": (
         "[Unit]\nDefaultDependencies=no\nCollectMode=inactive-or-failed\n"
         "[Service]\nExecStart=/bin/echo open\nStandardOutput=socket\n"
     ),
 }
-"""What listens openly from the first second of a boot, and says `open` to whoever reaches it (`tests.lab.outside`)."""
+"""What listens openly, as early as any unit by default, and says `open` to whoever reaches it (`tests.lab.outside`)."""
 
 
-def built(cache: Path, mirror: str) -> Path:
+def built(cache: Path, mirror: str, suite: str) -> Path:
     """Return the disk, built where it is not there yet (two minutes); `mirror` as apt of this machine has it."""
-    recipe = repr((SUITE, PACKAGES, KERNEL_ARGUMENTS, NETWORK, MENU, Path(__file__).read_text()))
+    recipe = repr((suite, PACKAGES, KERNEL_ARGUMENTS, NETWORK, MENU, Path(__file__).read_text()))
     disk = cache / f"debian-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.img"
     if disk.exists():
         return disk
@@ -61,11 +67,12 @@ def built(cache: Path, mirror: str) -> Path:
     root = cache / "root"
     shutil.rmtree(root, ignore_errors=True)
     drivers = [
-        f'--essential-hook=mkdir -p "$1/{Path(name).parent}"; printf %s \'{text}\' > "$1/{name}"'
+        f'--essential-hook=mkdir -p "$1/{Path(name).parent}"; printf %s {shlex.quote(text)} > "$1/{name}"'
         for name, text in INITRD.items()
     ]
+    drivers.append(f'--essential-hook=chmod 755 "$1/{_ADDRESS}"')
     _run(
-        "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *drivers, SUITE, str(root), mirror,
+        "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *drivers, suite, str(root), mirror,
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
     )  # fmt: skip
     _settle(root)

@@ -26,12 +26,7 @@ version = {version}
 summary = "a guest of the lab"
 mode = "enforce"
 
-[boot]
-reference = "enrolment"
-event_log = "required"
-secure_boot = "required"
-pcrs = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14]
-
+{boot}
 [firewall]
 foreign = "report"
 contest = {{ healings = 1000 }}
@@ -55,6 +50,14 @@ product = "0001"
 interfaces = ["03:*:*"]
 reason = "the keyboard of the service trolley"
 {more}"""
+BOOT = """\
+[boot]
+reference = "enrolment"
+event_log = "required"
+secure_boot = "required"
+pcrs = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 14]
+"""
+"""Before anything is known of the guest: its first boot is what the next ones are held to."""
 
 
 class Office:
@@ -63,7 +66,7 @@ class Office:
     def __init__(self, folder: Path) -> None:
         self.folder, self.controller = folder, folder / "controller"
         self.nodes, self.admins = free_port(), free_port()
-        self.version = 0
+        self.version, self.boot = 0, BOOT
         own = {"RINGFENCE_PROFILE": str(folder / "profile.json"), "PYTHONPATH": str(TREE)}
         self.env = {**os.environ, **own}
         folder.mkdir(parents=True)
@@ -111,7 +114,7 @@ class Office:
         """Check, sign and push the next version of the baseline, and choose it for the site; returns its number."""
         self.version += 1
         file = self.folder / f"lab-{self.version}.toml"
-        file.write_text(BASELINE.format(version=self.version, more=more))
+        file.write_text(BASELINE.format(version=self.version, boot=self.boot, more=more))
         offline = self.folder / "offline"
         self._run("ringfence-agent", "check", file)
         self.admin(

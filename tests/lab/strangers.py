@@ -52,7 +52,6 @@ def _refused(site: Site) -> list[str]:
 
 @check(
     "[ima], learned by `ringfence-agent learn ima`, observed through an isolation, learned again and enforced, holds the guest's own files",
-    smoke=False,
 )
 def _allow_list(site: Site) -> str:
     site.guest.must(f"{releases.SOURCE}{releases.USED}", within_s=NEXT_S)
@@ -84,7 +83,6 @@ def _drill(site: Site) -> None:
 
 @check(
     "the next baseline names another release of the agent and announces its files: apt brings it, the fence stands, nothing is refused",
-    smoke=False,
 )
 def _release(site: Site) -> str:
     text = releases.asked_for(site, (site.office.folder / "ima.toml").read_text())
@@ -97,7 +95,7 @@ def _release(site: Site) -> str:
     return seen
 
 
-@check("a program that no package brought is named when it has run, and the node is isolated", smoke=False)
+@check("a program that no package brought is named when it has run, and the node is isolated")
 def _stranger(site: Site) -> str:
     since = time.time()
     site.guest.must(f"(cat /usr/bin/true; echo stranger) > {STRANGER} && chmod 755 {STRANGER} && {STRANGER}")
@@ -108,7 +106,7 @@ def _stranger(site: Site) -> str:
     return f"{named[0]}; refused besides: {len(_refused(site)) - len(named)}"
 
 
-@check("a person lets it in by the next baseline and releases the node, which is healthy", smoke=False)
+@check("a person lets it in by the next baseline and releases the node, which is healthy")
 def _let_in(site: Site) -> str:
     named = next(each for each in _refused(site) if STRANGER in each)
     digest = re.search(r"sha256:[0-9a-f]{64}", named)
@@ -126,14 +124,14 @@ def _let_in(site: Site) -> str:
     return f"tier {found['summary']['tier']} {time.time() - since:.0f} s after the release"
 
 
-@check("another kernel command line is found and named, and the node is isolated", smoke=False)
+@check("another kernel command line is found and named, and the node is isolated")
 def _command_line(site: Site) -> str:
     since = restarted(site, image.menu(f"{image.KERNEL_ARGUMENTS} lab.changed=1"))
     return named_cut(site, "lab.changed=1", since)
 
 
 @check(
-    "released all the same, and with another initrd instead: found and named, and isolated again", smoke=False
+    "released all the same, and with another initrd instead: found and named, and isolated again",
 )
 def _initrd(site: Site) -> str:
     since = time.time()
@@ -153,7 +151,7 @@ def _initrd(site: Site) -> str:
     return said
 
 
-@check("put back, a person closes the case and the node is healthy", smoke=False)
+@check("put back, a person closes the case and the node is healthy")
 def _put_back(site: Site) -> str:
     site.guest.must(f"truncate -s -{_ADDED} {_INITRD}")
     since = restarted(site, image.menu())
@@ -187,5 +185,4 @@ def named_cut(site: Site, what: str, since: float) -> str:
 
 
 def _cut(site: Site) -> None:
-    site.cuts.append(time.time())
     assert "ringfence_cut" in site.guest.must("nft list tables"), "no cut in the kernel"

@@ -15,7 +15,7 @@ _APT_S = 420.0
 _DEB = f"/media/stick/newer/ringfence-agent_{NEWER}_*.deb"
 
 
-@check("apt-get remove leaves the fence; installed again, the node is itself", smoke=False)
+@check("apt-get remove leaves the fence; installed again, the node is itself")
 def _removed(site: Site) -> str:
     told = site.guest.must("apt-get remove -y ringfence-agent 2>&1", within_s=_APT_S)
     assert "stays in the kernel" in told, told[-1000:]
@@ -26,7 +26,7 @@ def _removed(site: Site) -> str:
     return f"no agent, the rules stand, the listener is shut; {_installed(site)}"
 
 
-@check("RINGFENCE_ON_REMOVE=open apt-get remove opens the fence", smoke=False)
+@check("RINGFENCE_ON_REMOVE=open apt-get remove opens the fence")
 def _opened(site: Site) -> str:
     told = site.guest.must("RINGFENCE_ON_REMOVE=open apt-get remove -y ringfence-agent 2>&1", within_s=_APT_S)
     assert "opened, as asked" in told, told[-1000:]
