@@ -26,7 +26,6 @@ from contract.messages import Count, Digest, Finding, Message, PackageChange
 __all__ = [
     "ADVISORY_CODES",
     "PCR",
-    "ImaCounts",
     "ImaResult",
     "ImaState",
     "fits",
@@ -74,16 +73,6 @@ class ImaState(Message, frozen=True):
     """The same when PCR 10 was last met in this boot: it stands until it is met again, also when the log comes anew."""
 
 
-class ImaCounts(Record, frozen=True, kw_only=True):
-    """What one call saw."""
-
-    lines: int = 0
-    """New ones, up to where PCR 10 was met, or all."""
-    unproved_bytes: int = 0
-    """After the line at which PCR 10 was met."""
-
-
-NO_COUNTS: Final = ImaCounts()
 _NO_EXPLANATIONS: Final[dict[tuple[str, bytes], Explanation]] = {}
 
 
@@ -97,7 +86,10 @@ class ImaResult(Record, frozen=True, kw_only=True):
     """The quoted PCR 10 was met: `findings` speak of everything that was measured before the quote."""
     pending: ImaState | None = None
     """Where an unfinished catch-up goes on. Worth nothing by itself."""
-    counts: ImaCounts = NO_COUNTS
+    new_lines: int = 0
+    """That this call saw, up to where PCR 10 was met, or all."""
+    unproved_bytes: int = 0
+    """After the line at which PCR 10 was met."""
 
 
 def fits(rules: ImaRules, state: ImaState) -> bool:
@@ -163,11 +155,18 @@ def follow(
         shown=shown,
         proved=shown if walk.met else state.proved,
     )
-    counts = ImaCounts(lines=walk.lines - state.lines, unproved_bytes=len(untrusted_lines) - walk.at)
+    new_lines, unproved_bytes = walk.lines - state.lines, len(untrusted_lines) - walk.at
     if walk.met:  # 4
-        return ImaResult(state=after, findings=_findings(shown, bank), caught_up=True, counts=counts)
+        return ImaResult(
+            state=after,
+            findings=_findings(shown, bank),
+            caught_up=True,
+            new_lines=new_lines,
+            unproved_bytes=unproved_bytes,
+        )
     found, goes_on = _why_not(walk, after, quoted_pcr10, more=more)
-    return _unmet(rules, state, found, pending=after if goes_on else None, counts=counts)
+    unmet = _unmet(rules, state, found, pending=after if goes_on else None)
+    return replace(unmet, new_lines=new_lines, unproved_bytes=unproved_bytes)
 
 
 def _refused(state: ImaState, size_bytes: int, quoted_pcr10: bytes, offset: int) -> Finding | None:
@@ -208,7 +207,6 @@ def _unmet(
     finding: Finding,
     *,
     pending: ImaState | None = None,
-    counts: ImaCounts = NO_COUNTS,
 ) -> ImaResult:
     """Return what is left where the quoted value was not met: the last state that was proved, or the log from its start."""
     reports = state.reports + 1
@@ -217,7 +215,7 @@ def _unmet(
     if state.reports > rules.policy.max_reports:
         detail = f"PCR 10 was not met in {state.reports} reports, at most {rules.policy.max_reports}"
         findings.insert(0, Finding(code="ima.never-matches", detail=detail, pcr=PCR))
-    return ImaResult(state=state, findings=findings, caught_up=False, pending=pending, counts=counts)
+    return ImaResult(state=state, findings=findings, caught_up=False, pending=pending)
 
 
 def _findings(found: Shown, bank: Bank) -> list[Finding]:

@@ -71,7 +71,7 @@ def ima_claims(result: ImaResult) -> dict[str, object]:
     """Return how much of the IMA log the quoted PCR 10 proves."""
     return {
         "lines_proved": result.state.lines,
-        "bytes_not_proved": result.counts.unproved_bytes,
+        "bytes_not_proved": result.unproved_bytes,
     }
 
 

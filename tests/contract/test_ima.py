@@ -89,7 +89,7 @@ def test_lines_travel_once() -> None:
     assert (first.caught_up, first.state.lines) == (True, 2)
     log.file("/opt/evil", EVIL)
     second = judged(RULES, b"".join(log.lines[2:]), log.value, state=first.state)
-    assert (second.caught_up, second.counts.lines, codes(second)) == (True, 3, ["ima.unknown-file"])
+    assert (second.caught_up, second.new_lines, codes(second)) == (True, 3, ["ima.unknown-file"])
     third = judged(RULES, b"", log.value, state=second.state)
     assert codes(third) == ["ima.unknown-file"]  # the line does not come again, the finding stays
     stored = wire.decode(wire.encode(second.state), ImaState, max_bytes=100_000)
@@ -141,7 +141,7 @@ def test_m02_lines_added_after_the_match() -> None:
     result = judged(RULES, added, log.value)
     assert (result.caught_up, result.findings) == (True, [])
     assert (result.state.lines, result.state.offset) == (4, end)
-    assert result.counts.unproved_bytes == len(added) - end
+    assert result.unproved_bytes == len(added) - end
     log.file("/usr/bin/a", A)
     forged = judged(RULES, added[end:], log.value, state=result.state)
     assert codes(forged) == ["ima.mismatch"]
