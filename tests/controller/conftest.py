@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,8 +11,7 @@ import pytest
 from controller.store import Store, migrate
 from tests.parts.fleets import FleetLab
 from tests.parts.postgres import Postgres, postgres
-
-_names = itertools.count()
+from tests.parts.sqlite import ready_sqlite
 
 
 @pytest.fixture(scope="session")
@@ -24,23 +22,17 @@ def postgres_server() -> Iterator[Postgres]:
         yield server
 
 
-@pytest.fixture(scope="session")
-def sqlite_ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated file to copy."""
-    path = tmp_path_factory.mktemp("sqlite") / "ready.db"
-    migrate(f"sqlite:///{path}")
-    return path
-
-
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A migrated, empty database."""
     if request.param == "postgresql":
         server: Postgres = request.getfixturevalue("postgres_server")
-        return server.create(f"test{next(_names)}", "ready")
-    copy = tmp_path / "ringfence.db"
-    shutil.copy(request.getfixturevalue("sqlite_ready"), copy)
-    return f"sqlite:///{copy}"
+        with server.lent("ready") as url:
+            yield url
+    else:
+        copy = tmp_path / "ringfence.db"
+        shutil.copy(ready_sqlite(), copy)
+        yield f"sqlite:///{copy}"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import msgspec
 from contract.messages import MAX_FRAME_BYTES, FromController, Message, Order
 from contract.wire import decode, encode
 from controller.api.entry import token_digest
-from controller.app import Controller, server_names, store_url
+from controller.app import Controller, server_names
 from controller.config import (
     CertificateConfig,
     Config,
@@ -34,6 +34,7 @@ from controller.records import EventView
 from controller.store import migrate
 from tests.parts.signing import SigningKit, minimal_baseline
 from tests.parts.simulator import Identity, Node, client_context, ek_id, enrol, new_fleet, replayed
+from tests.parts.sqlite import ready_sqlite
 
 EVENT_LOG = Path(__file__).resolve().parent.parent / "vectors" / "good-rsa" / "eventlog.bin"
 TOKENS: dict[Role, str] = {role: "rfa_" + f"{role}-of-all-".ljust(43, "x") for role in ROLES}
@@ -200,7 +201,10 @@ async def running(
         keys = create(folder / "keys", config.name, time.time())
     keys.renew(server_names(config), time.time())
     (folder / "ek-roots").mkdir()
-    migrate(store_url(config, folder))
+    if database:
+        migrate(database)
+    else:
+        shutil.copy(ready_sqlite(), folder / "ringfence.db")
     controller = Controller(config, folder, keys)
     await controller.start()
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as http:

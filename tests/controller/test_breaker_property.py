@@ -21,6 +21,7 @@ from controller.permissions import EVERYWHERE
 from controller.policy import BreakerLimits, DriftingNodes, FleetSettings, SitePolicy
 from controller.store import Store
 from tests.parts.fleets import ACTOR, T0, FleetLab, drift, evidence, finding
+from tests.parts.sqlite import ready_sqlite
 
 POLICY = SitePolicy(drifting_nodes=DriftingNodes(count=2, window_s=300))
 SITES, NODES = 4, 4
@@ -201,10 +202,10 @@ async def _do(lab: FleetLab, step: Step, number: int, now: float) -> None:
 @example(steps=STORM, limits=TIGHT)
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_c17_the_real_fleet_never_isolates_more_than_the_breaker_allows(
-    sqlite_ready: Path, tmp_path: Path, steps: list[Step], limits: BreakerLimits
+    tmp_path: Path, steps: list[Step], limits: BreakerLimits
 ) -> None:
     path = tmp_path / "fleet.db"
     for stale in tmp_path.glob("fleet.db*"):
         stale.unlink()
-    shutil.copy(sqlite_ready, path)
+    shutil.copy(ready_sqlite(), path)
     asyncio.run(_play(f"sqlite:///{path}", steps, limits))

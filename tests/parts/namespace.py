@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import os
 import signal
@@ -60,6 +61,13 @@ def ip(*argv: str) -> str:
 
 def remove_leftovers() -> list[str]:
     """Remove namespaces and processes of runs that are no longer alive; return the names of what was removed."""
+    _REGISTER.mkdir(exist_ok=True)
+    with (_REGISTER / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the processes of one run begin at the same time
+        return _removed_leftovers()
+
+
+def _removed_leftovers() -> list[str]:
     removed = []
     for path in sorted(_NETNS.glob(f"{_PREFIX}*")) if _NETNS.is_dir() else []:
         pid_text = path.name.removeprefix(_PREFIX).partition("-")[0]
@@ -72,7 +80,7 @@ def remove_leftovers() -> list[str]:
             continue
         _remove(path.name)
         removed.append(path.name)
-    for register in _REGISTER.iterdir() if _REGISTER.is_dir() else []:
+    for register in _REGISTER.iterdir():
         if register.name.isdigit() and _start_time(int(register.name)) != register.read_text():
             register.unlink(missing_ok=True)
     return removed

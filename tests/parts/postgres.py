@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import psycopg
 
 
 def programs() -> Path | None:
@@ -39,11 +42,23 @@ def _run(command: list[str], cwd: Path) -> None:
         raise RuntimeError(f"{command[0]}: {done.stdout}")
 
 
+_ALONE = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+_SHAPE = """
+SELECT relname, relkind::text, relnatts FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'S', 'i') ORDER BY relname
+"""
+
+
 class Postgres:
     """A running server; `url` makes URLs of databases."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._idle: dict[str, list[str]] = {}
+        self._numbers = itertools.count(1)
+        self._shapes: dict[str, list[tuple[object, ...]]] = {}
 
     def url(self, database: str) -> str:
         """SQLAlchemy URL over the server's socket."""
@@ -58,6 +73,47 @@ class Postgres:
             self.folder,
         )
         return self.url(database)
+
+    @contextmanager
+    def lent(self, template: str) -> Iterator[str]:
+        """Lend a database as empty as its template, by URL. Emptying one takes milliseconds, making one a fifth of a second."""
+        idle = self._idle.setdefault(template, [])
+        if idle:
+            database = idle.pop()
+            url = self.url(database)
+        else:
+            database = f"lent{next(self._numbers)}"
+            url = self.create(database, template)
+        yield url
+        if self._emptied(database, template):
+            idle.append(database)
+
+    def _emptied(self, database: str, template: str) -> bool:
+        """Empty it; False when it is no longer of its template's shape, or does not answer."""
+        try:
+            wanted = self._shape(template)
+            with self._connected(database) as connection:
+                connection.execute(_ALONE)
+                if connection.execute(_SHAPE).fetchall() != wanted:
+                    return False
+                connection.execute("SET session_replication_role = replica")  # in any order
+                for name, kind, _ in wanted:
+                    if kind == "r" and name != "alembic_version":
+                        connection.execute(f'DELETE FROM "{name}"')
+                    elif kind == "S":
+                        connection.execute(f'ALTER SEQUENCE "{name}" RESTART')
+        except psycopg.Error:
+            return False
+        return True
+
+    def _shape(self, database: str) -> list[tuple[object, ...]]:
+        if database not in self._shapes:
+            with self._connected(database) as connection:
+                self._shapes[database] = connection.execute(_SHAPE).fetchall()
+        return self._shapes[database]
+
+    def _connected(self, database: str) -> psycopg.Connection[tuple[object, ...]]:
+        return psycopg.connect(host=str(self.folder), user="postgres", dbname=database, autocommit=True)
 
     def restart(self) -> None:
         """Stop at once, as a crash does, and start again."""
