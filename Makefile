@@ -1,6 +1,7 @@
 # Every target works as the first command after clone, on Debian 12 and 13, as root.
 .PHONY: setup demo test check guards bench fuzz contract chaos lab lab-smoke packages packages-twice packages-foreign packages-try repo image lock clean
 V := .venv/bin
+LAB := qemu-system-x86 ovmf mtools fdisk
 
 setup:
 	@packaging/setup/system-packages
@@ -9,8 +10,9 @@ setup:
 demo: setup      ## two sites on one machine, the whole promise; KEEP=1 leaves it running
 	@$(V)/python -m tests.flow.demo $(if $(KEEP),--keep)
 
-test: setup      ## all tests, in two processes; ARGS="tests/agent -k usb" runs some, in one
-	@$(V)/python -m pytest $(or $(ARGS),-n 2 --dist loadfile)
+test: setup      ## all tests, in three processes; ARGS="tests/agent -k usb" runs some, in one
+	@packaging/setup/system-packages $(LAB)
+	@$(V)/python -m pytest $(or $(ARGS),-n 3 --dist loadfile)
 
 check: setup     ## style, strict types, import arrows
 	@$(V)/ruff check .
@@ -29,11 +31,11 @@ chaos: setup     ## two controllers, 500 nodes, five minutes of killing: control
 	    $(V)/python -m pytest -s tests/controller/test_chaos.py
 
 lab: setup       ## a Debian guest with a measured boot: dist/*.deb installed in it and looked at; ARGS="--rest 2 --record DIR --keep"
-	@packaging/setup/system-packages qemu-system-x86 ovmf mtools fdisk
+	@packaging/setup/system-packages $(LAB)
 	@ls dist/ringfence-agent_*.deb >/dev/null 2>&1 || $(MAKE) --no-print-directory packages
 	@$(V)/python -m tests.lab $(ARGS)
 
-lab-smoke:       ## the same without the rows that change a boot: under eight minutes
+lab-smoke:       ## the few rows of it that are in `make test`: under eight minutes
 	@$(MAKE) --no-print-directory lab ARGS="--smoke $(ARGS)"
 
 fuzz: setup      ## every parser, guided by coverage; ARGS="NAME --inputs N --seconds S"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gc
+import os
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from xdist.remote import Producer
+    from xdist.scheduler import LoadFileScheduling
     from xdist.workermanage import WorkerController
 
+_FIRST = ("tests/lab/test_smoke.py", "tests/flow/", "tests/controller/test_schemathesis.py")
 _ROOM: pytest.StashKey[tempfile.TemporaryDirectory[str]] = pytest.StashKey()
 
 
@@ -23,6 +27,42 @@ def pytest_configure_node(node: WorkerController) -> None:
     if _ROOM not in node.config.stash:
         node.config.stash[_ROOM] = tempfile.TemporaryDirectory(prefix="ringfence-tests-")
     node.workerinput["turns"] = node.config.stash[_ROOM].name
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFileScheduling:
+    """A file's tests in one process, in the order in which they were collected."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            alone = Path(config.stash[_ROOM].name, "alone").read_text().splitlines()
+            return "alone" if nodeid in alone else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the work: what takes longest first, and what must be alone last, one after the other."""
+    turns = getattr(config, "workerinput", {}).get("turns")
+    if turns is None:  # in order, as one wants it while looking for a fault
+        return
+    items.sort(key=_place)
+    mine = Path(turns, f"alone.{os.getpid()}")
+    mine.write_text("".join(f"{item.nodeid}\n" for item in items if _is_alone(item)))
+    mine.rename(Path(turns, "alone"))
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
+
+
+def _place(item: pytest.Item) -> int:
+    if _is_alone(item):
+        return len(_FIRST) + 1
+    return next((n for n, begin in enumerate(_FIRST) if item.nodeid.startswith(begin)), len(_FIRST))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -43,7 +83,7 @@ def _out_of_sight() -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Let nothing run beside a test that is marked `alone`, in whichever process of the run."""
     turns = getattr(item.config, "workerinput", {}).get("turns")
-    alone = item.get_closest_marker("alone") is not None
+    alone = _is_alone(item)
     if alone:  # what earlier tests left or thawed is the suite's as well
         _out_of_sight()
     if turns is None:  # one process runs everything
