@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from xdist.scheduler import LoadFileScheduling
     from xdist.workermanage import WorkerController
 
-_FIRST = ("tests/lab/test_smoke.py", "tests/flow/", "tests/controller/test_schemathesis.py")
+_ORDER = ("tests/flow/", "tests/agent/", "tests/lab/test_smoke.py")
+"""After what must be alone: that comes first, while the processes are small and no guest is up."""
 _ROOM: pytest.StashKey[tempfile.TemporaryDirectory[str]] = pytest.StashKey()
 
 
@@ -45,7 +46,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadFil
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes share the work: what takes longest first, and what must be alone last, one after the other."""
+    """Where several processes share the work: what must be alone first, one after the other; what takes long not at the end."""
     turns = getattr(config, "workerinput", {}).get("turns")
     if turns is None:  # in order, as one wants it while looking for a fault
         return
@@ -61,8 +62,9 @@ def _is_alone(item: pytest.Item) -> bool:
 
 def _place(item: pytest.Item) -> int:
     if _is_alone(item):
-        return len(_FIRST) + 1
-    return next((n for n, begin in enumerate(_FIRST) if item.nodeid.startswith(begin)), len(_FIRST))
+        return 0
+    begins = (n for n, begin in enumerate(_ORDER, 1) if item.nodeid.startswith(begin))
+    return next(begins, len(_ORDER) + 1)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -1,6 +1,6 @@
 """`make lab`: install the agent's package in a guest as a technician would, and see that what is promised holds there.
 
-    python -m tests.lab [--packages DIR] [--suite NAME] [--smoke] [--rows REGEX] [--rest MINUTES] [--record DIR] [--keep]
+    python -m tests.lab [--packages DIR] [--smoke] [--rows REGEX] [--rest MINUTES] [--record DIR] [--keep]
 
 Prints a table of what was checked, with times and what was seen. A guest's first row that is not true is its last, and the exit
 code 1. With --smoke only what needs a booted machine and little time: installed, enrolled, USB, a reboot, the sandbox. Else the agent rests
@@ -141,9 +141,6 @@ def main() -> int:
     )
     parser.add_argument("--packages", type=Path, default=TREE / "dist", help="where the packages are")
     parser.add_argument("--smoke", action="store_true", help="the few rows that `make test` goes through")
-    parser.add_argument(
-        "--suite", choices=image.SUITES, default=image.SUITES[0], help="the guest's Debian; %(default)s"
-    )
     parser.add_argument("--rows", default="", metavar="REGEX", help="only these, and those that all stand on")
     parser.add_argument(
         "--rest", type=float, metavar="MINUTES", default=REST_MIN, help="%(default)g where not given"
@@ -164,7 +161,7 @@ def main() -> int:
         return 2
     wanted = chosen(options.rows, smoke=options.smoke)
     began = time.monotonic()
-    disk = image.built(CACHE, mirror(), options.suite)
+    disk = image.built(CACHE, mirror())
     print(f"  image ({time.monotonic() - began:.0f} s)", flush=True)
     folder = Path(tempfile.mkdtemp(prefix="ringfence-guests-"))
     under_way: list[Course] = []

@@ -86,7 +86,7 @@ def _boots(site: Site) -> str:
 
 @check("without Ringfence the guest's listener is reached from outside (so the probe works)", smoke=True)
 def _reached(site: Site) -> str:
-    assert is_open(site.guest.outside, 60.0), "nobody answered"
+    assert is_open(site.guest.outside, 180.0), "nobody answered"
     return "reached"
 
 

@@ -1,4 +1,4 @@
-"""The guest's disk: Debian 12 (or 13) with shim, signed GRUB, signed kernel, IMA, and nothing of Ringfence yet.
+"""The guest's disk: Debian 12 with shim, signed GRUB, signed kernel, IMA, and nothing of Ringfence yet.
 
 Built once and kept in `build/lab`, by the list of what is in it; each guest gets a copy of its own. Everything is made
 by files: no loop device, no mount. Relies on: packages mmdebstrap, e2fsprogs, mtools, fdisk.
@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-SUITES = ("bookworm", "trixie")
+SUITE = "bookworm"
 PACKAGES = (
     *("systemd-sysv", "dbus", "udev", "kmod", "procps", "iproute2", "iputils-ping", "usbutils"),
     *("linux-image-amd64", "initramfs-tools", "shim-signed", "grub-efi-amd64-signed"),
@@ -57,9 +57,9 @@ LISTENER = {
 """What listens openly, as early as any unit by default, and says `open` to whoever reaches it (`tests.lab.outside`)."""
 
 
-def built(cache: Path, mirror: str, suite: str) -> Path:
+def built(cache: Path, mirror: str) -> Path:
     """Return the disk, built where it is not there yet (two minutes); `mirror` as apt of this machine has it."""
-    recipe = repr((suite, PACKAGES, KERNEL_ARGUMENTS, NETWORK, MENU, Path(__file__).read_text()))
+    recipe = repr((SUITE, PACKAGES, KERNEL_ARGUMENTS, NETWORK, MENU, Path(__file__).read_text()))
     disk = cache / f"debian-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}.img"
     if disk.exists():
         return disk
@@ -72,7 +72,7 @@ def built(cache: Path, mirror: str, suite: str) -> Path:
     ]
     drivers.append(f'--essential-hook=chmod 755 "$1/{_ADDRESS}"')
     _run(
-        "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *drivers, suite, str(root), mirror,
+        "mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *drivers, SUITE, str(root), mirror,
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
     )  # fmt: skip
     _settle(root)
