@@ -9,7 +9,7 @@ from itertools import chain, repeat
 
 from tests.lab.__main__ import chosen, courses
 from tests.lab.checks import CHECKS
-from tests.lab.outside import is_open
+from tests.lab.outside import answers, is_open
 
 
 def test_every_row_has_its_place_and_a_smoke_run_is_short() -> None:
@@ -49,7 +49,7 @@ def listening() -> socket.socket:
 
 def test_who_only_takes_connections_is_not_open() -> None:
     with listening() as listener:
-        assert not is_open(listener.getsockname()[1], 0.5)
+        assert not is_open(listener.getsockname()[1], 0.5) and not answers(listener.getsockname()[1], 0.5)
 
 
 def test_who_answers_as_an_open_one_is_open() -> None:
@@ -66,6 +66,7 @@ def test_who_answers_as_an_open_one_is_open() -> None:
         listener.settimeout(2)
         answering = threading.Thread(target=answer)
         answering.start()
-        opened = is_open(listener.getsockname()[1], 10)
+        port = listener.getsockname()[1]
+        opened, answered = is_open(port, 10), answers(port, 10)
         answering.join()
-    assert opened
+    assert opened and answered

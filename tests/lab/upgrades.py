@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.lab import releases
 from tests.lab.checks import NEXT_S, SHUT_S, Site, check, rules_stand
-from tests.lab.outside import is_open
+from tests.lab.outside import answers, is_open
 
 NEWER = "99.0-1"
 _APT_S = 420.0
@@ -32,7 +32,7 @@ def _opened(site: Site) -> str:
     assert "opened, as asked" in told, told[-1000:]
     tables = site.guest.must("nft list tables")
     assert "ringfence" not in tables, tables
-    assert is_open(site.guest.outside, 60.0), "nobody answered from outside"
+    assert answers(site.guest.outside, 120.0), "nobody answered from outside"
     return f"no table of ours is left, the listener is reached; {_installed(site)}"
 
 
