@@ -13,12 +13,13 @@ import pytest
 
 from tests.lab import image
 from tests.lab.__main__ import CACHE, mirror
+from tests.lab.guest import FIRMWARE
 
 TREE = Path(__file__).resolve().parents[2]
 _BUILT = TREE / "build/lab/packages"
 _TOLD = TREE / "build/lab/smoke.log"
 _NEEDS = ("qemu-system-x86_64", "mcopy", "sfdisk", "mmdebstrap", "make")
-_FIRMWARE = Path("/usr/share/OVMF/OVMF_CODE_4M.secboot.fd")
+_FIRMWARE = FIRMWARE / "OVMF_CODE_4M.secboot.fd"
 _SLOW_S = 1200
 """`make lab-smoke` alone on a machine takes less than eight minutes; here the rest of the suite runs beside it."""
 
