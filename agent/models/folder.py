@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 
+from agent.glance import FILES_A_BREATH
 from agent.host import Host
 
 MAX_ENTRIES = 65_536
@@ -22,7 +23,9 @@ def files_below(host: Host, root: str) -> dict[str, bool]:
         if above.count("/") > MAX_DEPTH:
             raise OSError(errno.E2BIG, f"folders deeper than {MAX_DEPTH}", root)
         host.breathe()
-        for entry in host.tree.entries(f"{root}/{above}".rstrip("/")):
+        for number, entry in enumerate(host.tree.entries(f"{root}/{above}".rstrip("/"))):
+            if number % FILES_A_BREATH == 0:
+                host.breathe()
             if entry.kind == "folder":
                 folders.append(f"{above}{entry.name}/")
             else:

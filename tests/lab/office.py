@@ -163,17 +163,20 @@ class Office:
         )
         return found
 
-    def in_force(self, within_s: float, *, since: float = 0.0) -> dict[str, Any]:
+    def in_force(self, within_s: float, *, since: float = 0.0, affirming: bool = False) -> dict[str, Any]:
         """Wait until evidence says that the guest is healthy under the baseline that is wanted. Raises TimeoutError.
 
-        `since`: by this machine's clock; evidence from before does not count.
+        `since`: by this machine's clock; evidence from before does not count. `affirming`: no drift is left either; the
+        first report under a baseline may tell of some that are healed a moment later.
         """
-        found: dict[str, Any] = self.until(
-            f"{NODE} is healthy under the baseline that is wanted",
-            lambda: _in_force(seen := self.node(), since) and seen,
-            within_s,
-            self.said,
-        )
+
+        def true() -> dict[str, Any]:
+            seen = self.node()
+            held = _in_force(seen, since) and (seen["summary"]["tier"] == "affirming" or not affirming)
+            return seen if held else {}
+
+        wanted = f"{NODE} is healthy{' and affirming' if affirming else ''} under the baseline that is wanted"
+        found: dict[str, Any] = self.until(wanted, true, within_s, self.said)
         return found
 
     def isolated(self, named: str, within_s: float, *, since: float) -> str:

@@ -28,10 +28,9 @@ def _reboots(site: Site) -> str:
     with Knocking(site.guest.outside) as knocking:
         took_s = site.guest.start()
         began = time.monotonic()
-        found = site.office.in_force(NEXT_S, since=since)
+        site.office.in_force(NEXT_S, since=since, affirming=True)
     affirmed_s = time.monotonic() - began
     site.knocks = f"{knocking.tried} tries from power-on to affirmed, {knocking.answered} answered"
-    assert found["summary"]["tier"] == "affirming", found["summary"]
     return f"up after {took_s:.0f} s, affirming {affirmed_s:.0f} s later"
 
 
