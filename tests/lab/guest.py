@@ -23,9 +23,9 @@ from tests.parts.swtpm import SoftwareTpm
 
 FIRMWARE = Path("/usr/share/OVMF")
 MEMORY_MIB = 1536
-BOOT_S = 420.0
-COMMAND_S = 240.0
-STOP_S = 180.0
+BOOT_S = 900.0
+COMMAND_S = 600.0
+STOP_S = 300.0
 _FIRST_POLL_S, _POLL_S = 0.02, 0.3
 
 

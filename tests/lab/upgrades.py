@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from tests.lab import releases
-from tests.lab.checks import NEXT_S, SHUT_S, Site, check, rules_stand
+from tests.lab.checks import NEXT_S, SHUT_S, SOON_S, Site, check, rules_stand
 from tests.lab.outside import answers, is_open
 
 NEWER = "99.0-1"
-_APT_S = 420.0
+_APT_S = 900.0
 _DEB = f"/media/stick/newer/ringfence-agent_{NEWER}_*.deb"
 
 
@@ -32,7 +32,7 @@ def _opened(site: Site) -> str:
     assert "opened, as asked" in told, told[-1000:]
     tables = site.guest.must("nft list tables")
     assert "ringfence" not in tables, tables
-    assert answers(site.guest.outside, 120.0), "nobody answered from outside"
+    assert answers(site.guest.outside, SOON_S), "nobody answered from outside"
     return f"no table of ours is left, the listener is reached; {_installed(site)}"
 
 
