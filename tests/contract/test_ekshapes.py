@@ -239,13 +239,12 @@ LEAF = GOOD.read("ek-cert.der")
 ROOTS = GOOD.roots()
 
 
-def swallow(untrusted: bytes, chain: bytes) -> None:
-    """Only Rejected may come of it."""
-    try:
+def refused(untrusted: bytes, chain: bytes) -> None:
+    """It is refused, and nothing but Rejected comes of it."""
+    with pytest.raises(Rejected) as raised:
         check_identity(GOOD.read("ek.tpm2b"), untrusted, ROOTS, (), NOW.timestamp(), ek_chain=chain)
-    except Rejected as rejected:
-        assert rejected.code.startswith("ek.")
-        assert len(rejected.detail) < 2048
+    assert raised.value.code.startswith("ek.")
+    assert len(raised.value.detail) < 2048
 
 
 @settings(max_examples=400, deadline=None)
@@ -254,7 +253,7 @@ def swallow(untrusted: bytes, chain: bytes) -> None:
 @example(b"-----BEGIN CERTIFICATE-----!!", b"{")
 @example(b'{"certificate": "====="}', b"")
 def test_whatever_stands_for_a_certificate_is_refused_with_a_code(untrusted: bytes, chain: bytes) -> None:
-    swallow(untrusted, chain)
+    refused(untrusted, chain)
 
 
 @settings(max_examples=600, deadline=None)
@@ -263,14 +262,15 @@ def test_a_bent_certificate_is_refused_with_a_code(data: st.DataObject) -> None:
     bent = bytearray(LEAF)
     for _ in range(data.draw(st.integers(1, 4))):
         bent[data.draw(st.integers(0, len(bent) - 1))] = data.draw(st.integers(0, 255))
-    cut = data.draw(st.integers(0, len(bent)))
-    swallow(bytes(bent), LEAF[: data.draw(st.integers(0, 64))])
-    swallow(bytes(bent[:cut]), bytes(bent))
+    cut = data.draw(st.integers(0, len(bent) - 1))
+    if bytes(bent) != LEAF:
+        refused(bytes(bent), LEAF[: data.draw(st.integers(0, 64))])
+    refused(bytes(bent[:cut]), bytes(bent))
 
 
 def test_a_certificate_cut_anywhere_is_refused_with_a_code() -> None:
     for end in range(len(LEAF)):
-        swallow(LEAF[:end], b"")
+        refused(LEAF[:end], b"")
 
 
 def test_every_bent_issuer_leads_nowhere_or_where_it_did() -> None:
