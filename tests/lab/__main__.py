@@ -3,8 +3,8 @@
     python -m tests.lab [--packages DIR] [--smoke] [--rows REGEX] [--rest MINUTES] [--record DIR] [--keep]
 
 Prints a table of what was checked, with times and what was seen. A guest's first row that is not true is its last, and the exit
-code 1. With --smoke only what needs a booted machine and little time: installed, enrolled, USB, a reboot, the sandbox. Else the agent rests
-in a second guest, with a TPM and a controller of its own, while the first goes through everything else; Secure Boot is switched off there.
+code 1. With --smoke only what needs a booted machine and little time: installed, enrolled, USB, a reboot, the sandbox. Else there is a second
+guest, with a TPM and a controller of its own: there the agent rests, repairs, is removed and finds Secure Boot switched off.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ from tests.parts.swtpm import EkAuthority, SoftwareTpm
 
 TREE = Path(__file__).resolve().parents[2]
 CACHE = TREE / "build/lab"
-ORDER = (checks, repairs, upgrades, reboots, strangers, atrest, secureboot)
+ORDER = (checks, reboots, strangers, atrest, repairs, upgrades, secureboot)
 """What a guest goes through, one after the other."""
-BESIDE = (atrest.__name__, secureboot.__name__)
-"""What takes long and asks nothing of the processor, and what nothing may come after: in a guest of its own."""
+BESIDE = tuple(each.__name__ for each in (atrest, repairs, upgrades, secureboot))
+"""In a guest of its own: what takes long and asks nothing of the processor, what takes the other half of the rest, and what nothing may
+come after."""
 REST_MIN = 10.0
 
 
