@@ -168,15 +168,14 @@ def main() -> int:
     under_way: list[Course] = []
     stick = upgrades.stick(folder, options.packages)
     try:
+        # Threads that end with the program: who interrupts it does not wait for the end of the rest.
+        threads: list[threading.Thread] = []
         for number, course in enumerate(courses(wanted)):
             own = folder / str(number)
             under_way.append(prepared(own, disk, stick, course, rest_s=options.rest * 60))
-        # A thread that ends with the program: who interrupts it does not wait for the end of the rest.
-        beside = [threading.Thread(target=each.go, daemon=True) for each in under_way[1:]]
-        for thread in beside:
-            thread.start()
-        under_way[0].go()
-        for thread in beside:
+            threads.append(threading.Thread(target=under_way[-1].go, daemon=True))
+            threads[-1].start()  # while the next is prepared
+        for thread in threads:
             thread.join()
         if options.record is not None:
             for number, each in enumerate(under_way, 1):
