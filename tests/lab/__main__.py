@@ -34,8 +34,8 @@ CACHE = TREE / "build/lab"
 ORDER = (checks, reboots, strangers, atrest, repairs, upgrades, secureboot)
 """What a guest goes through, one after the other."""
 BESIDE = tuple(each.__name__ for each in (atrest, repairs, upgrades, secureboot))
-"""In a guest of its own: what takes long and asks nothing of the processor, what takes the other half of the rest, and what nothing may
-come after."""
+"""In a guest of its own: what takes long and asks nothing of the processor, then enough for both guests to end at about the same time, and last
+what nothing may come after."""
 REST_MIN = 10.0
 
 

@@ -1,4 +1,4 @@
-"""The lab's few rows in the suite: this tree's package in a guest that boots measured. Five minutes, beside other tests."""
+"""The lab's few rows in the suite: this tree's package in a guest that boots measured. Five minutes alone, ten beside other tests."""
 
 from __future__ import annotations
 
