@@ -1,7 +1,9 @@
 """One guest: QEMU with UEFI firmware, Secure Boot variables and a software TPM of its own; a way in that needs no network.
 
 Commands go over a virtio serial line to the guest agent, so they work in isolation too. Devices come and go by QMP. TCG only: where
-KVM is an emulation, firmware and stock kernels do not boot under it. Relies on: qemu-system-x86, ovmf, swtpm.
+KVM is an emulation, firmware and stock kernels do not boot under it. One processor: two that are emulated side by side wait for each
+other's locks and caches (a third slower, two guests on two cores), and one such guest stood still with both at full load. Relies on:
+qemu-system-x86, ovmf, swtpm.
 """
 
 from __future__ import annotations
@@ -140,7 +142,7 @@ class Guest:
         return [
             "qemu-system-x86_64", "-machine", "q35,smm=on", "-accel", "tcg,thread=multi",
             "-global", "driver=cfi.pflash01,property=secure,value=on",
-            "-smp", "2", "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none", "-no-reboot",
+            "-smp", "1", "-m", str(MEMORY_MIB), "-nodefaults", "-display", "none", "-no-reboot",
             *(part for drive in drives for part in ("-drive", drive)),
             "-chardev", f"socket,id=tpm,path={self._sockets}/tpm",
             "-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0",
