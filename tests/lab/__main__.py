@@ -3,8 +3,8 @@
     python -m tests.lab [--packages DIR] [--smoke] [--rows REGEX] [--rest MINUTES] [--record DIR] [--keep]
 
 Prints a table of what was checked, with times and what was seen. A guest's first row that is not true is its last, and the exit
-code 1. With --smoke only what needs a booted machine and little time: installed, enrolled, USB, a reboot, the sandbox. Else there is a second
-guest, with a TPM and a controller of its own: there the agent rests, repairs, is removed and finds Secure Boot switched off.
+code 1. With --smoke only what needs a booted machine and little time: installed, enrolled, USB, a reboot, the sandbox. Else there are three
+guests beside each other, each with a TPM and a controller of its own.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from agent.tpm import Tpm
 from contract.enrolment import ek_digest
-from tests.lab import atrest, checks, image, reboots, repairs, secureboot, strangers, upgrades
+from tests.lab import atrest, checks, image, otherboots, reboots, repairs, secureboot, strangers, upgrades
 from tests.lab.checks import CHECKS, Check, Site
 from tests.lab.guest import Guest
 from tests.lab.office import Office
@@ -31,11 +32,13 @@ from tests.parts.swtpm import EkAuthority, SoftwareTpm
 
 TREE = Path(__file__).resolve().parents[2]
 CACHE = TREE / "build/lab"
-ORDER = (checks, reboots, strangers, atrest, repairs, upgrades, secureboot)
-"""What a guest goes through, one after the other."""
-BESIDE = tuple(each.__name__ for each in (atrest, repairs, upgrades, secureboot))
-"""In a guest of its own: what takes long and asks nothing of the processor, then enough for both guests to end at about the same time, and last
-what nothing may come after."""
+GUESTS = (
+    (atrest, upgrades),
+    (checks, strangers, secureboot),
+    (reboots, otherboots, repairs),
+)
+"""What each guest goes through, one after the other, after the rows on which all stand; shared out so that they end at about the same time.
+The rest takes longest and asks nothing of the processor, so its guest is the first. Nothing may come after `secureboot`."""
 REST_MIN = 10.0
 
 
@@ -58,12 +61,16 @@ def mirror() -> str:
     return sites[0] if sites else told.stdout.split()[0]
 
 
+def _rows_of(module: ModuleType) -> list[Check]:
+    return [each for each in CHECKS if each.module == module.__name__]
+
+
 def chosen(rows: str, *, smoke: bool) -> list[Check]:
     """Return the checks to be made, in their order. `rows`: a pattern for what they say; empty for all."""
-    ordered = [each for module in ORDER for each in CHECKS if each.module == module.__name__]
+    ordered = [each for modules in GUESTS for module in modules for each in _rows_of(module)]
     return [
         each
-        for each in ordered
+        for each in sorted(ordered, key=lambda each: not each.always)
         if each.always or ((each.smoke or not smoke) and re.search(rows, each.what, re.IGNORECASE))
     ]
 
@@ -102,14 +109,16 @@ class Course:
         self.site.office.close()
 
 
-def courses(wanted: list[Check]) -> list[list[Check]]:
-    """Return what each guest goes through."""
-    beside = [each for each in wanted if each.module in BESIDE]
-    if not beside:
-        return [wanted]
+def courses(wanted: list[Check], *, smoke: bool) -> list[list[Check]]:
+    """Return what each guest goes through; a smoke run has one."""
     base = [each for each in wanted if each.always]
-    rest = [each for each in wanted if each.module not in BESIDE]
-    return [base + beside] if rest == base else [rest, base + beside]
+    if smoke:
+        return [wanted]
+    own = [
+        [each for module in modules for each in _rows_of(module) if each in wanted and each not in base]
+        for modules in GUESTS
+    ]
+    return [base + rows for rows in own if rows] or [base]
 
 
 def prepared(folder: Path, disk: Path, stick: Path, checks: list[Check], *, rest_s: float) -> Course:
@@ -170,7 +179,7 @@ def main() -> int:
     try:
         # Threads that end with the program: who interrupts it does not wait for the end of the rest.
         threads: list[threading.Thread] = []
-        for number, course in enumerate(courses(wanted)):
+        for number, course in enumerate(courses(wanted, smoke=options.smoke)):
             own = folder / str(number)
             under_way.append(prepared(own, disk, stick, course, rest_s=options.rest * 60))
             threads.append(threading.Thread(target=under_way[-1].go, daemon=True))

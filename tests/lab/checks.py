@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import time
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,22 +120,20 @@ def _claims(site: Site) -> str:
     return f"stages {', '.join(sorted(stages))}; signed by {len(claims['signers'])} keys"
 
 
-@check(
-    "`ringfence attest learn` proposes a boot policy from this first boot; signed, it holds the node from here on"
-)
-def _learns(site: Site) -> str:
-    learned = site.office.admin("attest", "learn", NODE)
-    boot = tomllib.loads(learned)["boot"]
-    assert boot["secure_boot"] == "required" and {"kernel", "initrd"} <= set(boot["stages"]), learned
-    site.office.boot = learned
-    site.office.publish()
-    site.office.in_force(NEXT_S, since=time.time(), affirming=True)
-    return f"affirming under {', '.join(sorted({*boot, *boot['stages']} - {'stages'}))}"
-
-
 def rules_stand(site: Site) -> bool:
     """Whether our table is in the kernel."""
     return "table inet ringfence" in site.guest.run("nft list tables").out
+
+
+def cut(site: Site) -> bool:
+    """Whether the node has cut itself off."""
+    return "ringfence_cut" in site.guest.must("nft list tables")
+
+
+def findings(site: Site, begin: str = "") -> list[str]:
+    """What the controller says against the node, by the beginning of its codes."""
+    found = site.office.node()["findings"]
+    return [f"{each['code']}: {each['detail']}" for each in found if each["code"].startswith(begin)]
 
 
 def agent_pid(site: Site) -> int:

@@ -75,7 +75,10 @@ class _Line:
                     return found["return"]
                 continue
             self._socket.settimeout(max(0.01, end - time.monotonic()))
-            read = self._socket.recv(1 << 16)
+            try:
+                read = self._socket.recv(1 << 16)
+            except TimeoutError:
+                raise TimeoutError(f"no answer within {within_s:g} s") from None
             if not read:
                 raise ConnectionError("the line is closed")
             self._rest += read
@@ -175,6 +178,12 @@ class Guest:
 
     def run(self, command: str, *, within_s: float = COMMAND_S) -> Done:
         """Run a shell command as root in the guest. Raises TimeoutError."""
+        try:
+            return self._run(command, within_s)
+        except TimeoutError as error:
+            raise TimeoutError(f"{command}: {error}; the console's end:\n{self._tail()}") from None
+
+    def _run(self, command: str, within_s: float) -> Done:
         assert self._inside is not None
         began = {"path": "/bin/sh", "arg": ["-c", command], "capture-output": True}
         pid = self._inside.ask("guest-exec", began)["pid"]
@@ -188,7 +197,7 @@ class Guest:
                 )
                 return Done(int(status.get("exitcode", -1)), out, err)
             if time.monotonic() > end:
-                raise TimeoutError(f"still running after {within_s:g} s: {command}")
+                raise TimeoutError(f"still running after {within_s:g} s")
             time.sleep(pause_s)
             pause_s = min(2 * pause_s, _POLL_S)
 

@@ -1,13 +1,15 @@
-"""A reboot, and the order of things in it: the fence before Python, the early rules, the network, and what is reached meanwhile."""
+"""The boot policy that is learned from a boot; a reboot under it, and the order of things in it: the fence before Python, the early rules, the network, and what is reached meanwhile."""
 
 from __future__ import annotations
 
 import base64
 import re
 import time
+import tomllib
 from pathlib import Path
 
 from tests.lab.checks import NEXT_S, SHUT_S, Site, check
+from tests.lab.office import NODE
 from tests.lab.outside import Knocking, is_open
 
 TREE = Path(__file__).resolve().parents[2]
@@ -19,6 +21,19 @@ MAX_CONTROLLER_EXPOSURE = 1.5
 def _at(site: Site, unit: str, what: str) -> float:
     """A moment of a unit, in seconds since the kernel began."""
     return int(site.guest.must(f"systemctl show -P {what}TimestampMonotonic {unit}")) / 1e6
+
+
+@check(
+    "`ringfence attest learn` proposes a boot policy from this first boot; signed, it holds the node from here on"
+)
+def _learns(site: Site) -> str:
+    learned = site.office.admin("attest", "learn", NODE)
+    boot = tomllib.loads(learned)["boot"]
+    assert boot["secure_boot"] == "required" and {"kernel", "initrd"} <= set(boot["stages"]), learned
+    site.office.boot = learned
+    site.office.publish()
+    site.office.in_force(NEXT_S, since=time.time(), affirming=True)
+    return f"affirming under {', '.join(sorted({*boot, *boot['stages']} - {'stages'}))}"
 
 
 @check("a reboot is a reboot: the same boot, affirmed again", smoke=True)

@@ -1,14 +1,13 @@
 """The last row of its guest: Secure Boot off. Nothing is put back, for the firmware's own variables are gone with it.
 
-It is the second guest's, whose controller has isolated nobody yet: more than three nodes in ten minutes it leaves to a person
-(docs/response.md).
+It comes in a guest whose controller has isolated few: more than three in ten minutes it leaves to a person (docs/response.md).
 """
 
 from __future__ import annotations
 
 from tests.lab import image
 from tests.lab.checks import Site, check
-from tests.lab.strangers import named_cut, restarted
+from tests.lab.otherboots import named_cut, restarted
 
 
 @check("Secure Boot off is found and named, and the node is isolated")

@@ -1,12 +1,12 @@
-"""What nobody announced: a program, a command line, an initrd. Each is named, cuts the node off, and is put right."""
+"""What nobody announced: a program. It is named, cuts the node off, and is let in."""
 
 from __future__ import annotations
 
 import re
 import time
 
-from tests.lab import image, releases
-from tests.lab.checks import FIRST_S, NEXT_S, Site, check
+from tests.lab import releases
+from tests.lab.checks import FIRST_S, NEXT_S, Site, check, cut, findings
 from tests.lab.office import NODE
 
 STRANGER = "/opt/press-tools/helper"
@@ -28,9 +28,6 @@ _LEARN = (
     f"{' '.join(f'--exclude {rule}' for rule in _EXCLUDE)}"
 )
 _USED_LATER = "cp /usr/bin/true /run/true; chmod 755 /run/true; mkdir -p /opt/press-tools; nft list tables; systemctl --version"
-_INITRD = "$(readlink -f /boot/initrd.img)"
-_ADDED = 4096
-"""Zeros behind an archive: the kernel passes over them, and they are measured."""
 
 
 def _learned(site: Site, mode: str) -> str:
@@ -41,13 +38,8 @@ def _learned(site: Site, mode: str) -> str:
     return text.replace("[ima]\n", f'[ima]\nmode = "{mode}"\nviolations = "warn"\n', 1)
 
 
-def _findings(site: Site, begin: str = "") -> list[str]:
-    found = site.office.node()["findings"]
-    return [f"{each['code']}: {each['detail']}" for each in found if each["code"].startswith(begin)]
-
-
 def _refused(site: Site) -> list[str]:
-    return [each for each in _findings(site, "ima.") if "-noted:" not in each]
+    return [each for each in findings(site, "ima.") if "-noted:" not in each]
 
 
 @check(
@@ -57,7 +49,7 @@ def _allow_list(site: Site) -> str:
     site.guest.must(f"{releases.SOURCE}{releases.USED}", within_s=NEXT_S)
     site.office.publish(_learned(site, "observe"))
     site.office.in_force(NEXT_S, since=time.time())
-    noted = len(_findings(site))
+    noted = len(findings(site))
     _drill(site)
     text = _learned(site, "enforce")
     since = time.time()
@@ -89,7 +81,7 @@ def _release(site: Site) -> str:
     seen = releases.brought(site, text)
     (site.office.folder / "ima.toml").write_text(text)
     site.office.in_force(NEXT_S, since=time.time())
-    found = _findings(site, "ima.")
+    found = findings(site, "ima.")
     assert not [each for each in found if "violation" not in each], "\n".join(found)
     assert not site.office.node()["holds"], "it was isolated"
     return seen
@@ -102,7 +94,7 @@ def _stranger(site: Site) -> str:
     said = site.office.isolated(STRANGER, FIRST_S, since=since)
     named = [each for each in _refused(site) if STRANGER in each]
     assert named and named[0].startswith("ima.unknown-file"), said
-    _cut(site)
+    assert cut(site), "no cut in the kernel"
     return f"{named[0]}; refused besides: {len(_refused(site)) - len(named)}"
 
 
@@ -122,67 +114,3 @@ def _let_in(site: Site) -> str:
     site.office.publish()  # the rows below run programs that were not learned
     site.office.in_force(NEXT_S, since=time.time())
     return f"tier {found['summary']['tier']} {time.time() - since:.0f} s after the release"
-
-
-@check("another kernel command line is found and named, and the node is isolated")
-def _command_line(site: Site) -> str:
-    since = restarted(site, image.menu(f"{image.KERNEL_ARGUMENTS} lab.changed=1"))
-    return named_cut(site, "lab.changed=1", since)
-
-
-@check(
-    "released all the same, and with another initrd instead: found and named, and isolated again",
-)
-def _initrd(site: Site) -> str:
-    since = time.time()
-    site.office.release("looked at")
-    site.office.until(
-        "the node is let go",
-        lambda: (
-            (seen := site.office.node()["summary"])["posture"] == "normal" and seen["last_report_at"] > since
-        ),
-        NEXT_S,
-        site.office.said,
-    )
-    site.guest.must(f"head -c {_ADDED} /dev/zero >> {_INITRD}")
-    since = restarted(site, image.menu())
-    said = named_cut(site, "initrd", since)
-    assert "lab.changed" not in said, said
-    return said
-
-
-@check("put back, a person closes the case and the node is healthy")
-def _put_back(site: Site) -> str:
-    site.guest.must(f"truncate -s -{_ADDED} {_INITRD}")
-    since = restarted(site, image.menu())
-    site.office.until(
-        "nothing is said against the boot",
-        lambda: site.office.node()["summary"]["last_report_at"] > since and not _findings(site, "boot."),
-        NEXT_S,
-        site.office.said,
-    )
-    assert site.office.node()["summary"]["posture"] == "isolated", "released by itself"
-    since = time.time()
-    site.office.release("put back")
-    found = site.office.in_force(NEXT_S, since=since)
-    return f"isolated until then; tier {found['summary']['tier']}"
-
-
-def restarted(site: Site, menu: str) -> float:
-    """Boot with this menu; returns since when what is reported is of that boot, by this machine's clock."""
-    site.guest.stop()
-    since = time.time()
-    image.put_menu(site.guest.disk, menu)
-    site.guest.start()
-    return since
-
-
-def named_cut(site: Site, what: str, since: float) -> str:
-    """Wait until the node is isolated for it; returns what was found."""
-    said = site.office.isolated(what, FIRST_S, since=since)
-    _cut(site)
-    return said[:900]
-
-
-def _cut(site: Site) -> None:
-    assert "ringfence_cut" in site.guest.must("nft list tables"), "no cut in the kernel"

@@ -14,7 +14,7 @@ from tests.lab.outside import answers, is_open
 
 def test_every_row_has_its_place_and_a_smoke_run_is_short() -> None:
     every = chosen("", smoke=False)
-    assert len(every) == len(CHECKS) and every[-1].what.startswith("Secure Boot off")
+    assert len(every) == len(CHECKS) and {*every} == {*CHECKS}
     quick = [each.what for each in chosen("", smoke=True)]
     assert not [what for what in quick if "command line is" in what or "initrd" in what or "off" in what]
     assert any("a reboot" in what for what in quick) and any(
@@ -28,18 +28,26 @@ def test_a_chosen_row_brings_those_that_it_stands_on() -> None:
     assert len(few) == 3 and few[-1].startswith("a USB stick") and "installs" in few[1]
 
 
-def test_what_the_second_guest_goes_through_begins_with_the_long_rest_and_ends_with_secure_boot_off() -> None:
+def test_each_row_is_one_guests_and_all_begin_with_what_they_stand_on() -> None:
     every = chosen("", smoke=False)
-    first, beside = courses(every)
     base = [each for each in every if each.always]
-    assert [each.what for each in beside[: len(base)]] == [each.what for each in base]
-    own = beside[len(base) :]
-    assert "at rest" in own[0].what and own[-1].what.startswith("Secure Boot off")
-    assert {*first} & {*beside} == {*base} and {*first} | {*beside} == {*every}
-    assert courses(chosen("at rest|Secure Boot off", smoke=False)) == [[*base, own[0], own[-1]]]
-    assert len(courses(chosen("USB", smoke=False))) == 1
+    resting, tampered, rebooted = courses(every, smoke=False)
+    for course in (resting, tampered, rebooted):
+        assert course[: len(base)] == base
+    own = [each for course in (resting, tampered, rebooted) for each in course[len(base) :]]
+    assert len(own) == len({*own}) == len(every) - len(base) and {*own} | {*base} == {*every}
+    assert "at rest" in resting[len(base)].what and tampered[-1].what.startswith("Secure Boot off")
+
+
+def test_a_few_rows_take_no_more_guests_than_they_need() -> None:
+    few = courses(chosen("at rest|Secure Boot off", smoke=False), smoke=False)
+    assert [course[-1].what.split()[0] for course in few] == ["the", "Secure"] and len(few[0]) == len(
+        few[1]
+    ) == 3
+    assert len(courses(chosen("USB", smoke=False), smoke=False)) == 1
+    assert [len(course) for course in courses(chosen("no row says this", smoke=False), smoke=False)] == [2]
     quick = chosen("", smoke=True)
-    assert courses(quick) == [quick]
+    assert courses(quick, smoke=True) == [quick] and "installs" in quick[1].what
 
 
 def listening() -> socket.socket:
