@@ -102,6 +102,7 @@ def bed() -> Iterator[Testbed]:
     made = Testbed()
     made.root_hub()
     yield made
+    made.close()
 
 
 @inside

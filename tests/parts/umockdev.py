@@ -32,6 +32,10 @@ class Testbed:
         self.root = Path(ctypes.string_at(root).decode())
         """Where it really lies: for witnesses."""
 
+    def close(self) -> None:
+        """Remove it; umockdev deletes its folder with its object."""
+        ctypes.CDLL("libgobject-2.0.so.0").g_object_unref(self._bed)
+
     def add(self, description: str) -> None:
         """Add devices in umockdev's own words (P: path, E: property, A: attribute, H: attribute in hexadecimal)."""
         error = ctypes.c_void_p()
