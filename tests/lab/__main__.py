@@ -33,12 +33,12 @@ from tests.parts.swtpm import EkAuthority, SoftwareTpm
 TREE = Path(__file__).resolve().parents[2]
 CACHE = TREE / "build/lab"
 GUESTS = (
-    (atrest, upgrades),
     (checks, strangers, secureboot),
+    (atrest, upgrades),
     (reboots, otherboots, repairs),
 )
 """What each guest goes through, one after the other, after the rows on which all stand; shared out so that they end at about the same time.
-The rest takes longest and asks nothing of the processor, so its guest is the first. Nothing may come after `secureboot`."""
+Nothing may come after `secureboot`."""
 REST_MIN = 10.0
 
 
@@ -70,7 +70,7 @@ def chosen(rows: str, *, smoke: bool) -> list[Check]:
     ordered = [each for modules in GUESTS for module in modules for each in _rows_of(module)]
     return [
         each
-        for each in sorted(ordered, key=lambda each: not each.always)
+        for each in ordered
         if each.always or ((each.smoke or not smoke) and re.search(rows, each.what, re.IGNORECASE))
     ]
 
@@ -111,14 +111,14 @@ class Course:
 
 def courses(wanted: list[Check], *, smoke: bool) -> list[list[Check]]:
     """Return what each guest goes through; a smoke run has one."""
-    base = [each for each in wanted if each.always]
     if smoke:
         return [wanted]
-    own = [
-        [each for module in modules for each in _rows_of(module) if each in wanted and each not in base]
+    found = [
+        [each for each in wanted if each.always or each.module in {module.__name__ for module in modules}]
         for modules in GUESTS
     ]
-    return [base + rows for rows in own if rows] or [base]
+    least = sum(each.always for each in wanted)
+    return [rows for rows in found if len(rows) > least] or found[:1]
 
 
 def prepared(folder: Path, disk: Path, stick: Path, checks: list[Check], *, rest_s: float) -> Course:
