@@ -121,7 +121,8 @@ class Walk:
             self.fault = fault.with_traceback(
                 None
             )  # which would hold the whole chunk until the next collection
-        self.at, self.lines, self.value = at, lines, value
+        # What was read for the length of a last line of another template than the one before it may be any number.
+        self.at, self.lines, self.value = min(at, size), lines, value
 
     def _examine(self, record: ImaRecord, raw: bytes, index: int, base: int) -> bytes:
         """Return what the PCR was extended with, empty for a line of another PCR; note what the line shows.

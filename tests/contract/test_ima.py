@@ -556,3 +556,19 @@ def test_what_the_rules_remember_changes_no_answer(monkeypatch: pytest.MonkeyPat
     assert judged(rules, log.raw[:-1], log.value).caught_up is False
     other = judged(rules, log, log.padded[-1])
     assert (other.caught_up, other.state.bank) == (False, "")
+
+
+@pytest.mark.parametrize("templates", [("ima-ng", "ima-sig"), ("ima-sig", "ima-ng")])
+def test_m05_a_remembered_last_line_of_another_template_ends_where_it_ends(
+    templates: tuple[str, str],
+) -> None:
+    """Its length is looked for in the wrong place, and a slice that goes past the end is the whole line all the same."""
+    log = Log(template=templates[0]).file("/usr/bin/a", A)
+    log.template = templates[1]
+    log.file("/usr/bin/b", B)
+    rules = ImaRules(ImaPolicy(unknown_files="ignore"))
+    for _ in range(2):
+        for agreed in (0, 1, 2):
+            before = judged(rules, b"".join(log.lines[:agreed]), log.values[agreed]).state if agreed else None
+            result = judged(rules, b"".join(log.lines[agreed:]), log.value, state=before)
+            assert (result.caught_up, result.state.offset, result.unproved_bytes) == (True, len(log.raw), 0)
