@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from contract.imalog import MAX_LOG_BYTES, where
 from contract.imanotes import NOTHING, PCR, OpenFile, PackageUpdate, Shown, unknown_text
 from contract.imarules import Explanation, ImaRules
-from contract.imawalk import Bank, Walk
+from contract.imawalk import Bank, Reached, Walk, remembered
 from contract.messages import Count, Digest, Finding, Message, PackageChange
 
 __all__ = [
@@ -127,19 +127,20 @@ def follow(
         return _unmet(rules, state, refused)
     if state.pcr == quoted_pcr10 and state.bank and not (changes or state.reports or untrusted_lines):
         return ImaResult(state=state, findings=_findings(state.shown, state.bank), caught_up=True)
+    bank: Bank = state.bank or "sha256"
+    start: Reached = 0, state.lines, state.padded_pcr if bank == "sha1" else state.pcr
+    if state.bank == "sha256" and not changes:
+        start = remembered(rules.known, untrusted_lines, start, quoted_pcr10)
+        if start[2] == quoted_pcr10:  # 3, 4: every line was found good before
+            return _known(rules, state, start, len(untrusted_lines))
     explanations = rules.explanations(changes) if changes else _NO_EXPLANATIONS
     walk = Walk(rules, state.shown, boot_pcrs, explanations)
-    bank: Bank = state.bank or "sha256"
-    value = state.padded_pcr if bank == "sha1" else state.pcr
-    walk.go(
-        untrusted_lines, base=offset, lines=state.lines, value=value, bank=bank, quoted=quoted_pcr10
-    )  # 2, 3
+    walk.go(untrusted_lines, start, base=offset, bank=bank, quoted=quoted_pcr10)  # 2, 3
     bank, padded = state.bank or walk.decided, walk.value
     if not bank:  # the first line does not tell how the kernel extends, so the quote must
-        other, value = Walk(rules, state.shown, boot_pcrs, explanations), state.padded_pcr
-        other.go(
-            untrusted_lines, base=offset, lines=state.lines, value=value, bank="sha1", quoted=quoted_pcr10
-        )
+        other = Walk(rules, state.shown, boot_pcrs, explanations)
+        begin = 0, state.lines, state.padded_pcr
+        other.go(untrusted_lines, begin, base=offset, bank="sha1", quoted=quoted_pcr10)
         padded = other.value
         bank = "sha256" if walk.met else "sha1" if other.met else ""
         walk = other if other.met else walk
@@ -155,18 +156,39 @@ def follow(
         shown=shown,
         proved=shown if walk.met else state.proved,
     )
-    new_lines, unproved_bytes = walk.lines - state.lines, len(untrusted_lines) - walk.at
     if walk.met:  # 4
-        return ImaResult(
-            state=after,
-            findings=_findings(shown, bank),
-            caught_up=True,
-            new_lines=new_lines,
-            unproved_bytes=unproved_bytes,
-        )
+        return _met(state, after, len(untrusted_lines))
     found, goes_on = _why_not(walk, after, quoted_pcr10, more=more)
     unmet = _unmet(rules, state, found, pending=after if goes_on else None)
+    new_lines, unproved_bytes = walk.lines - state.lines, len(untrusted_lines) - walk.at
     return replace(unmet, new_lines=new_lines, unproved_bytes=unproved_bytes)
+
+
+def _known(rules: ImaRules, state: ImaState, reached: Reached, size_bytes: int) -> ImaResult:
+    """Return what comes of lines that led to the quoted PCR 10 and were all found good before, on whatever node."""
+    at, lines, value = reached
+    after = ImaState(
+        lines=lines,
+        offset=state.offset + at,
+        pcr=value,
+        padded_pcr=value,
+        bank=state.bank,
+        policy_sha256=rules.sha256,
+        shown=state.shown,
+        proved=state.shown,
+    )
+    return _met(state, after, size_bytes)
+
+
+def _met(before: ImaState, after: ImaState, size_bytes: int) -> ImaResult:
+    """Return what comes of so many bytes of lines of which the last read led to the quoted PCR 10."""
+    return ImaResult(
+        state=after,
+        findings=_findings(after.shown, after.bank),
+        caught_up=True,
+        new_lines=after.lines - before.lines,
+        unproved_bytes=before.offset + size_bytes - after.offset,
+    )
 
 
 def _refused(state: ImaState, size_bytes: int, quoted_pcr10: bytes, offset: int) -> Finding | None:

@@ -31,6 +31,38 @@ _VIOLATION_PADDED: Final = b"\xff" * 20 + _ZEROS
 
 Bank = Literal["", "sha256", "sha1"]
 
+Reached = tuple[int, int, bytes]
+"""Bytes read of those that were given; lines read before and in them; PCR 10 after these."""
+
+_NAME_SIZE_AT: Final = HEAD_BYTES - 4
+"""In a line: how long the name of its template is."""
+_begun: Final = sha256().copy
+"""Begins a hash: to copy one costs less than to have it looked up by its name."""
+
+
+def remembered(known: Mapping[bytes, bytes], untrusted: bytes, start: Reached, quoted: bytes) -> Reached:
+    """Read lines of the SHA-256 bank for as long as each was judged before (`ImaRules.known`): a look-up and a hash each.
+
+    A line that is found is a whole record, so its bytes can be taken for nothing else. Ends where `quoted` is met, and
+    before a line that is not found: a new one, one that is cut, of another template than the first, or of 256 bytes of data
+    and more, for only the low byte of a length is read. `Walk` goes on from there.
+    """
+    at, lines, value = start
+    try:
+        head = HEAD_BYTES + 4 + untrusted[at + _NAME_SIZE_AT]
+        low = head - 4
+        while value != quoted:
+            end = at + head + untrusted[at + low]
+            extension = known[untrusted[at:end]]
+            step = _begun()
+            step.update(value + extension)
+            value = step.digest()
+            at = end
+            lines += 1
+    except (IndexError, KeyError):
+        pass
+    return min(at, len(untrusted)), lines, value  # as in `Walk.go`
+
 
 class Walk:
     """One pass. After `go`, the attributes say how far it came."""
@@ -47,7 +79,7 @@ class Walk:
         self._rules, self._boot_pcrs = rules, boot_pcrs
         self.notes = Notes(before, explanations)
         self.at = 0
-        """Bytes read."""
+        """Bytes read of those that were given."""
         self.lines = 0
         """Lines read before this pass and in it."""
         self.value = b""
@@ -58,18 +90,19 @@ class Walk:
         self.fault: Rejected | None = None
         """What no line could be read after."""
 
-    def go(self, untrusted: bytes, *, base: int, lines: int, value: bytes, bank: Bank, quoted: bytes) -> None:
-        """Read lines until `quoted` is met, the bytes end, or one cannot be read (`fault`).
+    def go(self, untrusted: bytes, start: Reached, *, base: int, bank: Bank, quoted: bytes) -> None:
+        """Read lines from `start` on until `quoted` is met, the bytes end, or one cannot be read (`fault`).
 
-        `base` and `lines` were read before, and led to `value`. A line that the rules remember costs one look-up and one
+        `base` bytes were read before the first of these. A line that the rules remember costs one look-up and one
         hash: it is a whole record, so its bytes can be taken for nothing else. A new line of a file that is allowed costs
         two look-ups and three hashes (see `Plain`; the checks are those of `_examine`), any other is read field by field.
         """
-        self.value, self.lines, self.met = value, lines, value == quoted
+        self.at, self.lines, self.value = at, lines, value = start
+        self.met = value == quoted
         if self.met:
             return
         rules, size, padded = self._rules, len(untrusted), bank == "sha1"
-        known, room, files, at = rules.known, rules.room, rules.files, 0
+        known, room, files = rules.known, rules.room, rules.files
         tail = untrusted + bytes(HEAD_BYTES + 300)  # lengths may be read past the end, lines may not
         # The first line is never taken from memory.
         memory: dict[bytes, bytes] = known if lines else {}
