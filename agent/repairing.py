@@ -51,6 +51,8 @@ log = logging.getLogger("ringfence")
 FOLDER: Final = Path("/var/lib/ringfence-repair")
 IDLE_S: Final = 20.0
 _LOOKED_S: Final = 2.0
+_GIVEN_UP_S: Final = 90.0
+"""Who gave up while this process was starting asks again after a minute (`agent.beside`), and would find another one starting."""
 _READ_S: Final = 10.0
 _PASSED_DESCRIPTOR: Final = 3
 """sd_listen_fds(3)."""
@@ -265,10 +267,13 @@ class Repairer:
 
 
 def serve(repairer: Repairer, listener: socket.socket, *, agent_uid: int, idle_s: float | None) -> None:
-    """Answer one caller after the other, until none has come for `idle_s`; sooner where all that was wanted was a look."""
-    changing = False
+    """Answer one caller after the other, until none has come for `idle_s`; sooner where all that was wanted was a look,
+    later where the last one had given up."""
+    changing = given_up = False
     while True:
-        listener.settimeout(idle_s if changing or idle_s is None else min(idle_s, _LOOKED_S))
+        if idle_s is not None:
+            most_s = idle_s if changing else min(idle_s, _LOOKED_S)
+            listener.settimeout(_GIVEN_UP_S if given_up else most_s)
         try:
             connection, _ = listener.accept()
         except TimeoutError:
@@ -283,7 +288,9 @@ def serve(repairer: Repairer, listener: socket.socket, *, agent_uid: int, idle_s
                     order = receive(into, Order)
                     changing |= order.verb in ("settle", "repair", "undo")
                     send(out, repairer.answer(order))
+                given_up = False
             except OSError as error:
+                given_up = True
                 log.warning("a caller went away, or said something else: %s", error)
 
 

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -26,7 +27,7 @@ from agent.hands import OwnHands
 from agent.host import Host
 from agent.probes import Surroundings, parse_sections
 from agent.probes import sections as known_sections
-from agent.repairing import Repairer
+from agent.repairing import Repairer, serve
 from agent.store import Enrolled, Store, fresh_state
 from contract.baseline import parse_baseline
 from contract.directive import WantedBaseline
@@ -375,6 +376,28 @@ def test_a_caller_that_says_something_else_is_left_and_the_next_is_answered(
     finally:
         process.terminate()
         process.communicate()
+
+
+def test_a08_who_gave_up_while_it_was_starting_finds_it_ready_when_asking_again(node: Node) -> None:
+    """Where a start takes longer than the agent waits, each order would start it anew and none would ever be answered."""
+    node.enrol()
+    path = node.rig.folder / "repairs.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        with socket.socket(socket.AF_UNIX) as first:
+            first.connect(str(path))
+            said = BytesIO()
+            send(said, Order(verb="greet"))
+            first.sendall(said.getvalue())
+        work = {"agent_uid": os.getuid(), "idle_s": 0.2}
+        serving = threading.Thread(target=serve, args=(node.repairer(), listener), kwargs=work)
+        serving.start()
+        time.sleep(1.0)
+        assert serving.is_alive()
+        assert Line(path, lambda: None).ask(Order(verb="greet")) == Done()
+        serving.join(5)
+        assert not serving.is_alive(), "and ends when it has answered"
 
 
 @pytest.mark.skipif(shutil.which("systemd-socket-activate") is None, reason="no systemd here")
