@@ -215,14 +215,17 @@ class Guest:
 
     def stop(self) -> None:
         """Shut it down as a person would, so that the TPM is left in order; pull the plug if it does not end."""
-        if self._qemu is None:
-            return
         try:
-            if self._monitor is not None:
+            if self._qemu is not None and self._monitor is not None:
                 self._monitor.ask("system_powerdown")
                 self._qemu.wait(STOP_S)
         except (subprocess.TimeoutExpired, OSError, RuntimeError):
             pass
+        self._pull_the_plug()
+
+    def _pull_the_plug(self) -> None:
+        if self._qemu is None:
+            return
         self._qemu.kill()
         self._qemu.wait()
         for line in (self._inside, self._monitor):
@@ -244,8 +247,8 @@ class Guest:
         return self.start()
 
     def close(self) -> None:
-        """Switch off and remove the sockets."""
-        self.stop()
+        """Pull the plug, for nobody boots it again, and remove the sockets."""
+        self._pull_the_plug()
         shutil.rmtree(self._sockets, ignore_errors=True)
 
     def _tail(self) -> str:
