@@ -31,7 +31,7 @@ from agent.probes import ControllerEndpoint, Notice, Probe, SectionBase
 from contract.messages import BaselineRef, Drift, Message, Posture
 
 _ANSWER_S: Final = 30.0
-_SILENT_S: Final = 60.0
+SILENT_S: Final = 60.0
 """For so long nobody is asked again who did not answer within that time: the watchdog's patience is 60 s for a whole round."""
 _BREATH_MS: Final = 10
 _FIRST_PAUSE_S: Final = 30.0
@@ -105,7 +105,7 @@ class Line:
                 if not poll.poll(_BREATH_MS):
                     self._breathe()
                     if time.monotonic() > until:
-                        self._silent_until = time.monotonic() + _SILENT_S
+                        self._silent_until = time.monotonic() + SILENT_S
                         raise TimeoutError(errno.ETIMEDOUT, f"no answer within {_ANSWER_S:g} s")
                     continue
                 part = connection.recv(_CHUNK_BYTES)

@@ -27,7 +27,7 @@ from typing import Final, NamedTuple, NoReturn
 import msgspec
 
 from agent import grants
-from agent.beside import Done, Order
+from agent.beside import SILENT_S, Done, Order
 from agent.config import DEFAULT_PATH, AgentConfig, load_config
 from agent.exhibits import Exhibits
 from agent.exits import EXIT_REFUSED, outermost
@@ -51,8 +51,8 @@ log = logging.getLogger("ringfence")
 FOLDER: Final = Path("/var/lib/ringfence-repair")
 IDLE_S: Final = 20.0
 _LOOKED_S: Final = 2.0
-_GIVEN_UP_S: Final = 90.0
-"""Who gave up while this process was starting asks again after a minute (`agent.beside`), and would find another one starting."""
+_GIVEN_UP_S: Final = SILENT_S + 30.0
+"""Who gave up while this process was starting asks again after `SILENT_S`, and would find another one starting."""
 _READ_S: Final = 10.0
 _PASSED_DESCRIPTOR: Final = 3
 """sd_listen_fds(3)."""

@@ -19,7 +19,6 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 from agent.tpm import Tpm
@@ -32,10 +31,9 @@ from tests.parts.swtpm import EkAuthority, SoftwareTpm
 
 TREE = Path(__file__).resolve().parents[2]
 CACHE = TREE / "build/lab"
-GUESTS = (
-    (checks, strangers, secureboot),
-    (atrest, upgrades),
-    (reboots, otherboots, repairs),
+GUESTS = tuple(
+    [module.__name__ for module in modules]
+    for modules in ((checks, strangers, secureboot), (atrest, upgrades), (reboots, otherboots, repairs))
 )
 """What each guest goes through, one after the other, after the rows on which all stand; shared out so that they end at about the same time.
 Nothing may come after `secureboot`."""
@@ -61,13 +59,9 @@ def mirror() -> str:
     return sites[0] if sites else told.stdout.split()[0]
 
 
-def _rows_of(module: ModuleType) -> list[Check]:
-    return [each for each in CHECKS if each.module == module.__name__]
-
-
 def chosen(rows: str, *, smoke: bool) -> list[Check]:
     """Return the checks to be made, in their order. `rows`: a pattern for what they say; empty for all."""
-    ordered = [each for modules in GUESTS for module in modules for each in _rows_of(module)]
+    ordered = [each for names in GUESTS for name in names for each in CHECKS if each.module == name]
     return [
         each
         for each in ordered
@@ -113,10 +107,7 @@ def courses(wanted: list[Check], *, smoke: bool) -> list[list[Check]]:
     """Return what each guest goes through; a smoke run has one."""
     if smoke:
         return [wanted]
-    found = [
-        [each for each in wanted if each.always or each.module in {module.__name__ for module in modules}]
-        for modules in GUESTS
-    ]
+    found = [[each for each in wanted if each.always or each.module in names] for names in GUESTS]
     least = sum(each.always for each in wanted)
     return [rows for rows in found if len(rows) > least] or found[:1]
 

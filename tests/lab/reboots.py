@@ -1,4 +1,7 @@
-"""The boot policy that is learned from a boot; a reboot under it, and the order of things in it: the fence before Python, the early rules, the network, and what is reached meanwhile."""
+"""The boot policy that is learned from a boot, and a reboot under it.
+
+The order of things in that reboot: the fence before Python, the early rules, the network, and what is reached meanwhile.
+"""
 
 from __future__ import annotations
 
